@@ -1,0 +1,160 @@
+"""The status of a TrainingJob: all that must survive an operator's death. `plan()` is the only writer."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+
+class StatusModel(BaseModel):
+    """camelCase in JSON, snake_case in Python; unknown keys of a newer version are ignored."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
+
+    def dump(self) -> dict[str, Any]:
+        """The JSON object, without what is not set."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class ExitStatus(StatusModel):
+    """How the previous incarnation of a slot ended."""
+
+    incarnation: int
+    cause: str
+    exit_code: int | None = None
+    message: str = ""
+    time: float = 0.0
+
+
+class SlotStatus(StatusModel):
+    """A slot and its current incarnation. No uid: the member may or may not have been created yet (write-ahead)."""
+
+    slot: int
+    incarnation: int = 0
+    uid: str | None = None
+    machine: str = ""
+    state: str = "Pending"  # Pending | Starting | Ready | Running | Stopping | Completed | Lost
+    completed: int | None = None  # the generation that this slot's agent reported completed
+    exit: ExitStatus | None = None
+
+
+class MemberStatus(StatusModel):
+    rank: int  # node rank, always 0..n-1
+    slot: int
+    uid: str
+    address: str
+
+
+class WorldStatus(StatusModel):
+    """One generation. Written before any agent hears of it, never changed afterwards but for `resumedFromStep`."""
+
+    generation: int
+    run_id: str
+    master_slot: int
+    master_address: str
+    master_port: int
+    members: list[MemberStatus]
+    previous_furthest_step: int = 0  # the furthest step any earlier generation had done
+    resumed_from_step: int | None = None  # what this generation restored; None until one of its members has said so
+    resumed_kind: str | None = None
+
+
+class RecoveryStatus(StatusModel):
+    """The world of `generation` is over and the next one has not been formed. Agents are told to wait."""
+
+    generation: int
+    since: float  # unix seconds of the first sign
+    cause: str
+    detail: str = ""
+
+
+class Restarts(StatusModel):
+    total: int = 0  # disruptions + failures
+    disruptions: int = 0
+    failures: int = 0
+    counted: int = 0  # failures that count against retry.failures now
+    by_cause: dict[str, int] = Field(default_factory=dict)
+    counted_times: list[float] = Field(default_factory=list)  # unix seconds, those inside the window only
+    without_progress: int = 0  # generations in a row that ended in a failure without a newer state
+
+
+class ProgressStatus(StatusModel):
+    step: int = 0
+    total_steps: int = 0
+    epoch: str = ""
+    samples: int = 0
+    percent: int = 0
+    text: str = ""
+    eta_seconds: int | None = None
+    metrics: dict[str, str] = Field(default_factory=dict)
+    updated: float = 0.0
+
+
+class CheckpointStatus(StatusModel):
+    step: int | None = None  # the newest committed one
+    location: str = ""
+    resumed_from_step: int | None = None
+    snapshot_step: int | None = None
+    notices: list[str] = Field(default_factory=list)
+
+
+class Goodput(StatusModel):
+    lost_steps: int = 0
+    executed_steps: int = 0  # over all generations, replays included
+    recoveries: int = 0
+    last_recovery_seconds: str | None = None
+
+
+class Failure(StatusModel):
+    time: float
+    cause: str
+    machine: str = ""
+    member: str = ""
+    rank: int | None = None
+    exit_code: int | None = None
+    message: str = ""
+
+
+class Result(StatusModel):
+    weights_digest: str | None = None
+    metrics: dict[str, str] = Field(default_factory=dict)
+    steps: int = 0
+
+
+class Condition(StatusModel):
+    """metav1.Condition; the time is unix seconds here and RFC 3339 on the wire to an API server."""
+
+    type: str
+    status: str
+    reason: str
+    message: str = ""
+    last_transition_time: float = 0.0
+
+
+PHASES = (
+    "Invalid", "Pending", "Suspended", "Queued", "Starting", "Running", "Recovering", "Resizing", "Succeeded", "Failed",
+)  # fmt: skip
+TERMINAL = frozenset({"Succeeded", "Failed"})
+
+
+class JobStatus(StatusModel):
+    observed_generation: int = 0
+    phase: str = "Pending"
+    stop: str | None = None  # the id of a stop that is under way: every agent saves and ends (suspend, Ctrl-C)
+    conditions: list[Condition] = Field(default_factory=list)
+    slots: list[SlotStatus] = Field(default_factory=list)
+    world: WorldStatus | None = None
+    recovery: RecoveryStatus | None = None
+    ready_nodes: int = 0
+    nodes_ready: str = ""
+    selector: str = ""
+    restarts: Restarts = Field(default_factory=Restarts)
+    progress: ProgressStatus | None = None
+    checkpoint: CheckpointStatus = Field(default_factory=CheckpointStatus)
+    goodput: Goodput = Field(default_factory=Goodput)
+    last_failure: Failure | None = None
+    result: Result | None = None
+    start_time: float | None = None
+    active_seconds: float = 0.0  # before `activeSince`; suspended time does not count
+    active_since: float | None = None
+    completion_time: float | None = None

@@ -1,0 +1,100 @@
+"""What a reconciler sees of one job, in words that know neither pods nor processes."""
+
+from dataclasses import dataclass, field
+
+from relight_agent.exits import Cause, Class
+from relight_operator.api.job import JobSpec
+from relight_operator.api.status import JobStatus
+
+
+@dataclass(frozen=True)
+class AgentOutcome:
+    """How a generation ended at one member: the root cause among its local workers."""
+
+    generation: int
+    kind: str  # completed | stopped | failed
+    exit_code: int
+    step: int = 0
+    saved: bool = False
+    rank: int | None = None
+    message: str = ""
+    at: float = 0.0  # unix seconds, from the age that the agent gave
+    weights_digest: str | None = None
+    metrics: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AgentProgress:
+    """Progress of `generation` as this member's local rank 0 wrote it."""
+
+    generation: int
+    step: int
+    total_steps: int = 0
+    epoch: str = ""
+    samples: int = 0
+    resumed_from: int | None = None
+    resumed_kind: str = "scratch"
+    metrics: dict[str, str] = field(default_factory=dict)
+    snapshot: int | None = None
+    checkpoint: int | None = None
+    first_step_at: float | None = None  # unix seconds
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AgentView:
+    """The last report of one agent."""
+
+    state: str  # Starting | Ready | Running | Stopping
+    generation: int = 0  # the last generation it started, 0 for none
+    terminating: bool = False  # it has got SIGTERM
+    port: int = 0  # found free just now, for the store of a next generation
+    furthest_step: int = 0  # steps done in `generation`, by the heartbeats of its workers
+    config_hash: str = ""
+    protocol: int = 1
+    torch: str = ""
+    progress: AgentProgress | None = None
+    outcome: AgentOutcome | None = None
+
+
+@dataclass(frozen=True)
+class MemberEnd:
+    """How a member ended, as the backend's classifier says."""
+
+    cause: Cause
+    klass: Class
+    at: float  # unix seconds of the first sign
+    exit_code: int | None = None
+    message: str = ""
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class SlotView:
+    """One member that exists, or whose end is known: the pod or process of (slot, incarnation)."""
+
+    slot: int
+    incarnation: int
+    uid: str
+    machine: str = ""
+    address: str = ""
+    deleting: bool = False
+    end: MemberEnd | None = None  # None: alive
+    agent: AgentView | None = None  # None: nothing heard from this uid since the coordinator started
+
+    @property
+    def alive(self) -> bool:
+        return self.end is None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One job: its frozen spec, the last acknowledged status, and its members, of any incarnation."""
+
+    name: str
+    spec: JobSpec
+    status: JobStatus
+    members: tuple[SlotView, ...] = ()
+    config_hash: str = ""
+    stop: str | None = None  # the id of a stop asked for from outside the spec (Ctrl-C)
+    progress_interval: float = 10.0  # seconds between status writes that carry nothing but progress

@@ -1,0 +1,259 @@
+"""The files through which an agent and its workers speak, in the member's run folder on a tmpfs.
+
+Every JSON file is written by rename, so that a reader sees the old one or the new one. Readers ignore unknown keys.
+
+    $RELIGHT_RUN_DIR/
+      snapshots/                the newest training states of this member; they outlive the workers
+      gen-<g>/                  one folder a generation ($RELIGHT_GENERATION_DIR)
+        command.json            agent -> workers: Command
+        progress.json           the pod's local rank 0 -> agent, at most once a second: Progress
+        heartbeat-<local rank>  worker -> agent: Heartbeat, a few bytes of shared memory
+        outcome-<local rank>.json   worker -> agent, once, its last act: Outcome
+        errors/                 torch's error files
+"""
+
+import json
+import mmap
+import os
+import struct
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Optional, Tuple, Type, TypeVar, Union
+
+T = TypeVar("T")
+PathLike = Union[str, "os.PathLike[str]"]
+
+# Bounds on what a worker may say, so that nothing it says can make a status write fail (the coordinator checks again).
+MAX_METRICS = 32
+MAX_MESSAGE_BYTES = 1024
+MAX_NOTICES = 8
+
+
+def write_json(path: PathLike, value: Any, *, durable: bool = False) -> None:
+    """Write `value` as JSON to `path` by rename; with `durable`, also through to the disk."""
+    path = os.fspath(path)
+    temporary = f"{path}.{os.getpid()}.{time.monotonic_ns()}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(value, file, allow_nan=False, separators=(",", ":"))
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    os.replace(temporary, path)
+    if durable:
+        fsync_folder(os.path.dirname(path) or ".")
+
+
+def fsync_folder(path: PathLike) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: PathLike) -> Optional[Any]:
+    """The parsed file, or None where there is none (or where what is there is not JSON: half a disk, a stranger's)."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def from_dict(cls: Type[T], value: Any) -> Optional[T]:
+    """A dataclass from JSON: unknown keys ignored, None for anything that does not fit."""
+    if not isinstance(value, dict):
+        return None
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # a dataclass type
+    try:
+        return cls(**{k: v for k, v in value.items() if k in known})
+    except TypeError:
+        return None
+
+
+def clip(text: str, limit: int = MAX_MESSAGE_BYTES) -> str:
+    """`text` in at most `limit` bytes of UTF-8, control characters but newlines removed."""
+    clean = "".join(c for c in text if c == "\n" or c.isprintable())
+    data = clean.encode("utf-8", "replace")
+    return clean if len(data) <= limit else data[: limit - 3].decode("utf-8", "ignore") + "..."
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the agent asks of its workers; `id` distinguishes two requests of one kind.
+
+    op "save": agree with all ranks on a step, save there and stop; the members stay (a peer leaves).
+    op "stop": the same, and a committed checkpoint is wanted: every member leaves.
+    `deadline` is the CLOCK_MONOTONIC second by which it must be done (one machine, so one clock).
+    """
+
+    id: str
+    op: str
+    deadline: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the job is, as rank 0 of the world (or local rank 0 of each pod) sees it. Times are CLOCK_MONOTONIC."""
+
+    generation: int
+    step: int  # optimizer steps done
+    total_steps: int = 0
+    epoch: str = ""
+    samples: int = 0
+    resumed_from: int = 0  # the step this generation started from
+    resumed_kind: str = "scratch"  # scratch | snapshot | checkpoint
+    metrics: Dict[str, str] = field(default_factory=dict)  # values as strings: non-finite ones are allowed
+    snapshot: Optional[int] = None  # the newest closed snapshot's step
+    checkpoint: Optional[int] = None  # the newest committed checkpoint's step
+    first_step_at: Optional[float] = None  # when the first step of this generation had been done
+    formed_at: Optional[float] = None  # when the process group was up
+    restored_at: Optional[float] = None
+    updated_at: float = 0.0
+    notices: List[str] = field(default_factory=list)  # what a person should hear, e.g. a quarantined checkpoint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a worker ended: its last act. A worker that leaves none died without a word.
+
+    kind "completed": with `result` {"weightsDigest": ..., "metrics": {name: text}} from rank 0.
+    kind "stopped": at `step`; `saved` where the state of that step is in a snapshot or a checkpoint.
+    kind "failed": with exit code, message and the rank.
+    """
+
+    kind: str
+    rank: int
+    step: int = 0
+    exit_code: int = 0
+    saved: bool = False
+    message: str = ""
+    at: float = 0.0  # CLOCK_MONOTONIC
+    result: Optional[Dict[str, Any]] = None
+
+
+_HEARTBEAT = struct.Struct("<qqd")
+SECTIONS = ("start", "data", "train", "evaluation", "checkpoint", "end")
+
+
+class Heartbeat:
+    """(section, step, time) of one worker in shared memory, written on every step for 0.2 us.
+
+    The agent reads the furthest step from it even when the worker has been killed: lostSteps needs the truth, not
+    what rank 0 said a second ago.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.ftruncate(descriptor, _HEARTBEAT.size)
+            self._map = mmap.mmap(descriptor, _HEARTBEAT.size)
+        finally:
+            os.close(descriptor)
+
+    def beat(self, section: int, step: int) -> None:
+        """`section` is an index into SECTIONS; `step` counts optimizer steps done."""
+        _HEARTBEAT.pack_into(self._map, 0, section, step, time.monotonic())
+
+    @staticmethod
+    def read(path: PathLike) -> Optional[Tuple[str, int, float]]:
+        """(section, steps done, CLOCK_MONOTONIC second), or None where nothing has been written yet."""
+        try:
+            with open(path, "rb") as file:
+                data = file.read(_HEARTBEAT.size)
+        except OSError:
+            return None
+        if len(data) < _HEARTBEAT.size:
+            return None
+        section, step, at = _HEARTBEAT.unpack(data)
+        if at == 0.0 or not 0 <= section < len(SECTIONS):
+            return None
+        return SECTIONS[section], step, at
+
+
+class GenerationFolder:
+    """The files of one generation in one member's run folder."""
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, run_dir: PathLike, generation: int) -> "GenerationFolder":
+        folder = cls(Path(run_dir) / f"gen-{generation}")
+        (folder.path / "errors").mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def write_command(self, command: Command) -> None:
+        write_json(self.path / "command.json", asdict(command))
+
+    def command(self) -> Optional[Command]:
+        return from_dict(Command, read_json(self.path / "command.json"))
+
+    def write_progress(self, progress: Progress) -> None:
+        write_json(self.path / "progress.json", asdict(progress))
+
+    def progress(self) -> Optional[Progress]:
+        return from_dict(Progress, read_json(self.path / "progress.json"))
+
+    def heartbeat_path(self, local_rank: int) -> Path:
+        return self.path / f"heartbeat-{local_rank}"
+
+    def furthest_step(self, local_ranks: int) -> int:
+        """The largest number of optimizer steps any local worker has done."""
+        beats = (Heartbeat.read(self.heartbeat_path(i)) for i in range(local_ranks))
+        return max((b[1] for b in beats if b), default=0)
+
+    def write_outcome(self, local_rank: int, outcome: Outcome) -> None:
+        write_json(self.path / f"outcome-{local_rank}.json", asdict(outcome))
+
+    def outcomes(self, local_ranks: int) -> Iterator[Tuple[int, Outcome]]:
+        """(local rank, outcome) of each worker that left one."""
+        for i in range(local_ranks):
+            outcome = from_dict(Outcome, read_json(self.path / f"outcome-{i}.json"))
+            if outcome is not None:
+                yield i, outcome
+
+    @property
+    def errors(self) -> Path:
+        return self.path / "errors"
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """What every member of a job is given, frozen at the job's first start (`$RELIGHT_JOB_FILE`).
+
+    `entry` is one of
+        {"kind": "config", "config": {...}}          the core's YAML, validated and dumped canonically
+        {"kind": "script", "argv": ["train.py", ...]} | {"kind": "module", "argv": ["pkg.train", ...]}
+        {"kind": "command", "argv": [...]}           run cold under plain torchrun variables
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    created: float  # unix seconds: the first key of the order of checkpoints
+    nodes: int
+    proc_per_node: int
+    entry: Dict[str, Any]
+    config_hash: str
+    workdir: str = "."
+    env: Dict[str, str] = field(default_factory=dict)
+    python: str = ""  # "" is the agent's own interpreter
+    checkpoint_dir: str = ""  # "" where the job has no durable storage; the job's own folder, namespace and name in it
+    checkpoint_seconds: float = 0.0  # 0 is off
+    checkpoint_steps: int = 0
+    checkpoint_epochs: int = 0
+    checkpoint_keep: int = 3
+    grace_seconds: float = 120.0
+    orphan_seconds: float = 1800.0
+
+    @classmethod
+    def load(cls, path: PathLike) -> "JobFile":
+        job = from_dict(cls, read_json(path))
+        if job is None:
+            raise ValueError(f"{os.fspath(path)} is not a Relight job file")
+        return job
+
+    def write(self, path: PathLike) -> None:
+        write_json(path, asdict(self), durable=True)
