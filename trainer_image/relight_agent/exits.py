@@ -42,6 +42,7 @@ class Cause(str, enum.Enum):
     DELETED = "Deleted"
     MACHINE_LOST = "MachineLost"
     VANISHED = "Vanished"
+    SUSPENDED = "Suspended"
 
     def __str__(self) -> str:
         return self.value
@@ -90,6 +91,7 @@ CAUSE_CLASS: Dict[Cause, Class] = {
     Cause.DELETED: Class.DISRUPTION,
     Cause.MACHINE_LOST: Class.DISRUPTION,
     Cause.VANISHED: Class.DISRUPTION,
+    Cause.SUSPENDED: Class.DISRUPTION,
 }
 
 # The root cause of a generation is chosen by class first, then by age: a peer's exception always follows the loss.

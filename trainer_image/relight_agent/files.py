@@ -5,6 +5,7 @@ Every JSON file is written by rename, so that a reader sees the old one or the n
     $RELIGHT_RUN_DIR/
       snapshots/                the newest training states of this member; they outlive the workers
       gen-<g>/                  one folder a generation ($RELIGHT_GENERATION_DIR)
+        pid-<local rank>        worker -> agent: its process id, so that one that died without a word is told apart
         command.json            agent -> workers: Command
         progress.json           the pod's local rank 0 -> agent, at most once a second: Progress
         heartbeat-<local rank>  worker -> agent: Heartbeat, a few bytes of shared memory
@@ -213,6 +214,13 @@ class GenerationFolder:
             outcome = from_dict(Outcome, read_json(self.path / f"outcome-{i}.json"))
             if outcome is not None:
                 yield i, outcome
+
+    def write_pid(self, local_rank: int) -> None:
+        write_json(self.path / f"pid-{local_rank}", os.getpid())
+
+    def pid(self, local_rank: int) -> Optional[int]:
+        value = read_json(self.path / f"pid-{local_rank}")
+        return value if isinstance(value, int) else None
 
     @property
     def errors(self) -> Path:

@@ -35,6 +35,7 @@ class SlotStatus(StatusModel):
     machine: str = ""
     state: str = "Pending"  # Pending | Starting | Ready | Running | Stopping | Completed | Lost
     completed: int | None = None  # the generation that this slot's agent reported completed
+    failed_starts: int = 0  # incarnations in a row that ended before they were in any world
     exit: ExitStatus | None = None
 
 
@@ -46,7 +47,7 @@ class MemberStatus(StatusModel):
 
 
 class WorldStatus(StatusModel):
-    """One generation. Written before any agent hears of it, never changed afterwards but for `resumedFromStep`."""
+    """One generation. Written before any agent hears of it; its members and address are never changed afterwards."""
 
     generation: int
     run_id: str
@@ -57,6 +58,8 @@ class WorldStatus(StatusModel):
     previous_furthest_step: int = 0  # the furthest step any earlier generation had done
     resumed_from_step: int | None = None  # what this generation restored; None until one of its members has said so
     resumed_kind: str | None = None
+    recovering_since: float | None = None  # the first sign of the loss or failure that this generation mends
+    recovered: bool = False  # a step beyond `previousFurthestStep` has been done
 
 
 class RecoveryStatus(StatusModel):
@@ -66,6 +69,10 @@ class RecoveryStatus(StatusModel):
     since: float  # unix seconds of the first sign
     cause: str
     detail: str = ""
+    loss: bool = False  # a member of this world was lost
+    furthest_step: int = 0  # steps done in this generation, by the heartbeats
+    judged: bool = False  # all its members have said how it ended, and a failure has been counted
+    not_before: float = 0.0  # unix seconds: the next generation waits for the back-off
 
 
 class Restarts(StatusModel):
@@ -76,6 +83,7 @@ class Restarts(StatusModel):
     by_cause: dict[str, int] = Field(default_factory=dict)
     counted_times: list[float] = Field(default_factory=list)  # unix seconds, those inside the window only
     without_progress: int = 0  # generations in a row that ended in a failure without a newer state
+    checkpoint_step: int | None = None  # the newest committed checkpoint when the last failure was counted
 
 
 class ProgressStatus(StatusModel):

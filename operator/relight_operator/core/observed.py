@@ -47,7 +47,7 @@ class AgentView:
 
     state: str  # Starting | Ready | Running | Stopping
     generation: int = 0  # the last generation it started, 0 for none
-    terminating: bool = False  # it has got SIGTERM
+    terminating_at: float | None = None  # unix seconds at which it got SIGTERM
     port: int = 0  # found free just now, for the store of a next generation
     furthest_step: int = 0  # steps done in `generation`, by the heartbeats of its workers
     config_hash: str = ""

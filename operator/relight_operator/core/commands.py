@@ -1,0 +1,40 @@
+"""What an agent is told: a pure function of the last acknowledged status. The coordinator adds nothing to it."""
+
+from dataclasses import dataclass
+
+from relight_agent.exits import ExitCode
+from relight_operator.api.status import TERMINAL, JobStatus, WorldStatus
+
+
+@dataclass(frozen=True)
+class AgentCommand:
+    """`id` is derived from status, so the same status gives the same command, whoever asks and how often."""
+
+    id: str
+    op: str  # run | wait | stop | exit
+    generation: int = 0
+    world: WorldStatus | None = None
+    code: int = 0
+    committed_step: int | None = None
+
+
+def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> AgentCommand:
+    """The command of the member `uid` that runs as (slot, incarnation)."""
+    holder = next((s for s in status.slots if s.slot == slot), None)
+    generation = status.world.generation if status.world else 0
+    if holder is None or holder.incarnation != incarnation or holder.uid not in (None, uid):
+        return AgentCommand("exit:superseded", "exit", code=ExitCode.STOPPED_UNSAVED)
+    if status.phase in TERMINAL:
+        code = ExitCode.COMPLETED if status.phase == "Succeeded" else _failed_code(status)
+        return AgentCommand(f"exit:{status.phase}", "exit", code=code)
+    if status.stop is not None:
+        return AgentCommand(f"stop:{status.stop}", "stop", generation)
+    world = status.world
+    if world is None or status.recovery is not None or all(m.uid != uid for m in world.members):
+        return AgentCommand(f"wait:{generation}", "wait", generation)
+    return AgentCommand(f"run:{generation}", "run", generation, world, committed_step=status.checkpoint.step)
+
+
+def _failed_code(status: JobStatus) -> int:
+    code = status.last_failure.exit_code if status.last_failure else None
+    return code if code else ExitCode.EXCEPTION
