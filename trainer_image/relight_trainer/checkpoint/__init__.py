@@ -1,0 +1,56 @@
+"""Training state: as bytes, in a machine's memory (snapshots), in durable storage (checkpoints), as a digest.
+
+    pack(state) -> bytearray                       one container; unpack(buffer) -> state
+    Snapshots(folder, job_uid=, config_hash=)
+        .write(state, generation=, step=)          raises SnapshotsOff where two states do not fit
+        .newest() -> Position | None
+        .read() -> memoryview                      what unpack() takes; writable, private, valid until the second
+                                                   write() after it
+    CheckpointFolder(folder, job_uid=, created=, config_hash=, keep=3, say=print)
+        .begin_generation(generation)              rank 0, once, before newest()
+        .newest(newer_than=None) -> Checkpoint | None      rank 0; `newer_than`: a Position somebody holds already,
+                                                   so that nothing older is read for nothing
+        .load(checkpoint) -> state
+        .save(state, generation=, step=, cursor=, final=, rank=, world=, exchange=) -> Checkpoint     all ranks
+    Checkpoint: path, created, position, final, cursor, world
+    Exchange: put(key, value), get(key, timeout)
+    weights_digest([(name, tensor), ...]) -> str   64 hexadecimal digits
+
+`state` is a tree of dicts, lists, tuples and plain values with tensors in it. Tensors come back on the CPU.
+All errors are `errors.CheckpointError`s with an `exit_code`.
+"""
+
+from relight_trainer.checkpoint.container import State, pack, unpack
+from relight_trainer.checkpoint.digest import weights_digest
+from relight_trainer.checkpoint.errors import (
+    CheckpointError,
+    ConfigChanged,
+    Fenced,
+    NoUsableCheckpoint,
+    SnapshotsOff,
+    StorageFailed,
+    UnsupportedState,
+)
+from relight_trainer.checkpoint.exchange import Exchange
+from relight_trainer.checkpoint.folder import CheckpointFolder
+from relight_trainer.checkpoint.manifest import Checkpoint, Position
+from relight_trainer.checkpoint.snapshots import Snapshots
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointFolder",
+    "ConfigChanged",
+    "Exchange",
+    "Fenced",
+    "NoUsableCheckpoint",
+    "Position",
+    "SnapshotsOff",
+    "Snapshots",
+    "State",
+    "StorageFailed",
+    "UnsupportedState",
+    "pack",
+    "unpack",
+    "weights_digest",
+]
