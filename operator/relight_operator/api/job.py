@@ -1,0 +1,218 @@
+"""The `TrainingJob` resource (relight.dev/v1alpha1): metadata and spec. See status.py for its status."""
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic.alias_generators import to_camel
+
+from relight_operator.api import durations
+from relight_trainer.strict import StrictModel, problem
+
+GROUP = "relight.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "TrainingJob"
+MAX_NODES = 1000
+MAX_NAME = 40  # pod names, host names and labels are built from it
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+
+RESERVED_ENV = frozenset(
+    (
+        "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
+        "ROLE_WORLD_SIZE", "TORCH_NCCL_ASYNC_ERROR_HANDLING",
+    )
+)  # fmt: skip
+RESERVED_ENV_PREFIXES = ("MASTER_", "PET_", "TORCHELASTIC_", "RELIGHT_")
+
+
+def _duration(value: Any) -> Any:
+    try:
+        durations.seconds(value if isinstance(value, str) else "")
+    except ValueError:
+        raise problem(
+            "duration", "not a duration", allowed=f"whole numbers with a unit, such as {durations.EXAMPLES}"
+        ) from None
+    return value
+
+
+def _env_name(value: Any) -> Any:
+    if isinstance(value, str) and (value in RESERVED_ENV or value.startswith(RESERVED_ENV_PREFIXES)):
+        raise problem(
+            "reserved", "set by Relight, so it cannot be set here", allowed="any name but torchrun's and RELIGHT_*"
+        )
+    return value
+
+
+def _uri(value: Any) -> Any:
+    if not isinstance(value, str) or re.fullmatch(r"file:///[^\s?#]+", value):
+        return value
+    if re.match(r"[a-z0-9]+://", value) and not value.startswith("file:"):
+        raise problem("not_yet", "not supported yet", allowed="file:///absolute/path")
+    raise problem("uri", "not a checkpoint location", allowed="file:///absolute/path")
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, str) and not value.startswith("/"):
+        raise problem("path", "not an absolute path", allowed="/absolute/path")
+    return value
+
+
+Duration = Annotated[str, BeforeValidator(_duration), WithJsonSchema({"type": "string", "pattern": durations.PATTERN})]
+Words = Annotated[list[str], Field(min_length=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class ApiModel(StrictModel):
+    """camelCase in JSON, snake_case in Python. Documents are read with `by_name=False`: see validate.py."""
+
+    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, validate_by_alias=True)
+
+
+class EnvVar(ApiModel):
+    not_yet: ClassVar = frozenset({"valueFrom"})
+
+    name: Annotated[str, BeforeValidator(_env_name), Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
+    value: str = ""
+
+
+class TrainerSpec(ApiModel):
+    """What runs in each member: exactly one of `config`, `script`, `module` and `command`."""
+
+    not_yet: ClassVar = frozenset(
+        {"image", "imagePullSecrets", "configMapRef", "resources", "sharedMemory", "template"}
+    )
+    exactly_one: ClassVar = ("config", "script", "module", "command")
+
+    config: dict[str, Any] | None = Field(None, description="The training core's configuration, inline.")
+    script: Words | None = Field(None, description="Your own script that uses the client, and its arguments.")
+    module: Words | None = Field(None, description="A module to run as with `python -m`, and its arguments.")
+    command: Words | None = Field(
+        None,
+        description="A program that is run as it is under plain torchrun variables: it starts cold and resumes by itself.",
+    )
+    python: Text | None = Field(None, description="The Python interpreter; without it, python3 on the PATH.")
+    env: Annotated[list[EnvVar], Field(max_length=256)] = Field([], description="Environment variables of the workers.")
+
+
+class HostPath(ApiModel):
+    path: Annotated[str, BeforeValidator(_absolute), WithJsonSchema({"type": "string", "pattern": "^/"})]
+
+
+class PersistentVolumeClaim(ApiModel):
+    claim_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)]
+
+
+class Interval(ApiModel):
+    """How often a checkpoint is committed; with several, whichever is due first."""
+
+    time: Duration | None = Field(None, description="After this much time.")
+    steps: int | None = Field(None, ge=1, description="After this many optimizer steps.")
+    epochs: int | None = Field(None, ge=1, description="After this many epochs.")
+
+
+class CheckpointSpec(ApiModel):
+    """Where durable state is kept: exactly one of `persistentVolumeClaim`, `hostPath` and `uri`."""
+
+    not_yet: ClassVar = frozenset({"secretRef", "resume", "snapshot"})
+    exactly_one: ClassVar = ("persistent_volume_claim", "host_path", "uri")
+
+    persistent_volume_claim: PersistentVolumeClaim | None = Field(
+        None, description="A claim that all members can mount."
+    )
+    host_path: HostPath | None = Field(None, description="A folder that is the same on every machine.")
+    uri: Annotated[str, BeforeValidator(_uri)] | None = Field(None, description="`file:///absolute/path`.")
+    interval: Interval = Field(Interval(time="10m"), description="How often a checkpoint is committed.")
+    keep: int = Field(3, ge=2, description="How many good checkpoints are kept.")
+
+
+class Backoff(ApiModel):
+    initial: Duration = Field("5s", description="The wait after the first failure; it doubles with each further one.")
+    max: Duration = Field("5m", description="The longest wait.")
+
+
+class RetrySpec(ApiModel):
+    """How often the job's own failures are retried. Disruptions are free."""
+
+    not_yet: ClassVar = frozenset({"rules", "avoidMachines"})
+
+    failures: int = Field(3, ge=0, description="Failures inside the window that are retried; one more ends the job.")
+    window: Duration = Field("1h", description="A failure older than this is not counted.")
+    reset_on_progress: bool = Field(True, description="A newer committed checkpoint clears the count.")
+    backoff: Backoff = Field(Backoff(), description="The wait before a retry.")
+    no_progress_limit: int = Field(
+        3, ge=1, description="Failed generations in a row without newer state that end the job."
+    )
+
+
+class DisruptionSpec(ApiModel):
+    """What the job does when a member is taken away."""
+
+    not_yet: ClassVar = frozenset({"watchTaints", "deadMachine", "holdSurvivors", "podDisruptionBudget"})
+
+    grace_period: Duration = Field(
+        "2m", description="How long a member may take to save after it has been told to end."
+    )
+
+
+class JobSpec(ApiModel):
+    not_yet: ClassVar = frozenset(
+        {
+            "managedBy", "elastic", "spares", "code", "data", "health", "scheduling", "networkPolicy",
+            "ttlSecondsAfterFinished", "cleanPods",
+        }
+    )  # fmt: skip
+
+    suspend: bool = Field(False, description="Save, release all machines and wait until it is false again.")
+    nodes: int = Field(1, ge=1, le=MAX_NODES, description="Members of the job: torchrun's nodes.")
+    proc_per_node: int | None = Field(None, ge=1, description="Workers in each member; without it, 1.")
+    trainer: TrainerSpec = Field(description="What runs in each member.")
+    checkpoint: CheckpointSpec | None = Field(
+        None,
+        description="Where durable state is kept; without it, the loss of all members at once is a start from scratch.",
+    )
+    retry: RetrySpec = Field(RetrySpec(), description="How often the job's own failures are retried.")
+    disruption: DisruptionSpec = Field(DisruptionSpec(), description="What happens when a member is taken away.")
+    active_deadline_seconds: int | None = Field(None, ge=1, description="The job fails after this much active time.")
+
+    @property
+    def workers_per_node(self) -> int:
+        """`procPerNode`, resolved."""
+        return self.proc_per_node or 1
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.workers_per_node
+
+
+class Metadata(ApiModel):
+    """The parts of Kubernetes' ObjectMeta that mean something to a job; the rest is read and left alone."""
+
+    not_yet: ClassVar = frozenset({"generateName"})
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME)]
+    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)] = "default"
+    uid: str | None = None
+    creation_timestamp: str | None = None
+    labels: dict[str, str] = Field({})
+    annotations: dict[str, str] = Field({})
+    generation: int | None = None
+    resource_version: str | None = None
+    finalizers: list[str] = Field([], exclude=True)
+    owner_references: list[dict[str, Any]] = Field([], exclude=True)
+    managed_fields: list[dict[str, Any]] = Field([], exclude=True)
+    deletion_timestamp: str | None = Field(None, exclude=True)
+    deletion_grace_period_seconds: int | None = Field(None, exclude=True)
+    self_link: str | None = Field(None, exclude=True)
+
+
+class TrainingJob(ApiModel):
+    api_version: Literal["relight.dev/v1alpha1"] = "relight.dev/v1alpha1"
+    kind: Literal["TrainingJob"] = "TrainingJob"
+    metadata: Metadata
+    spec: JobSpec
+    status: dict[str, Any] | None = Field(None, exclude=True)  # as read from a server; status.JobStatus is its model
+
+    def dump(self) -> dict[str, Any]:
+        """The JSON object, defaults included, without what is not set."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,0 +1,96 @@
+"""The base of every model a person writes by hand: strict types, and every problem at once, with its remedy.
+
+pydantic alone stops at a model's unknown fields or at its first cross-field rule and names no alternative. A
+`StrictModel` reports unknown and not yet supported fields, missing alternatives and wrong values together; each error's
+`ctx` may carry `allowed` (text) and `nearest` (a name), from which `problems.problems_of` builds what a user reads.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+MAX_SHOWN = 12  # alternatives in one message
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that `name` was probably meant to be, whatever its case and separators; None if none is near.
+
+    >>> nearest("nproc_per_node", ["procPerNode", "nodes"])
+    'procPerNode'
+    """
+    plain = {_plain(n): n for n in names}
+    found = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.6)
+    return plain[found[0]] if found else None
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name[:200].lower() if c not in "-_. ")
+
+
+def problem(kind: str, message: str, *, allowed: str = "", near: str | None = None) -> PydanticCustomError:
+    """A validation error with a remedy, for validators to raise. `message` is text, not a template."""
+    # Braces in a template are placeholders: a user's text must not be read as one.
+    return PydanticCustomError(kind, "{message}", {"message": message, "allowed": allowed, "nearest": near})
+
+
+def unknown(found: Any, names: Iterable[str], message: str) -> PydanticCustomError:
+    """The error of a name that is none of `names`."""
+    names = sorted(names)
+    shown = ", ".join(names[:MAX_SHOWN]) + (", ..." if len(names) > MAX_SHOWN else "")
+    near = nearest(found, names) if isinstance(found, str) else None
+    return problem("unknown", message, allowed=shown, near=near)
+
+
+class StrictModel(BaseModel):
+    """Frozen; types as JSON has them, no conversions; unknown fields are refused with the nearest right name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    # Fields of the API, by their names in JSON, that this version does not know how to honour: refused, never ignored.
+    not_yet: ClassVar[frozenset[str]] = frozenset()
+    # Fields of which exactly one must be given.
+    exactly_one: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _every_problem(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        errors = list(cls._alternatives(value)) if isinstance(value, Mapping) else []
+        try:
+            made = handler(value)
+        except ValidationError as error:
+            errors += [cls._remedied(e) for e in error.errors(include_url=False)]
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return made
+
+    @classmethod
+    def json_names(cls) -> set[str]:
+        return {field.alias or name for name, field in cls.model_fields.items()}
+
+    @classmethod
+    def _alternatives(cls, value: Mapping[str, Any]) -> Iterable[InitErrorDetails]:
+        names = {name: cls.model_fields[name].alias or name for name in cls.exactly_one}
+        given = [alias for name, alias in names.items() if name in value or alias in value]
+        if names and len(given) != 1:
+            error = problem("exactly_one", "exactly one of these is wanted", allowed=", ".join(names.values()))
+            yield located(error, (), ", ".join(given) or None)
+
+    @classmethod
+    def _remedied(cls, error: ErrorDetails) -> InitErrorDetails:
+        match error:
+            case {"type": "extra_forbidden", "loc": (name,)}:
+                if name in cls.not_yet:
+                    return located(problem("not_yet", "not supported yet"), (name,), name)
+                return located(unknown(name, cls.json_names(), "unknown field"), (name,), name)
+            case _:
+                ctx = {**error.get("ctx", {}), "message": error["msg"]}
+                kept = PydanticCustomError(error["type"], "{message}", ctx)
+                return located(kept, error["loc"], error["input"])
+
+
+def located(error: PydanticCustomError, loc: tuple[int | str, ...], found: Any) -> InitErrorDetails:
+    """`error` at `loc`, relative to the model whose validator raises it."""
+    return InitErrorDetails(type=error, loc=loc, input=found)
