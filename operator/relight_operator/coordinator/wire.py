@@ -1,0 +1,120 @@
+"""What agents send, bounded: nothing an agent says can make a status write fail.
+
+Unknown fields are ignored, so protocol N talks to N-1 and N+1. Instants travel as ages in seconds of the agent's
+monotonic clock, never as wall time.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+from relight_agent.files import MAX_MESSAGE_BYTES, MAX_METRICS, MAX_NOTICES
+from relight_operator.core.commands import AgentCommand
+from relight_operator.core.observed import AgentOutcome, AgentProgress, AgentView
+
+MAX_BODY_BYTES = 64 * 1024
+WAIT_SECONDS = 20.0
+
+Word = Annotated[str, StringConstraints(max_length=64)]
+Message = Annotated[str, StringConstraints(max_length=MAX_MESSAGE_BYTES)]
+Age = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Metrics = Annotated[dict[Word, Word], Field(max_length=MAX_METRICS)]
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
+
+
+class ProgressReport(Wire):
+    generation: Count
+    step: Count
+    total_steps: Count = 0
+    epoch: Word = ""
+    samples: Count = 0
+    resumed_from: Count | None = None
+    resumed_kind: Word = "scratch"
+    metrics: Metrics = Field(default_factory=dict)
+    snapshot: Count | None = None
+    checkpoint: Count | None = None
+    first_step_age: Age | None = None
+    notices: Annotated[list[Message], Field(max_length=MAX_NOTICES)] = Field(default_factory=list)
+
+
+class OutcomeReport(Wire):
+    generation: Count
+    kind: Literal["completed", "stopped", "failed"]
+    exit_code: Annotated[int, Field(ge=-255, le=255)] = 0
+    step: Count = 0
+    saved: bool = False
+    rank: Count | None = None
+    message: Message = ""
+    age: Age = 0.0
+    weights_digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    metrics: Metrics = Field(default_factory=dict)
+
+
+class Report(Wire):
+    """The body of both /v1/report and /v1/wait."""
+
+    protocol: Annotated[int, Field(ge=1)]
+    job: Annotated[str, StringConstraints(max_length=320, pattern=r"^[^/]+/[^/]+$")]
+    job_uid: Word
+    slot: Annotated[int, Field(ge=0, lt=1000)]
+    incarnation: Count
+    uid: Word
+    boot_id: Word
+    seq: Count
+    state: Literal["Starting", "Ready", "Running", "Stopping"]
+    generation: Count = 0
+    terminating_age: Age | None = None
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    address: Word = ""
+    furthest_step: Count = 0
+    config_hash: Word = ""
+    torch: Word = ""
+    python: Word = ""
+    timings: Annotated[dict[Word, float], Field(max_length=8)] = Field(default_factory=dict)
+    progress: ProgressReport | None = None
+    outcome: OutcomeReport | None = None
+    after: Annotated[str, StringConstraints(max_length=128)] = ""
+    acknowledged: Annotated[str, StringConstraints(max_length=128)] = ""
+
+
+def view(report: Report, *, heard_at: float) -> AgentView:
+    """The report in the core's words. `heard_at`: the unix second at which it came in, from which ages are counted."""
+
+    def instant(age: float | None) -> float | None:
+        return None if age is None else heard_at - age
+
+    progress = outcome = None
+    if report.progress is not None:
+        p = report.progress
+        progress = AgentProgress(
+            generation=p.generation, step=p.step, total_steps=p.total_steps, epoch=p.epoch, samples=p.samples,
+            resumed_from=p.resumed_from, resumed_kind=p.resumed_kind, metrics=p.metrics, snapshot=p.snapshot,
+            checkpoint=p.checkpoint, first_step_at=instant(p.first_step_age), notices=tuple(p.notices),
+        )  # fmt: skip
+    if report.outcome is not None:
+        o = report.outcome
+        outcome = AgentOutcome(
+            generation=o.generation, kind=o.kind, exit_code=o.exit_code, step=o.step, saved=o.saved, rank=o.rank,
+            message=o.message, at=heard_at - o.age, weights_digest=o.weights_digest, metrics=o.metrics,
+        )  # fmt: skip
+    return AgentView(
+        state=report.state, generation=report.generation, terminating_at=instant(report.terminating_age),
+        port=report.port, furthest_step=report.furthest_step, config_hash=report.config_hash,
+        protocol=report.protocol, torch=report.torch, progress=progress, outcome=outcome,
+    )  # fmt: skip
+
+
+def command_body(command: AgentCommand) -> dict[str, Any]:
+    """The answer to a wait."""
+    body: dict[str, Any] = {"id": command.id, "op": command.op, "generation": command.generation}
+    if command.op == "exit":
+        body["code"] = int(command.code)
+    if command.world is not None:
+        body["world"] = command.world.dump()
+        body["committedStep"] = command.committed_step
+    return {"command": body}

@@ -1,0 +1,359 @@
+"""The agent: PID 1 of a member. It obeys the coordinator, relays signals, and says how everything ended.
+
+One thread decides (this loop); the launcher's reader and the reporter's two threads feed it events. It obeys only a
+higher generation and drops the running one for it; workers outlive a coordinator that cannot be reached.
+"""
+
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+from relight_agent.exits import ExitCode, exit_of
+from relight_agent.files import Command, Outcome, clip, read_json
+from relight_agent.generation import BAD_FORK, CommandGeneration, Generation, WorkerGeneration, World
+from relight_agent.identity import Identity
+from relight_agent.launcher import Launcher, inherited_env, python_of
+from relight_agent.processes import Reaper, become_subreaper, descendants, kill_all
+from relight_agent.reporting import Reporter, process_age
+
+POLL_SECONDS = 0.01  # while workers run: how soon their end is seen
+IDLE_SECONDS = 0.5
+OBSERVE_SECONDS = 0.25  # between looks at progress and heartbeats
+MAX_LAUNCHER_DEATHS = 3
+MAX_TERMINATION_BYTES = 4096
+FLUSH_SECONDS = 60.0
+
+
+def grace_margin(grace: float) -> float:
+    """What is kept of the grace period for killing, reporting and exiting, in seconds."""
+    return min(5.0, 0.1 * grace)
+
+
+class Agent:
+    def __init__(self, me: Identity) -> None:
+        self.me = me
+        self._events: "queue.SimpleQueue[Tuple[str, Any]]" = queue.SimpleQueue()
+        self._reporter = Reporter(me, lambda kind, value: self._events.put((kind, value)))
+        self._reaper = Reaper()
+        self._launcher: Optional[Launcher] = None
+        self._launcher_ready = False
+        self._launcher_deaths = 0
+        self._generation: Optional[Generation] = None  # the one that runs, or ran last
+        self._highest = 0  # the highest generation obeyed
+        self._pending: Optional[World] = None  # to be run as soon as the launcher is warm
+        self._leaving: Optional[str] = None  # the id of the stop, or "SIGTERM"
+        self._leave_by = 0.0
+        self._exit: Optional[Tuple[int, str]] = None
+        self._observed_at = 0.0
+        self._is_command = me.job.entry["kind"] == "command"
+
+    def run(self) -> int:
+        """Returns the exit code; by then all descendants have ended and the termination message is written."""
+        become_subreaper()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda n, _: self._events.put(("signal", n)))
+        Path(self.me.run_dir).mkdir(parents=True, exist_ok=True)
+        self._reporter.observe(timings={"agent": round(process_age(), 3)})
+        if self._is_command:
+            self._become_ready()
+        else:
+            self._start_launcher()
+        self._reporter.start()
+        while self._exit is None:
+            self._step()
+        return self._end(*self._exit)
+
+    def _step(self) -> None:
+        try:
+            kind, value = self._events.get(timeout=POLL_SECONDS if self._running() else IDLE_SECONDS)
+        except queue.Empty:
+            pass
+        else:
+            self._on_event(kind, value)
+        self._reaper.reap()
+        self._watch_generation()
+        self._watch_leaving()
+        self._watch_orphanhood()
+
+    def _running(self) -> bool:
+        return self._generation is not None and self._generation.outcome is None
+
+    # -- events
+
+    def _on_event(self, kind: str, value: Any) -> None:
+        if kind == "signal":
+            self._leave("SIGTERM", "save")
+            if value == signal.SIGTERM or value == signal.SIGINT:
+                self._reporter.update(terminating_at=time.monotonic())
+        elif kind == "command":
+            self._obey(value)
+        elif kind == "launcher":
+            self._on_launcher(value)
+        elif kind == "refused":
+            self._quit(ExitCode.STOPPED_UNSAVED, "the coordinator refuses this member")
+
+    def _obey(self, command: Dict[str, Any]) -> None:
+        op, generation = command.get("op"), int(command.get("generation") or 0)
+        if op == "exit":
+            self._quit(int(command.get("code") or 0), "told to exit")
+        elif op == "stop":
+            self._leave(str(command.get("id")), "stop")
+        elif op == "wait":
+            self._pending = None
+            if self._running() and self._generation is not None and self._generation.number <= generation:
+                self._generation.drop()
+        elif op == "run" and generation > self._highest and self._leaving is None:
+            self._highest = generation
+            self._pending = World.from_command(command, self.me.uid)
+            if self._running() and self._generation is not None:
+                self._generation.drop()
+        self._start_pending()
+
+    def _start_pending(self) -> None:
+        if self._pending is None or self._running() or self._leaving is not None:
+            return
+        if not self._is_command and not self._launcher_ready:
+            return
+        world, self._pending = self._pending, None
+        self._begin(world)
+
+    def _begin(self, world: World, *, cold: bool = False) -> None:
+        self._clean_up_before(world.generation)
+        if self._is_command:
+            self._generation = CommandGeneration(self.me, world, self._reaper)
+        else:
+            assert self._launcher is not None
+            self._generation = WorkerGeneration(self.me, world, self._reaper, self._launcher, cold=cold)
+        self._reporter.update(
+            state="Running", generation=world.generation, outcome=None, outcome_generation=0, furthest_step=0, progress=None
+        )
+
+    def _clean_up_before(self, generation: int) -> None:
+        for folder in Path(self.me.run_dir).glob("gen-*"):
+            if folder.name != f"gen-{generation}":
+                shutil.rmtree(folder, ignore_errors=True)
+
+    # -- the launcher
+
+    def _start_launcher(self) -> None:
+        self._launcher_ready = False
+        env = inherited_env(self.me.job.env, {})
+        try:
+            self._launcher = Launcher(
+                python_of(self.me.job.python), env, self.me.job.workdir, lambda m: self._events.put(("launcher", m))
+            )
+        except OSError as error:
+            self._quit(ExitCode.BAD_CONFIG, f"the trainer's Python cannot be started: {error}")
+
+    def _on_launcher(self, message: Dict[str, Any]) -> None:
+        event = message.get("event")
+        if event == "ready":
+            self._launcher_ready = True
+            self._launcher_deaths = 0
+            self._reporter.observe(
+                torch=str(message.get("torch", "")),
+                python=str(message.get("python", "")),
+                timings={"agent": self._reporter_timing(), "launcher": float(message.get("imported_seconds") or 0.0)},
+            )
+            if not self._running():
+                self._become_ready()
+            self._start_pending()
+        elif event == "closed":
+            self._on_launcher_end(int(message["pid"]))
+        elif isinstance(self._generation, WorkerGeneration) and message.get("generation") == self._generation.number:
+            self._generation.on_event(message)
+
+    def _reporter_timing(self) -> float:
+        return float(self._reporter.body()["timings"].get("agent", 0.0))
+
+    def _on_launcher_end(self, pid: int) -> None:
+        if self._launcher is None or self._launcher.pid != pid or self._exit is not None:
+            return
+        if isinstance(self._generation, WorkerGeneration) and self._running():
+            self._generation.on_event({"event": "ended"})
+        was_ready, self._launcher_ready = self._launcher_ready, False
+        status = self._wait_for(pid)
+        self._launcher_deaths += 1
+        if not was_ready and status is not None and status > 0:
+            python = python_of(self.me.job.python)
+            message = f"{python} -m relight_trainer.launcher ended with {status}: is torch installed there? See the member's log"
+            self._quit(ExitCode.BAD_CONFIG, message)
+        elif self._launcher_deaths >= MAX_LAUNCHER_DEATHS:
+            self._quit(ExitCode.MACHINE_UNHEALTHY, f"the warm launcher died {self._launcher_deaths} times ({status})")
+        else:
+            if not self._running():
+                self._reporter.update(state="Starting")
+            self._start_launcher()
+
+    def _wait_for(self, pid: int) -> Optional[int]:
+        deadline = time.monotonic() + 2.0
+        while time.monotonic() < deadline:
+            status = self._reaper.status(pid)
+            if status is not None:
+                return status
+            time.sleep(0.01)
+        return None
+
+    def _become_ready(self) -> None:
+        if self._leaving is None:
+            self._reporter.update(state="Ready", port=free_port(self.me.address))
+
+    # -- the running generation
+
+    def _watch_generation(self) -> None:
+        generation = self._generation
+        if generation is None or generation.outcome is not None and self._reported(generation):
+            return
+        outcome = generation.poll()
+        now = time.monotonic()
+        if outcome is None:
+            if now - self._observed_at >= OBSERVE_SECONDS:
+                self._observed_at = now
+                self._reporter.observe(progress=generation.progress(), furthest_step=generation.furthest_step())
+            return
+        cold = isinstance(generation, WorkerGeneration) and outcome.message.startswith(BAD_FORK)
+        if cold and self._pending is None and not self._cold_already(generation):
+            self._restart_cold(generation)
+            return
+        self._settle(generation, outcome)
+
+    def _reported(self, generation: Generation) -> bool:
+        return self._settled_generation is generation
+
+    _settled_generation: Optional[Generation] = None
+    _cold_generation = 0
+
+    def _cold_already(self, generation: Generation) -> bool:
+        return self._cold_generation == generation.number
+
+    def _restart_cold(self, generation: Generation) -> None:
+        """A forked worker could not use its device: once more, in a fresh interpreter."""
+        self._cold_generation = generation.number
+        world = generation.world
+        shutil.rmtree(generation.folder.path, ignore_errors=True)
+        self._begin(world, cold=True)
+
+    def _settle(self, generation: Generation, outcome: Outcome) -> None:
+        self._settled_generation = generation
+        self._reporter.update(
+            state="Ready" if self._is_command or self._launcher_ready else "Starting",
+            port=free_port(self.me.address),
+            outcome=outcome,
+            outcome_generation=generation.number,
+            progress=generation.progress(),
+            furthest_step=generation.furthest_step(),
+        )
+        self._start_pending()
+
+    # -- leaving
+
+    def _leave(self, reason: str, op: str) -> None:
+        """Save and go: for SIGTERM within the grace period, for a stop of the whole job at leisure."""
+        if self._leaving is not None:
+            return  # a second SIGTERM changes nothing
+        self._leaving = reason
+        self._pending = None
+        grace = self.me.job.grace_seconds
+        self._leave_by = time.monotonic() + grace - grace_margin(grace)
+        if self._running() and self._generation is not None:
+            self._reporter.update(state="Stopping")
+            self._generation.ask(Command(id=reason, op=op, deadline=self._leave_by))
+
+    def _watch_leaving(self) -> None:
+        if self._leaving is None or self._exit is not None:
+            return
+        generation = self._generation
+        if generation is not None and generation.outcome is None:
+            if time.monotonic() > self._leave_by:
+                generation.kill()
+                self._quit(ExitCode.STOPPED_UNSAVED, "the grace period ended before the workers had stopped")
+            return
+        outcome = generation.outcome if generation is not None else None
+        if outcome is not None and outcome.kind == "completed" and self._leaving != "SIGTERM":
+            self._leaving = None  # nothing to stop any more: the coordinator will say exit
+            return
+        if outcome is not None and outcome.kind == "stopped" and outcome.saved:
+            self._quit(ExitCode.STOPPED_SAVED, f"stopped at step {outcome.step}, saved")
+        elif self._flush():
+            self._quit(ExitCode.STOPPED_SAVED, "stopped; the last snapshot is saved")
+        else:
+            self._quit(ExitCode.STOPPED_UNSAVED, "stopped; nothing new was saved")
+
+    def _flush(self) -> bool:
+        """Write this member's newest snapshot to the checkpoint folder, unless something as new is there already."""
+        if self._is_command or not self.me.job.checkpoint_dir or not (Path(self.me.run_dir) / "snapshots").exists():
+            return False
+        env = inherited_env(
+            self.me.job.env, {"RELIGHT_JOB_FILE": self.me.job_file, "RELIGHT_RUN_DIR": self.me.run_dir}
+        )
+        try:
+            done = subprocess.run(
+                [python_of(self.me.job.python), "-m", "relight_trainer.flush"],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                timeout=min(FLUSH_SECONDS, max(1.0, self._leave_by - time.monotonic())),
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return False
+        return done.returncode == 0
+
+    def _watch_orphanhood(self) -> None:
+        silent = time.monotonic() - self._reporter.answered_at
+        if not self._running() and silent > self.me.job.orphan_seconds and self._exit is None:
+            self._leave_by = time.monotonic() + FLUSH_SECONDS
+            saved = self._flush()
+            code = ExitCode.STOPPED_SAVED if saved else ExitCode.STOPPED_UNSAVED
+            self._quit(code, f"no coordinator for {silent:.0f} s")
+
+    # -- the end
+
+    def _quit(self, code: int, message: str) -> None:
+        if self._exit is None:
+            self._exit = (int(code), message)
+
+    def _end(self, code: int, message: str) -> int:
+        self._reporter.last_words(timeout=2.0)
+        if self._launcher is not None:
+            self._launcher.close()
+        me = os.getpid()
+        kill_all(lambda seen: set(descendants(me, seen)))
+        self._reaper.reap()
+        outcome = self._generation.outcome if self._generation is not None else None
+        write_termination_message(self.me.termination_log, code, message, outcome)
+        return code
+
+
+def write_termination_message(path: str, code: int, message: str, outcome: Optional[Outcome]) -> None:
+    """The end in at most 4096 bytes of JSON. Written in place: kubelet mounts the file, so it cannot be renamed over."""
+    value: Dict[str, Any] = {"exitCode": code, "cause": str(exit_of(code).cause), "message": clip(message)}
+    if outcome is not None:
+        value.update(outcome=outcome.kind, step=outcome.step, saved=outcome.saved)
+        if outcome.kind == "failed":
+            value.update(rank=outcome.rank, workerExitCode=outcome.exit_code, workerMessage=clip(outcome.message))
+    data = json.dumps(value).encode()
+    assert len(data) <= MAX_TERMINATION_BYTES
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        print(f"relight-agent: cannot write {path}: {error}", flush=True)
+
+
+def read_termination_message(path: str) -> Optional[Dict[str, Any]]:
+    value = read_json(path)
+    return value if isinstance(value, dict) else None
+
+
+def free_port(address: str) -> int:
+    """A TCP port that is free on `address` just now."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])

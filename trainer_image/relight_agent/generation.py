@@ -1,0 +1,343 @@
+"""One generation at one member: its workers, from `run` to the one outcome that the coordinator is told."""
+
+import collections
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import Any, Deque, Dict, List, Optional, Set
+
+from relight_agent.exits import CLASS_ORDER, Class, ExitCode, exit_of
+from relight_agent.files import Command, GenerationFolder, Outcome, Progress, clip
+from relight_agent.identity import Identity
+from relight_agent.launcher import Launcher, inherited_env
+from relight_agent.processes import Process, Reaper, descendants, is_alive, kill_all
+
+# After the first local failure the others get this long to leave their own word before they are killed.
+LAST_WORD_SECONDS = 2.0
+# A worker that is writing a checkpoint when the generation is dropped may finish.
+CHECKPOINT_SECONDS = 15.0
+# A plain command's processes get this long after SIGTERM when the generation is dropped.
+COMMAND_TERM_SECONDS = 5.0
+BAD_FORK = "bad fork:"
+
+
+@dataclass(frozen=True)
+class World:
+    """What `run` says of a generation, as far as this member needs it."""
+
+    generation: int
+    run_id: str
+    node_rank: int
+    nodes: int
+    master_address: str
+    master_port: int
+    host_store: bool
+    committed_step: Optional[int] = None
+
+    @classmethod
+    def from_command(cls, command: Dict[str, Any], uid: str) -> "World":
+        world = command["world"]
+        me = next(m for m in world["members"] if m["uid"] == uid)
+        return cls(
+            generation=int(world["generation"]),
+            run_id=str(world["runId"]),
+            node_rank=int(me["rank"]),
+            nodes=len(world["members"]),
+            master_address=str(world["masterAddress"]),
+            master_port=int(world["masterPort"]),
+            host_store=int(world["masterSlot"]) == int(me["slot"]),
+            committed_step=command.get("committedStep"),
+        )
+
+
+def summarise(outcomes: List[Outcome]) -> Outcome:
+    """The member's outcome from its workers': the root failure, else stopped, else completed with rank 0's result."""
+    failed = [o for o in outcomes if o.kind == "failed"]
+    if failed:
+        return min(failed, key=lambda o: (CLASS_ORDER.index(exit_of(o.exit_code).klass), o.at, o.rank))
+    stopped = [o for o in outcomes if o.kind == "stopped"]
+    if stopped:
+        first = min(stopped, key=lambda o: (o.step, o.rank))
+        return replace(first, saved=all(o.saved for o in stopped))
+    return min(outcomes, key=lambda o: (o.result is None, o.rank))
+
+
+class Generation:
+    """Common to both kinds: the folder, the instant it was dropped, and the outcome once it is known."""
+
+    def __init__(self, me: Identity, world: World, reaper: Reaper) -> None:
+        self.me = me
+        self.world = world
+        self.number = world.generation
+        self.folder = GenerationFolder.create(me.run_dir, world.generation)
+        self.outcome: Optional[Outcome] = None
+        self._reaper = reaper
+        self._dropped_at: Optional[float] = None
+
+    def progress(self) -> Optional[Progress]:
+        return self.folder.progress()
+
+    def furthest_step(self) -> int:
+        return self.folder.furthest_step(self.me.job.proc_per_node)
+
+    def ask(self, command: Command) -> None:
+        """Ask the workers to save and stop."""
+        raise NotImplementedError
+
+    def drop(self) -> None:
+        """The generation is over elsewhere: end it here, soon."""
+        if self._dropped_at is None:
+            self._dropped_at = time.monotonic()
+
+    def poll(self) -> Optional[Outcome]:
+        """The outcome, once every local process of the generation has ended."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        raise NotImplementedError
+
+    def _failed(self, code: ExitCode, message: str) -> Outcome:
+        rank = self.world.node_rank * self.me.job.proc_per_node
+        return Outcome("failed", rank, self.furthest_step(), int(code), message=clip(message), at=time.monotonic())
+
+
+class WorkerGeneration(Generation):
+    """Workers forked by the warm launcher."""
+
+    def __init__(self, me: Identity, world: World, reaper: Reaper, launcher: Launcher, *, cold: bool = False) -> None:
+        super().__init__(me, world, reaper)
+        self._launcher = launcher
+        self._pid: Optional[int] = None
+        self._ended = False
+        self._failed_at: Optional[float] = None
+        self._store_failed: Optional[str] = None
+        env = {
+            "RELIGHT_JOB_FILE": me.job_file,
+            "RELIGHT_RUN_DIR": me.run_dir,
+            "RELIGHT_GENERATION_DIR": str(self.folder.path),
+            "RELIGHT_GENERATION": str(world.generation),
+            "RELIGHT_SLOT": str(me.slot),
+            "RELIGHT_UID": me.uid,
+            "RELIGHT_AGENT_PID": str(os.getpid()),
+            "RELIGHT_COMMITTED_STEP": "" if world.committed_step is None else str(world.committed_step),
+        }
+        sent = launcher.send(
+            {
+                "op": "run",
+                "generation": world.generation,
+                "run_id": world.run_id,
+                "node_rank": world.node_rank,
+                "nodes": world.nodes,
+                "proc_per_node": me.job.proc_per_node,
+                "master_address": world.master_address,
+                "master_port": world.master_port,
+                "host_store": world.host_store,
+                "env": env,
+                "generation_dir": str(self.folder.path),
+                "cold": cold,
+            }
+        )
+        if not sent:
+            self._ended = True
+
+    def on_event(self, event: Dict[str, Any]) -> None:
+        """A launcher's message about this generation."""
+        kind = event.get("event")
+        if kind == "started":
+            self._pid = int(event["pid"])
+            self._launcher.store_pid = event.get("store_pid")
+        elif kind == "ended" or kind == "closed":
+            self._ended = True
+        elif kind == "store_failed":
+            self._store_failed = str(event.get("message", "no message"))
+            self._ended = True
+
+    def ask(self, command: Command) -> None:
+        self.folder.write_command(command)
+
+    def poll(self) -> Optional[Outcome]:
+        if self.outcome is not None:
+            return self.outcome
+        now = time.monotonic()
+        outcomes = dict(self.folder.outcomes(self.me.job.proc_per_node))
+        missing = [i for i in range(self.me.job.proc_per_node) if i not in outcomes]
+        if self._failed_at is None and any(o.kind == "failed" for o in outcomes.values()):
+            self._failed_at = now
+        over = not missing or self._ended
+        over = over or (self._failed_at is not None and now > self._failed_at + LAST_WORD_SECONDS)
+        over = over or (self._dropped_at is not None and now > self._dropped_at + self._patience())
+        if not over:
+            return None
+        dead = {i for i in missing if (pid := self.folder.pid(i)) is None or not is_alive(pid)}
+        self.kill()
+        # What was written between the two looks counts as well.
+        outcomes = dict(self.folder.outcomes(self.me.job.proc_per_node))
+        for i in missing:
+            if i not in outcomes:
+                outcomes[i] = self._silent(i, died=i in dead)
+        self.outcome = summarise(list(outcomes.values()))
+        return self.outcome
+
+    def _patience(self) -> float:
+        from relight_agent.files import Heartbeat
+
+        beats = [Heartbeat.read(self.folder.heartbeat_path(i)) for i in range(self.me.job.proc_per_node)]
+        saving = any(b is not None and b[0] in ("checkpoint", "end") for b in beats)
+        return CHECKPOINT_SECONDS if saving else LAST_WORD_SECONDS
+
+    def _silent(self, local_rank: int, *, died: bool) -> Outcome:
+        if self._store_failed is not None:
+            return self._failed(ExitCode.PEER_LOST, f"the process group's store could not start: {self._store_failed}")
+        if self._dropped_at is not None or not died:
+            return self._failed(ExitCode.PEER_LOST, "ended because the generation was over")
+        outcome = self._failed(ExitCode.EXCEPTION, "a worker died without a word (killed, or a crash in native code)")
+        return replace(outcome, rank=outcome.rank + local_rank)
+
+    def kill(self) -> None:
+        """End the generation's session and whatever has been orphaned below the agent; not the launcher, not the store."""
+        me, pid = os.getpid(), self._pid
+
+        def select(seen: List[Process]) -> Set[int]:
+            kept = {self._launcher.pid, self._launcher.store_pid}
+            mine = {p.pid for p in seen if pid is not None and p.session == pid}
+            orphans = {p.pid for p in seen if p.parent == me and p.pid not in kept}
+            below: Set[int] = set()
+            for root in mine | orphans:
+                below.update(descendants(root, seen))
+            return (mine | orphans | below) - kept
+
+        kill_all(select)
+        self._reaper.reap()
+
+
+class CommandGeneration(Generation):
+    """A user's own command, as it is, under plain torchrun variables."""
+
+    def __init__(self, me: Identity, world: World, reaper: Reaper) -> None:
+        super().__init__(me, world, reaper)
+        self._tail: Deque[str] = collections.deque(maxlen=60)
+        self._terminated_at: Optional[float] = None
+        self._terminate_for = COMMAND_TERM_SECONDS
+        self._error_file = self.folder.errors / "error.json"
+        env = inherited_env(
+            me.job.env,
+            {
+                "PET_NNODES": str(world.nodes),
+                "PET_NODE_RANK": str(world.node_rank),
+                "PET_NPROC_PER_NODE": str(me.job.proc_per_node),
+                "PET_MASTER_ADDR": world.master_address,
+                "PET_MASTER_PORT": str(world.master_port),
+                "PET_RDZV_ID": world.run_id,
+                "PET_MAX_RESTARTS": "0",
+                "TORCHELASTIC_ERROR_FILE": str(self._error_file),
+            },
+        )
+        try:
+            self._process: Optional[subprocess.Popen[bytes]] = subprocess.Popen(
+                me.job.entry["argv"],
+                env=env,
+                cwd=me.job.workdir,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            self._process = None
+            self.outcome = self._failed(ExitCode.BAD_CONFIG, f"trainer.command cannot be started: {error}")
+            return
+        threading.Thread(target=self._pump, args=(self._process,), name="stderr", daemon=True).start()
+
+    def _pump(self, process: "subprocess.Popen[bytes]") -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            sys.stderr.buffer.write(line)
+            sys.stderr.flush()
+            self._tail.append(line.decode("utf-8", "replace").rstrip())
+
+    def furthest_step(self) -> int:
+        return 0
+
+    def ask(self, command: Command) -> None:
+        self._terminate(max(0.0, command.deadline - time.monotonic()))
+
+    def drop(self) -> None:
+        super().drop()
+        self._terminate(COMMAND_TERM_SECONDS)
+
+    def _terminate(self, patience: float) -> None:
+        if self._terminated_at is None and self._process is not None:
+            self._terminated_at = time.monotonic()
+            self._terminate_for = patience
+            try:
+                os.killpg(self._process.pid, signal.SIGTERM)
+            except ProcessLookupError:
+                pass
+
+    def poll(self) -> Optional[Outcome]:
+        if self.outcome is not None or self._process is None:
+            return self.outcome
+        status = self._reaper.status(self._process.pid)
+        overdue = self._terminated_at is not None and time.monotonic() > self._terminated_at + self._terminate_for
+        if status is None and not overdue:
+            return None
+        self.kill()
+        self._process.returncode = status if status is not None else -signal.SIGKILL
+        rank = self.world.node_rank * self.me.job.proc_per_node
+        now = time.monotonic()
+        if status == 0:
+            self.outcome = Outcome("completed", rank, at=now)
+        elif self._terminated_at is not None and self._dropped_at is None:
+            self.outcome = Outcome("stopped", rank, at=now)
+        elif self._dropped_at is not None:
+            self.outcome = self._failed(ExitCode.PEER_LOST, "ended because the generation was over")
+        else:
+            code = ExitCode(status) if status in set(ExitCode) else ExitCode.EXCEPTION
+            self.outcome = self._failed(code, self._reason(status or 0))
+        return self.outcome
+
+    def _reason(self, status: int) -> str:
+        """The root cause in the command's own words: torch's error file, else the last exception on stderr."""
+        from relight_agent.files import read_json
+
+        error = read_json(self._error_file)
+        message = error.get("message") if isinstance(error, dict) else None
+        if isinstance(message, dict):
+            message = message.get("message")
+        ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
+        if isinstance(message, str) and message:
+            return f"{message} ({ended})"
+        return f"{last_exception(list(self._tail)) or 'no exception on stderr'} ({ended})"
+
+    def kill(self) -> None:
+        assert self._process is not None
+        me, pid = os.getpid(), self._process.pid
+
+        def select(seen: List[Process]) -> Set[int]:
+            roots = {p.pid for p in seen if p.session == pid or p.parent == me}
+            return roots.union(*(descendants(r, seen) for r in roots))
+
+        kill_all(select)
+        self._reaper.reap()
+
+
+_EXCEPTION_LINE = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit)\b(?::.*)?)$")
+
+
+def last_exception(lines: List[str]) -> Optional[str]:
+    """The last exception that is not torchrun's own report of a child's.
+
+    >>> last_exception(["ValueError: no such digit", "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:"])
+    'ValueError: no such digit'
+    """
+    found = [m.group(1) for line in lines if (m := _EXCEPTION_LINE.match(line.strip()))]
+    own = [f for f in found if not f.startswith("torch.distributed.elastic")]
+    return own[-1] if own else None
+
+
+def is_collateral(outcome: Outcome) -> bool:
+    return outcome.kind == "failed" and exit_of(outcome.exit_code).klass is Class.COLLATERAL
