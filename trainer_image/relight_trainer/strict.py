@@ -36,6 +36,28 @@ def problem(kind: str, message: str, *, allowed: str = "", near: str | None = No
     return PydanticCustomError(kind, "{message}", {"message": message, "allowed": allowed, "nearest": near})
 
 
+def one_of(classes: Mapping[str, type["StrictModel"]], value: Any) -> "StrictModel":
+    """`value`, a mapping whose `type` is one of the names in `classes`, as that class. Raises ValidationError."""
+    for known in classes.values():
+        if isinstance(value, known):
+            return value
+    names = ", ".join(sorted(classes))
+    if not isinstance(value, Mapping):
+        raise problem("type", "wrong type", allowed=f"a mapping with a type: {names}")
+    name = value.get("type")
+    if isinstance(name, str) and name in classes:
+        return classes[name].model_validate(value)
+    if "type" in value:
+        errors = [located(unknown(name, classes, "unknown name"), ("type",), name)]
+    else:
+        fields = {field for known in classes.values() for field in known.json_names()}
+        errors = [
+            located(unknown(key, fields, "unknown field"), (key,), key) for key in value if nearest(key, ["type"])
+        ]
+        errors = errors or [located(problem("missing", "missing", allowed=names), ("type",), None)]
+    raise ValidationError.from_exception_data("type", errors)
+
+
 def unknown(found: Any, names: Iterable[str], message: str) -> PydanticCustomError:
     """The error of a name that is none of `names`."""
     names = sorted(names)
