@@ -1,0 +1,104 @@
+"""The ranks of one generation: the process group, the store, and the few exchanges the trainer needs of them.
+
+Nothing is pickled: what is sent is bytes and numbers.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+
+TIMEOUT = timedelta(minutes=5)  # longer than any section in which one rank works and the others wait
+_CHUNK = 64 << 20  # bytes in one broadcast: what a GPU holds twice on the way
+
+
+class Interrupted(Exception):
+    """A wait was left because all ranks have agreed to stop."""
+
+
+def form(device: torch.device) -> None:
+    """Form the default process group from torch's environment: gloo for the CPU, NCCL for CUDA."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=TIMEOUT)
+
+
+def connect(prefix: str) -> Store:
+    """A client of its own to this generation's store, so that waiting on it holds up nobody else."""
+    store = TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        wait_for_workers=False,
+        timeout=TIMEOUT,
+    )
+    return PrefixStore(prefix, store)
+
+
+class StoreExchange:
+    """`checkpoint.Exchange` over a store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def put(self, key: str, value: bytes) -> None:
+        self._store.set(key, value)
+
+    def get(self, key: str, timeout: float) -> bytes:
+        self._store.wait([key], timedelta(seconds=timeout))
+        value: bytes = self._store.get(key)
+        return value
+
+
+class Peers:
+    """Collectives over bytes and sums, on the device that the process group's backend works on."""
+
+    def __init__(self) -> None:
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
+        on_cpu = "gloo" in dist.get_backend_config()
+        self.device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
+
+    def gather(self, value: bytes) -> list[bytes]:
+        """Each rank's `value`, by rank; all must be of one length."""
+        mine = torch.frombuffer(bytearray(value), dtype=torch.uint8).to(self.device)
+        all_of_them = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(all_of_them, mine)
+        return [bytes(t.tolist()) for t in all_of_them]
+
+    def gather_numbers(self, *numbers: int) -> list[list[int]]:
+        """Each rank's `numbers`, by rank."""
+        mine = torch.tensor(numbers, dtype=torch.int64, device=self.device)
+        all_of_them = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(all_of_them, mine)
+        return [t.tolist() for t in all_of_them]
+
+    def broadcast(self, data: bytearray | memoryview | None, owner: int) -> bytearray | memoryview:
+        """`owner`'s bytes on every rank; only the owner gives any."""
+        [size] = self.gather_numbers(len(data) if data is not None else 0)[owner]
+        if data is None or self.rank != owner:
+            data = bytearray(size)
+        flat = torch.frombuffer(data, dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
+        for chunk in torch.split(flat, _CHUNK):
+            moved = chunk.to(self.device)
+            dist.broadcast(moved, owner)
+            if self.rank != owner and moved is not chunk:
+                chunk.copy_(moved)
+        return data
+
+    def sum(self, tensor: torch.Tensor, interrupted: Callable[[], bool]) -> torch.Tensor:
+        """The sum over ranks, in place. Raises Interrupted when `interrupted()` turns true while peers are waited for."""
+        work = dist.all_reduce(tensor, async_op=True)
+        assert work is not None
+        while not work.is_completed():
+            if interrupted():
+                raise Interrupted
+            time.sleep(0.0005)
+        work.wait()  # raises what went wrong
+        return tensor

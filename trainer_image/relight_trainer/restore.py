@@ -1,0 +1,99 @@
+"""Finding the newest state that anybody holds, and giving it to everybody."""
+
+import hashlib
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+from relight_agent.exits import ExitCode
+from relight_trainer.checkpoint import (
+    Checkpoint,
+    CheckpointFolder,
+    NoUsableCheckpoint,
+    Position,
+    Snapshots,
+    State,
+    pack,
+    unpack,
+)
+from relight_trainer.peers import Peers
+
+_NONE = Position(-1, -1)
+
+
+class StateLost(Exception):
+    """The job has trained before, and nothing of it is left that a worker could go on from."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BAD_DATA
+
+
+class RanksDiffer(Exception):
+    """Ranks hold different bytes where all must hold the same."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.EXCEPTION
+
+
+class Restored(NamedTuple):
+    kind: str  # snapshot | checkpoint, as Progress.resumed_kind
+    position: Position
+    state: State
+
+
+def newest_state(
+    peers: Peers,
+    *,
+    snapshots: Snapshots | None,
+    checkpoints: CheckpointFolder | None,
+    generation: int,
+    committed_step: int | None,
+    say: Callable[[str], None],
+) -> Restored | None:
+    """The newest state by (generation, step), the same on every rank; None where the job has never saved one.
+
+    Called by all ranks. `snapshots` are this member's, on one rank of each member; rank 0 alone reads `checkpoints`.
+    Raises StateLost where status knows of a checkpoint and nothing is found, and what reading checkpoints raises.
+    """
+    mine = (snapshots.newest() if snapshots is not None else None) or _NONE
+    offers = [Position(*numbers) for numbers in peers.gather_numbers(*mine)]
+    in_memory = max(offers)
+    checkpoint = None
+    if peers.rank == 0 and checkpoints is not None:
+        checkpoints.begin_generation(generation)
+        checkpoint = _newest_checkpoint(checkpoints, in_memory, say)
+    stored = Position(*peers.gather_numbers(*(checkpoint.position if checkpoint else _NONE))[0])
+    data: bytearray | memoryview | None
+
+    if stored > in_memory:
+        data = pack(checkpoints.load(checkpoint)) if checkpoints is not None and checkpoint is not None else None
+        return Restored("checkpoint", stored, _spread(peers, data, owner=0))
+    if in_memory > _NONE:
+        owner = offers.index(in_memory)
+        data = snapshots.read() if snapshots is not None and peers.rank == owner else None
+        return Restored("snapshot", in_memory, _spread(peers, data, owner))
+    if committed_step is not None:
+        raise StateLost(
+            f"a checkpoint of step {committed_step} had been committed and is no longer there: "
+            "give the job its checkpoint folder back, or delete the job and create it anew to start from scratch"
+        )
+    return None
+
+
+def _newest_checkpoint(
+    checkpoints: CheckpointFolder, in_memory: Position, say: Callable[[str], None]
+) -> Checkpoint | None:
+    if in_memory == _NONE:
+        return checkpoints.newest()
+    try:
+        return checkpoints.newest(newer_than=in_memory)
+    except NoUsableCheckpoint as error:
+        say(f"going on from the snapshot of step {in_memory.step}: {error}")
+        return None
+
+
+def _spread(peers: Peers, data: bytearray | memoryview | None, owner: int) -> State:
+    received = peers.broadcast(data, owner)
+    if peers.world > 1:
+        digests = peers.gather(hashlib.sha256(received).digest())
+        wrong = [rank for rank, digest in enumerate(digests) if digest != digests[owner]]
+        if wrong:
+            raise RanksDiffer(f"the state that rank {owner} sent reached ranks {wrong} changed")
+    return unpack(received)

@@ -1,0 +1,61 @@
+"""Which samples each step trains on: a function of (seed, epoch, step), with no state but the sample cursor.
+
+The sample cursor counts samples consumed by the whole job, so it means the same in a world of any size. The tail of
+an epoch that is smaller than a global batch is dropped; another epoch's order has another tail.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from relight_trainer.seeds import stream
+
+
+class Place(NamedTuple):
+    """Where a step stands in the data."""
+
+    epoch: int
+    batch: int  # in the epoch
+
+
+def permutation(count: int, key: int) -> npt.NDArray[np.int64]:
+    """A permutation of range(count) chosen by `key`: indices sorted by a hash (splitmix64) of key and index.
+
+    No library's generator is in it, so it is the same in every version of all of them.
+    """
+    with np.errstate(over="ignore"):
+        mixed = (np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)) + np.uint64(key)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return np.argsort(mixed, kind="stable")
+
+
+def share(count: int, rank: int, world: int) -> slice:
+    """The part of `count` things in a row that is `rank`'s: sizes differ by one at most."""
+    return slice(count * rank // world, count * (rank + 1) // world)
+
+
+class Sampler:
+    """The order of `count` samples in global batches of `batch`."""
+
+    def __init__(self, count: int, batch: int, seed: int) -> None:
+        if batch > count:
+            raise ValueError(f"a global batch of {batch} samples does not fit a training set of {count}")
+        self.count = count
+        self.batch = batch
+        self.seed = seed
+        self.steps_per_epoch = count // batch
+        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
+
+    def place(self, step: int) -> Place:
+        return Place(*divmod(step, self.steps_per_epoch))
+
+    def indices(self, step: int, rank: int, world: int) -> npt.NDArray[np.int64]:
+        """The samples of `rank` in `step` (0 is the first), as indices into the training set."""
+        epoch, batch = self.place(step)
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, permutation(self.count, stream(self.seed, "data", epoch))
+        of_step = self._order[1][batch * self.batch : (batch + 1) * self.batch]
+        return of_step[share(self.batch, rank, world)]

@@ -1,0 +1,293 @@
+"""What surrounds the steps of a job, whoever trains: the core's loop and the client of own scripts alike.
+
+session = Session(context)              the process group is formed by then
+session.restore(objects, modules)       the newest state, or None
+for each step:
+    session.enter()                     raises Stopped where all ranks have agreed to stop
+    ...                                 forward, backward, optimizer step
+    session.step_done(cursor)
+session.complete(...)
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NoReturn, Protocol
+
+from torch import Tensor, nn
+
+from relight_agent.exits import ExitCode
+from relight_agent.files import MAX_METRICS, MAX_NOTICES, SECTIONS, Heartbeat, Outcome, Progress, clip
+from relight_trainer.chaos import Chaos
+from relight_trainer.checkpoint import CheckpointFolder, Snapshots, SnapshotsOff, State, StorageFailed, weights_digest
+from relight_trainer.context import WorkerContext
+from relight_trainer.due import CheckpointDue
+from relight_trainer.peers import TIMEOUT, Interrupted, Peers, StoreExchange, connect
+from relight_trainer.replicas import EqualBuffers
+from relight_trainer.restore import RanksDiffer, Restored, newest_state
+from relight_trainer.stop import StopAgreement
+
+_START, _TRAIN = SECTIONS.index("start"), SECTIONS.index("train")
+_EVALUATION, _CHECKPOINT, _END = SECTIONS.index("evaluation"), SECTIONS.index("checkpoint"), SECTIONS.index("end")
+_PROGRESS_SECONDS = 1.0
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where training stands after `step` optimizer steps. `weights_digest` is set in the final state, and only there."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0  # batches consumed in this epoch
+    samples: int = 0  # samples consumed by the whole job
+    metrics: dict[str, str] = field(default_factory=dict)
+    weights_digest: str = ""
+
+
+class Stopped(Exception):
+    """All ranks have stopped at the same step."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(f"stopped at step {outcome.step}")
+        self.outcome = outcome
+
+
+class MissingState(Exception):
+    """The saved state lacks an object that the training code has now."""
+
+    exit_code = ExitCode.BAD_CONFIG
+
+
+class Session:
+    """One worker's training in one generation."""
+
+    def __init__(self, context: WorkerContext) -> None:
+        self.cursor = Cursor()
+        self.total_steps = 0  # 0 where unknown
+        self.steps_per_epoch = 0  # 0 where unknown
+        self.peers = Peers()
+        self._context = context
+        self._notices: list[str] = []
+        self._progress = Progress(context.generation, step=0, formed_at=time.monotonic())
+        self._progress_due = 0.0
+        self._heartbeat = Heartbeat(context.folder.heartbeat_path(context.local_rank))
+        self._heartbeat.beat(_START, 0)
+        prefix = f"relight/{context.generation}"
+        self._exchange = StoreExchange(connect(prefix))
+        self._stop = StopAgreement(
+            connect(prefix),
+            rank=context.rank,
+            world=context.world_size,
+            requested=self._requested,
+            say=self.say,
+            poll=max(0.02, 0.0005 * context.world_size),  # bounds what the store is asked in a large world
+        )
+        job = context.job
+        identity = {"job_uid": job.uid, "config_hash": job.config_hash}
+        self._snapshots = Snapshots(context.snapshots, **identity) if context.local_rank == 0 else None
+        self._checkpoints = (
+            CheckpointFolder(
+                job.checkpoint_dir, created=job.created, keep=job.checkpoint_keep, say=self.say, **identity
+            )
+            if job.checkpoint_dir
+            else None
+        )
+        self._due = CheckpointDue(job, rank=context.rank, exchange=self._exchange)
+        self._chaos = Chaos(context)
+        self._objects: Mapping[str, Stateful] = {}
+        self._buffers: EqualBuffers | None = None
+
+    def say(self, text: str) -> None:
+        """Tell a person: in the log, and in status through the progress."""
+        print(f"relight: {text}", flush=True)
+        self._notices = [*self._notices, clip(text)][-MAX_NOTICES:]
+
+    def restore(self, objects: Mapping[str, Stateful], modules: Iterable[nn.Module]) -> Restored | None:
+        """Load the newest state that any rank holds into `objects`; `modules` are those whose buffers are kept equal.
+
+        The objects' present state is what training starts from where None is returned.
+        """
+        context = self._context
+        self._objects = objects
+        self._buffers = EqualBuffers(modules, self.peers.device)
+        restored = newest_state(
+            self.peers,
+            snapshots=self._snapshots,
+            checkpoints=self._checkpoints,
+            generation=context.generation,
+            committed_step=context.committed_step,
+            say=self.say,
+        )
+        if restored is not None:
+            self._load(restored.state)
+            step = restored.position.step
+            self._progress = replace(self._progress, resumed_from=step, resumed_kind=restored.kind)
+            if restored.kind == "checkpoint":
+                self._progress = replace(self._progress, checkpoint=step)
+        # A replacement holds the state from here on, and this generation's outranks what older ones have left.
+        self._write_snapshot()
+        self._due.start(self.cursor.step)
+        self._stop.at_boundary(self.cursor.step)
+        self._heartbeat.beat(_TRAIN, self.cursor.step)
+        self._report(restored_at=time.monotonic())
+        return restored
+
+    def enter(self) -> None:
+        """Begin the next step. Raises Stopped, everything saved, where all ranks have agreed to stop here."""
+        if not self._stop.enter(self.cursor.step):
+            self._leave()
+
+    def leaving(self) -> bool:
+        """Whether all ranks have agreed to stop here: for polling in evaluation."""
+        return self._stop.should_leave(self.cursor.step)
+
+    def step_done(self, cursor: Cursor) -> None:
+        """The step that was entered is done, and `cursor` says where that leaves training."""
+        assert self._buffers is not None
+        self._buffers.sync()
+        epoch_ended = cursor.epoch > self.cursor.epoch
+        self.cursor = cursor
+        self._stop.at_boundary(cursor.step)
+        self._write_snapshot()
+        self._heartbeat.beat(_TRAIN, cursor.step)
+        if self._progress.first_step_at is None:
+            self._report(first_step_at=time.monotonic())
+        elif time.monotonic() >= self._progress_due:
+            self._report()
+        self._chaos.after_step(cursor.step)
+        if self._checkpoints and self._due.at(cursor.step, cursor.epoch if epoch_ended else None):
+            self._save_checkpoint()
+
+    def log(self, metrics: Mapping[str, str]) -> None:
+        """Add to the metrics that progress, checkpoints and the end of the job show; values are text."""
+        self.cursor = replace(self.cursor, metrics=dict([*{**self.cursor.metrics, **metrics}.items()][-MAX_METRICS:]))
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Around evaluation between steps, which may raise Interrupted as soon as `leaving()`."""
+        self._heartbeat.beat(_EVALUATION, self.cursor.step)
+        try:
+            yield
+        except Interrupted:
+            self._leave()
+        self._heartbeat.beat(_TRAIN, self.cursor.step)
+
+    def complete(self, named_tensors: Iterable[tuple[str, Tensor]]) -> Outcome:
+        """All steps are done: compare the weights over ranks, save the final checkpoint, and say so.
+
+        Raises Stopped where all ranks have agreed to stop here, RanksDiffer where their weights are not the same.
+        """
+        if not self._stop.finish(self.cursor.step):
+            self._leave()
+        digest = weights_digest(named_tensors)
+        digests = self.peers.gather(bytes.fromhex(digest))
+        differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
+        if differing:
+            raise RanksDiffer(f"at the end ranks {differing} hold other weights than rank 0")
+        self.cursor = replace(self.cursor, weights_digest=digest)
+        self._write_snapshot()
+        if self._checkpoints:
+            self._save_checkpoint(final=True)
+        return self.completed()
+
+    def completed(self) -> Outcome:
+        """The outcome of a job whose final state is loaded: at its end, or in a run after it."""
+        self._stop.close()
+        self._heartbeat.beat(_END, self.cursor.step)
+        self._report()
+        result = {"weightsDigest": self.cursor.weights_digest, "metrics": self.cursor.metrics}
+        return Outcome("completed", rank=self._context.rank, step=self.cursor.step, at=time.monotonic(), result=result)
+
+    def _requested(self) -> bool:
+        command = self._context.folder.command()
+        return command is not None and command.op in {"save", "stop"}
+
+    def _state(self) -> State:
+        return {**{name: o.state_dict() for name, o in self._objects.items()}, "loop": asdict(self.cursor)}
+
+    def _load(self, state: State) -> None:
+        missing = sorted(set(self._objects) - set(state))
+        if missing:
+            raise MissingState(f"the saved state holds {sorted(set(state) - {'loop'})} and lacks {missing}")
+        for name, stateful in self._objects.items():
+            stateful.load_state_dict(state[name])
+        self.cursor = Cursor(**state["loop"])
+
+    def _write_snapshot(self) -> None:
+        if self._snapshots is None:
+            return
+        try:
+            self._snapshots.write(self._state(), generation=self._context.generation, step=self.cursor.step)
+        except SnapshotsOff as error:
+            self._snapshots = None
+            self.say(f"training goes on without snapshots: {error}")
+        else:
+            self._progress = replace(self._progress, snapshot=self.cursor.step)
+
+    def _save_checkpoint(self, *, final: bool = False) -> None:
+        assert self._checkpoints is not None
+        self._heartbeat.beat(_CHECKPOINT, self.cursor.step)
+        self._checkpoints.save(
+            self._state(),
+            generation=self._context.generation,
+            step=self.cursor.step,
+            cursor=asdict(self.cursor),
+            final=final,
+            rank=self._context.rank,
+            world=self._context.world_size,
+            exchange=self._exchange,
+        )
+        self._due.saved()
+        self._heartbeat.beat(_TRAIN, self.cursor.step)
+        self._report(checkpoint=self.cursor.step)
+
+    def _leave(self) -> NoReturn:
+        self._stop.close()
+        saved, message = self._member_has_snapshot(), ""
+        if self._checkpoints and self._progress.checkpoint != self.cursor.step:
+            try:
+                self._save_checkpoint()
+            except StorageFailed as error:  # a stop must not fail for it: peers may leave at once
+                saved, message = False, clip(str(error))
+        self._report()
+        saved = saved or self._progress.checkpoint == self.cursor.step
+        step, rank = self.cursor.step, self._context.rank
+        raise Stopped(Outcome("stopped", rank=rank, step=step, saved=saved, message=message, at=time.monotonic()))
+
+    def _member_has_snapshot(self) -> bool:
+        """Whether this member, whose local rank 0 writes its snapshots, has one of the present step."""
+        key = f"left/{self._context.node_rank}"
+        if self._context.local_rank == 0:
+            self._exchange.put(key, b"1" if self._progress.snapshot == self.cursor.step else b"0")
+        return self._exchange.get(key, TIMEOUT.total_seconds()) == b"1"
+
+    def _report(self, **changes: Any) -> None:
+        """Note `changes` of the progress and, as this member's local rank 0, write it."""
+        now = time.monotonic()
+        cursor = self.cursor
+        self._progress = replace(
+            self._progress,
+            step=cursor.step,
+            total_steps=self.total_steps,
+            epoch=self._epoch(),
+            samples=cursor.samples,
+            metrics=cursor.metrics,
+            updated_at=now,
+            notices=self._notices,
+            **changes,
+        )
+        self._progress_due = now + _PROGRESS_SECONDS
+        if self._context.local_rank == 0:
+            self._context.folder.write_progress(self._progress)
+
+    def _epoch(self) -> str:
+        if not self.steps_per_epoch:
+            return str(self.cursor.epoch)
+        return f"{self.cursor.epoch + self.cursor.batch / self.steps_per_epoch:.2f}"

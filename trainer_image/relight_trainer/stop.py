@@ -1,0 +1,140 @@
+"""Agreeing on the step at which all ranks stop, at no cost while nobody asks.
+
+A main thread inside a collective hears nothing, so a side thread with a store client of its own listens: for the
+agent's command, and for the notice of another rank. On either it publishes this rank's position once and the main
+thread goes no further than the end of what it is in until the decision is known:
+
+    2*s      at boundary s: s steps are done, the next has not begun (evaluation and saving happen here)
+    2*s + 1  inside the step after s
+
+The furthest position decides. Even, 2*s: all stop at boundary s. Odd, 2*s + 1: at boundary s + 1. A rank that waits
+inside a step for its peers is thereby never left alone, and no rank has passed the boundary chosen.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+from relight_trainer.peers import Store
+
+_START = 0
+_DONE = 2**60
+_GO_ON = b"go on"
+
+
+class StopAgreement:
+    """One rank's part in the agreement of one generation.
+
+    `store` must be this object's own client: nothing else may wait on it. `requested` says whether this member's
+    agent has asked for a stop; the side thread calls it every `poll` seconds. A decision that is not there `patience`
+    seconds after the notice is given up by all ranks alike: training goes on, and `say` hears why.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        rank: int,
+        world: int,
+        requested: Callable[[], bool],
+        say: Callable[[str], None],
+        poll: float = 0.02,
+        patience: float = 10.0,
+    ) -> None:
+        self._store = store
+        self._rank = rank
+        self._positions = [f"stop/position/{i}" for i in range(world)]
+        self._requested = requested
+        self._say = say
+        self._poll = poll
+        self._patience = patience
+        self._lock = threading.Lock()  # guards the next two; never held over the network
+        self._position = _START
+        self._frozen = False
+        self._decided = threading.Event()
+        self._stop_at: int | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="relight-stop", daemon=True)
+        self._thread.start()
+
+    def at_boundary(self, step: int) -> None:
+        """Note that `step` steps are done and the next has not begun."""
+        with self._lock:
+            if not self._frozen:
+                self._position = 2 * step
+
+    def should_leave(self, step: int) -> bool:
+        """Whether it is decided that boundary `step` is the end; returns at once, for polling in evaluation."""
+        return self._stop_at is not None and step >= self._stop_at
+
+    def enter(self, step: int) -> bool:
+        """Begin the step after `step` done ones: False where all ranks stop here instead."""
+        return self._pass(step, 2 * step + 1)
+
+    def finish(self, step: int) -> bool:
+        """Leave the loop with `step` steps done and nothing left but to save: False where all ranks stop here instead.
+
+        A stop asked for later finds this rank done and is dropped by all.
+        """
+        going_on = self._pass(step, _DONE)
+        self.close()
+        return going_on
+
+    def close(self) -> None:
+        """End the side thread; a position is still published for peers that may ask."""
+        self._closed.set()
+        self._thread.join(timeout=2.0)
+
+    def _pass(self, step: int, position: int) -> bool:
+        with self._lock:
+            frozen = self._frozen
+            if not frozen:
+                self._position = position
+        if frozen and not self._decided.wait(2 * self._patience):
+            self._say("the store did not answer: the stop that was asked for is not agreed on, training goes on")
+            self._decided.set()
+        return not self.should_leave(step)
+
+    def _watch(self) -> None:
+        try:
+            if self._noticed():
+                self._store.set("stop/notice", b"1")
+                self._publish()
+                self._decide()
+            else:
+                self._publish()
+        except RuntimeError as error:  # the store has gone: the world is ending, or has ended well
+            if not self._closed.is_set():
+                self._say(f"stop requests can no longer be heard: {str(error).splitlines()[0]}")
+        finally:
+            self._decided.set()
+
+    def _noticed(self) -> bool:
+        while not self._closed.wait(self._poll):
+            if self._requested() or self._store.check(["stop/notice"]):
+                return True
+        return False
+
+    def _publish(self) -> None:
+        with self._lock:
+            self._frozen = True
+            position = self._position
+        self._store.set(self._positions[self._rank], str(position))
+
+    def _decide(self) -> None:
+        """Whoever sees all positions first writes the decision, or, out of patience, that there is none."""
+        deadline = time.monotonic() + self._patience
+        decision = _GO_ON
+        while time.monotonic() < deadline:
+            if self._store.check(["stop/decision"]):
+                break
+            if self._store.check(self._positions):
+                furthest = max(int(value) for value in self._store.multi_get(self._positions))
+                decision = _GO_ON if furthest == _DONE else str((furthest + 1) // 2).encode()
+                break
+            time.sleep(0.002)
+        else:
+            self._say(f"not all ranks answered within {self._patience:g} s: the stop is given up, training goes on")
+        agreed = self._store.compare_set("stop/decision", "", decision)
+        if agreed != _GO_ON:
+            self._stop_at = int(agreed)
