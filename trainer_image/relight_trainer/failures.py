@@ -1,0 +1,125 @@
+"""What an exception at a worker's end means for the job, and how it is told in one line."""
+
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from relight_agent.exits import ExitCode
+from relight_agent.files import clip
+
+# gloo's errors are plain RuntimeErrors that begin with the place in its source; device.cc is about the own machine.
+_GLOO = re.compile(r"/gloo/(?!transport/\w+/device)|[Gg]loo connect\w* failed|failed to pass monitoredBarrier")
+# A wrong call, not a lost peer: it would fail the same way for ever.
+_NCCL_MISUSE = re.compile(r"ncclInvalidUsage|ncclInvalidArgument|Duplicate GPU detected")
+_CUDA_BROKEN = re.compile(r"uncorrectable|hardware stack error|no CUDA-capable device|GPU is lost|fallen off the bus")
+_NO_MEMORY = re.compile(r"can't allocate memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED")
+
+_OWN = Path(__file__).parent
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def classify(error: BaseException) -> ExitCode:
+    """The exit code of a worker that ended with `error`.
+
+    An exception of ours carries `exit_code`. One raised from, or while handling, another means what that one meant,
+    unless it has a meaning of its own: user code wraps errors.
+
+    >>> classify(RuntimeError("[/src/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.1]:1")).name
+    'PEER_LOST'
+    >>> classify(ConnectionResetError("by the object store")).name
+    'EXCEPTION'
+    """
+    for one in _chain(error):
+        code = _own_meaning(one)
+        if code is not ExitCode.EXCEPTION:
+            return code
+    return ExitCode.EXCEPTION
+
+
+def _own_meaning(error: BaseException) -> ExitCode:
+    declared = error.code if isinstance(error, SystemExit) else getattr(error, "exit_code", None)
+    if isinstance(declared, int) and declared in set(ExitCode) - {ExitCode.COMPLETED}:
+        return ExitCode(declared)
+    text = str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return ExitCode.OUT_OF_MEMORY
+    if isinstance(error, dist.DistError):
+        return ExitCode.EXCEPTION if _NCCL_MISUSE.search(text) else ExitCode.PEER_LOST
+    if isinstance(error, RuntimeError):
+        if _NO_MEMORY.search(text):
+            return ExitCode.OUT_OF_MEMORY
+        if _CUDA_BROKEN.search(text):
+            return ExitCode.MACHINE_UNHEALTHY
+        if _GLOO.search(text):
+            return ExitCode.PEER_LOST
+    return ExitCode.EXCEPTION
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def describe(error: BaseException) -> str:
+    """`Type: text (file:line)`, where the line is the innermost one of the user's code; our own errors' text alone.
+
+    One line, within the bound on a message.
+    """
+    first_line = next((line for line in str(error).splitlines() if line.strip()), "")
+    if _is_ours(error):
+        return clip(first_line)
+    text = clip(f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__, 900)
+    place = _innermost_user_frame(error)
+    return clip(f"{text} ({place})" if place else text)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Relight's own errors say in their text all there is to say."""
+    return isinstance(getattr(error, "exit_code", None), ExitCode)
+
+
+def _innermost_user_frame(error: BaseException) -> str | None:
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [f for f in frames if _is_users(f.filename)]
+    if not theirs:
+        # Nothing of the user's: the innermost line of ours, else of whoever raised.
+        theirs = [f for f in frames if Path(f.filename).is_relative_to(_OWN)] or frames
+    return f"{theirs[-1].filename}:{theirs[-1].lineno}" if theirs else None
+
+
+def _is_users(filename: str) -> bool:
+    path = Path(filename)
+    return (
+        path.is_absolute()
+        and not path.is_relative_to(_OWN)
+        and not any(path.is_relative_to(folder) for folder in _LIBRARIES)
+    )
+
+
+def tell(error: BaseException) -> None:
+    """Write `error` to stderr: with its traceback, less the frames by which Relight got to the user's code.
+
+    As an interpreter does, only the text of a SystemExit; and only the text of an error of ours.
+    """
+    if isinstance(error, SystemExit):
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+    elif _is_ours(error):
+        print(error, file=sys.stderr)
+    else:
+        start = error.__traceback__
+        while start is not None and not _is_users(start.tb_frame.f_code.co_filename):
+            start = start.tb_next
+        # Where the user has no frame, all of them matter.
+        traceback.print_exception(type(error), error, start or error.__traceback__, file=sys.stderr)
+    sys.stderr.flush()

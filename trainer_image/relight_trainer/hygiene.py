@@ -1,0 +1,101 @@
+"""What a process must put right when it has been forked from one that has imported everything."""
+
+import contextlib
+import faulthandler
+import hashlib
+import os
+import random
+import signal
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+
+# Read once, when the libraries load. Their pools are threads, and a process with threads must not be forked.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+@contextlib.contextmanager
+def environment(overrides: Mapping[str, str]) -> Iterator[None]:
+    """`overrides` in os.environ for a while; afterwards what was there before."""
+    before = {name: os.environ.get(name) for name in overrides}
+    os.environ.update(overrides)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def leave_working_folder_out_of_path() -> None:
+    """Undo what `python -m` does: a user's `queue.py` in the working folder must not become the library's."""
+    if sys.path and sys.path[0] in {"", str(Path.cwd())}:
+        del sys.path[0]
+
+
+def threads_of_this_process() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def _ignore(_signum: int, _frame: FrameType | None) -> None:
+    pass
+
+
+def reset_signals() -> None:
+    """A worker's signals, in place of those inherited from torch's elastic agent.
+
+    SIGTERM is the agent's business, SIGINT the terminal's: neither ends a worker. Both get a handler that does nothing
+    instead of SIG_IGN, which the programs that a script starts would inherit. SIGUSR1 writes all stacks to stderr.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _ignore)
+    faulthandler.enable(sys.__stderr__ or 2)
+    faulthandler.register(signal.SIGUSR1, file=sys.__stderr__ or 2, all_threads=True)
+
+
+def cut_inherited_sockets() -> None:
+    """Point every socket of this process at /dev/null.
+
+    A forked worker that keeps an ancestor's connection open keeps its peer from seeing the ancestor's end. The numbers
+    stay taken: an inherited object that closes "its" descriptor later must not close a stranger's.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        for entry in list(Path("/proc/self/fd").iterdir()):
+            descriptor = int(entry.name)
+            with contextlib.suppress(OSError):  # the listing's own descriptor is gone by now
+                if descriptor > 2 and stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                    os.dup2(null, descriptor, inheritable=False)
+    finally:
+        os.close(null)
+
+
+def set_threads(threads: int) -> None:
+    """Use `threads` threads in torch and in numpy's BLAS, which were loaded with one."""
+    import torch
+
+    torch.set_num_threads(threads)
+    if threads > 1 and "numpy" in sys.modules:
+        with contextlib.suppress(ModuleNotFoundError):
+            import threadpoolctl  # type: ignore[import-untyped]
+
+            threadpoolctl.threadpool_limits(limits=threads, user_api="blas")
+
+
+def seed_everything(seed: int, generation: int, rank: int) -> None:
+    """Seed the global generators of `random`, numpy and torch, otherwise equal in all forked workers for ever."""
+    import torch
+
+    digest = hashlib.sha256(f"worker/{seed}/{generation}/{rank}".encode()).digest()
+    value = int.from_bytes(digest[:8], "little") >> 1
+    random.seed(value)
+    torch.manual_seed(value)
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(value & 0xFFFFFFFF)

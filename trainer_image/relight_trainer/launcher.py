@@ -1,0 +1,214 @@
+"""The warm launcher: imports everything once, then forks the store and the workers of each generation.
+
+It runs no tensor operation, touches no device and has one thread, or what it forks would be broken. The protocol with
+the agent is in docs/architecture.md, "Launcher protocol".
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import platform
+import select
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from relight_agent.processes import die_with_parent
+from relight_trainer import hygiene
+
+# torch._dynamo is what torch imports when it first formats an exception: 1.8 s at the worst moment.
+WARM = ("torch", "torch.distributed", "torch._dynamo", "relight_trainer.generation")
+# In a user's own image only torch is sure to be there.
+WARM_IF_INSTALLED = ("relight_trainer.train", "relight_trainer.client")
+
+
+def preload() -> float:
+    """Import what workers need, with libraries held to one thread; the seconds it took."""
+    start = time.monotonic()
+    held = dict.fromkeys(hygiene.THREAD_VARIABLES, "1")
+    with hygiene.environment({**held, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}):
+        for name in WARM:
+            importlib.import_module(name)
+        for name in WARM_IF_INSTALLED:
+            with contextlib.suppress(ModuleNotFoundError):
+                importlib.import_module(name)
+    # Shared pages stay shared: the collector of a forked worker leaves alone what was there before the fork.
+    gc.collect()
+    gc.freeze()
+    return time.monotonic() - start
+
+
+class Child(NamedTuple):
+    generation: int
+    pid: int
+
+
+class Launcher:
+    """Serves one agent over `channel` until that closes."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._wake, self._waker = socket.socketpair()
+        self._wake.setblocking(False)
+        self._waker.setblocking(False)
+        self._pid = os.getpid()
+        self._workers: Child | None = None
+        self._store: Child | None = None
+
+    def serve(self, imported_seconds: float) -> None:
+        import torch
+
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        self._say("ready", torch=torch.__version__, python=platform.python_version(), imported_seconds=imported_seconds)
+        received = b""
+        while True:
+            ready, _, _ = select.select([self._channel, self._wake], [], [])
+            if self._wake in ready:
+                with contextlib.suppress(BlockingIOError):
+                    self._wake.recv(4096)
+            self._reap()
+            if self._channel in ready:
+                data = self._channel.recv(65536)
+                if not data:
+                    return
+                *lines, received = (received + data).split(b"\n")
+                for line in lines:
+                    self._obey(json.loads(line))
+
+    def close(self) -> None:
+        self._end_workers()
+        self._end_store()
+
+    def _say(self, event: str, **fields: Any) -> None:
+        self._channel.sendall(json.dumps({"event": event, **fields}).encode() + b"\n")
+
+    def _obey(self, message: dict[str, Any]) -> None:
+        match message:
+            case {"op": "run"}:
+                self._run(message)
+            case {"op": "close_store", "generation": generation}:
+                if self._store is not None and self._store.generation == generation:
+                    self._end_store()
+            case _:
+                print(f"relight launcher: not understood: {message}", file=sys.stderr, flush=True)
+
+    def _run(self, message: dict[str, Any]) -> None:
+        from relight_trainer import generation
+        from relight_trainer.store import listen, serve
+
+        order = generation.Order.from_message(message)
+        self._end_workers()
+        self._end_store()
+        if order.host_store:
+            try:
+                listener = listen(order.master_address, order.master_port)
+            except OSError as error:
+                self._say("store_failed", generation=order.generation, message=str(error))
+                return
+            with listener:
+                self._store = Child(order.generation, self._fork(lambda: serve(listener, order.run_id)))
+
+        def workers() -> int:
+            os.setsid()
+            if order.cold:
+                generation.exec_cold(order)
+            return generation.run(order, start_method="fork")
+
+        self._workers = Child(order.generation, self._fork(workers))
+        store_pid = self._store.pid if self._store is not None else None
+        self._say("started", generation=order.generation, pid=self._workers.pid, store_pid=store_pid)
+
+    def _fork(self, run: Callable[[], int]) -> int:
+        """The pid of a child that ends with what `run` returns."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            self._be_child(run)
+        return pid
+
+    def _be_child(self, run: Callable[[], int]) -> NoReturn:
+        status = 1
+        try:
+            die_with_parent(self._pid)
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for ours in (self._channel, self._wake, self._waker):
+                ours.close()
+            status = run()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(status)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._ended(pid, os.waitstatus_to_exitcode(status))
+
+    def _ended(self, pid: int, status: int) -> None:
+        if self._workers is not None and self._workers.pid == pid:
+            ended, self._workers = self._workers, None
+            self._say("ended", generation=ended.generation, status=status)
+        elif self._store is not None and self._store.pid == pid:
+            ended, self._store = self._store, None
+            print(
+                f"relight launcher: the store of generation {ended.generation} ended by itself ({status})",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _end_store(self) -> None:
+        if self._store is not None:
+            os.kill(self._store.pid, signal.SIGKILL)
+            os.waitpid(self._store.pid, 0)
+            self._store = None
+
+    def _end_workers(self) -> None:
+        """A generation that the agent has not ended: its session goes, and no `ended` follows."""
+        if self._workers is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._workers.pid, signal.SIGKILL)
+            os.kill(self._workers.pid, signal.SIGKILL)
+            os.waitpid(self._workers.pid, 0)
+            self._workers = None
+
+
+def main() -> int:
+    die_with_parent(os.getppid())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the agent alone decides; it closes the channel or kills
+    hygiene.leave_working_folder_out_of_path()
+    imported_seconds = preload()
+    if (threads := hygiene.threads_of_this_process()) != 1:
+        print(f"relight launcher: {threads} threads after the imports: cannot fork workers", file=sys.stderr)
+        return 1
+    channel = socket.socket(fileno=int(os.environ["RELIGHT_LAUNCHER_FD"]))
+    channel.set_inheritable(False)
+    launcher = Launcher(channel)
+    try:
+        launcher.serve(imported_seconds)
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+    finally:
+        launcher.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

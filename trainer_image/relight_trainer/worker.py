@@ -1,0 +1,130 @@
+"""The entry of each worker that torch's elastic agent starts: set the process right, run the job's entry, say how it ended."""
+
+import atexit
+import contextlib
+import importlib.util
+import multiprocessing.util
+import os
+import runpy
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from relight_agent.exits import ExitCode
+from relight_agent.files import Outcome
+from relight_agent.processes import die_with_parent
+from relight_trainer import hygiene
+from relight_trainer.context import WorkerContext
+from relight_trainer.failures import classify, describe, tell
+
+# The agent starts such a generation again, cold.
+BAD_FORK = "bad fork:"
+
+
+class BadFork(Exception):
+    """A device was touched before the fork; CUDA cannot be used in this process."""
+
+    exit_code = ExitCode.MACHINE_UNHEALTHY
+
+
+class BadEntry(Exception):
+    """There is nothing to run where the job says that there is."""
+
+    exit_code = ExitCode.BAD_CONFIG
+
+
+def main(parent: int) -> NoReturn:
+    """Be one worker of the generation whose elastic agent is process `parent`. Never returns."""
+    die_with_parent(parent)
+    hygiene.cut_inherited_sockets()
+    hygiene.reset_signals()
+    context = WorkerContext.from_env()
+    assert context is not None, "a worker is started by the launcher"
+    context.folder.write_pid(context.local_rank)
+    outcome = _run_to_the_end(context)
+    if not any(i == context.local_rank for i, _ in context.folder.outcomes(context.local_world_size)):
+        context.folder.write_outcome(context.local_rank, outcome)
+    _leave(outcome.exit_code)
+
+
+def _run_to_the_end(context: WorkerContext) -> Outcome:
+    try:
+        _check_fork()
+        settings = context.job.entry.get("config", {}).get("train", {})
+        hygiene.set_threads(int(settings.get("threads") or os.environ.get("OMP_NUM_THREADS") or 1))
+        hygiene.seed_everything(int(settings.get("seed", 0)), context.generation, context.rank)
+        outcome = entry_of(context)()
+    except BaseException as error:
+        return _outcome_of(error, context)
+    return outcome or Outcome("completed", context.rank, at=time.monotonic())
+
+
+def _check_fork() -> None:
+    if torch.cuda._is_in_bad_fork():  # noqa: SLF001  # no public name; what torch's own lazy initialisation asks
+        raise BadFork(f"{BAD_FORK} CUDA was initialised before this worker was forked")
+
+
+def entry_of(context: WorkerContext) -> Callable[[], Outcome | None]:
+    """What the job file asks this worker to run. Raises BadEntry for a kind that workers do not know."""
+    match context.job.entry:
+        case {"kind": "config"}:
+            from relight_trainer import train
+
+            return lambda: train.run(context)
+        case {"kind": "script", "argv": [script, *arguments]}:
+            return lambda: run_script(script, arguments, context.job.workdir)
+        case {"kind": "module", "argv": [module, *arguments]}:
+            return lambda: run_module(module, arguments, context.job.workdir)
+        case entry:
+            raise BadEntry(f"a worker cannot run an entry of kind {entry.get('kind')!r}")
+
+
+def run_script(script: str, arguments: list[str], workdir: str) -> None:
+    """Run a file as `python script arguments...` would in `workdir`. Raises BadEntry where there is no such file."""
+    os.chdir(workdir)
+    # Absolute, or a loader process started by spawn would look for it in a folder that the script has left.
+    path = Path(script).absolute()
+    if not path.exists():
+        raise BadEntry(f"trainer.script: there is no {path}")
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(path.resolve().parent))
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def run_module(module: str, arguments: list[str], workdir: str) -> None:
+    """Run a module as `python -m module arguments...` would in `workdir`. Raises BadEntry where there is none."""
+    os.chdir(workdir)
+    sys.argv = [module, *arguments]
+    sys.path.insert(0, str(Path.cwd()))
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        raise BadEntry(f"trainer.module: there is no module {module!r} for {sys.executable} in {workdir}")
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _outcome_of(error: BaseException, context: WorkerContext) -> Outcome:
+    at = time.monotonic()
+    if isinstance(error, SystemExit) and error.code in {None, 0}:
+        return Outcome("completed", context.rank, at=at)
+    tell(error)
+    return Outcome("failed", context.rank, exit_code=int(classify(error)), message=describe(error), at=at)
+
+
+def _leave(code: int) -> NoReturn:
+    """End as an interpreter would, but for destructors: those of what was inherited by fork are not ours to run."""
+    finalizers: tuple[Callable[[], Any], ...] = (
+        threading._shutdown,  # type: ignore[attr-defined]  # noqa: SLF001  # as multiprocessing does for its children
+        atexit._run_exitfuncs,  # noqa: SLF001  # a forked process never runs them by itself
+        multiprocessing.util._exit_function,  # type: ignore[attr-defined]  # noqa: SLF001  # ends loader processes; done once, whoever asks
+    )
+    for finalizer in finalizers:
+        with contextlib.suppress(BaseException):
+            finalizer()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(code)
