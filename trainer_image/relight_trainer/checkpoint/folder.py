@@ -1,0 +1,338 @@
+"""The checkpoints of one job in a folder that all its machines share.
+
+step-000001200.g3/           committed: renamed into place, its manifest fsynced last
+    manifest.json            sizes, checksums, order, cursor; sealed with a checksum of its own
+    state.json               what is not a tensor
+    shard-0-of-2.safetensors ...
+step-000001500.g4.final/     the state at the end of training
+tmp-*  trash-*               being written, being deleted: never read
+corrupt-*  fenced-*          set aside: damaged, or written by a generation that was over
+fence.json                   the newest generation that has begun, and the checkpoints that it found
+"""
+
+import contextlib
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from relight_agent.files import fsync_folder, write_json
+from relight_trainer.checkpoint.container import State
+from relight_trainer.checkpoint.disk import write_file
+from relight_trainer.checkpoint.errors import (
+    CheckpointError,
+    ConfigChanged,
+    Fenced,
+    NoUsableCheckpoint,
+    StorageFailed,
+    UnsupportedState,
+)
+from relight_trainer.checkpoint.exchange import Exchange, all_or_none
+from relight_trainer.checkpoint.manifest import (
+    MANIFEST,
+    Checkpoint,
+    FileRecord,
+    Position,
+    folder_name,
+    manifest_text,
+    parse_manifest,
+    problem,
+    read_manifest,
+    sealed,
+    unsealed,
+)
+from relight_trainer.checkpoint.shards import STATE, Content, load, shard_name
+
+_FENCE = "fence.json"
+_LEAST_KEPT = 2  # the newest could turn out damaged
+
+
+@dataclass(frozen=True)
+class _Fence:
+    created: float
+    generation: int
+    known: dict[str, str]  # the checkpoints there were when it began: folder name, seal
+
+    def admits(self, checkpoint: Checkpoint) -> bool:
+        """False for what an older generation wrote after this one began."""
+        if (checkpoint.created, checkpoint.position.generation) >= (self.created, self.generation):
+            return True
+        return self.known.get(checkpoint.path.name) == checkpoint.seal
+
+
+class CheckpointFolder:
+    """Order of checkpoints: (job created, generation, step). Retention keeps the newest `keep` sound ones (two at
+    least) and every final one. `say` hears what a person should know. `timeout` (seconds) bounds how long a rank waits
+    for the others to write their shards.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        job_uid: str,
+        created: float,
+        config_hash: str,
+        keep: int = 3,
+        say: Callable[[str], None] = print,
+        timeout: float = 1800.0,
+    ) -> None:
+        self._folder = folder
+        self._job_uid = job_uid
+        self._created = created
+        self._config_hash = config_hash
+        self._keep = max(keep, _LEAST_KEPT)
+        self._say = say
+        self._timeout = timeout
+        self._saves = 0
+        self._last: Checkpoint | None = None
+
+    def begin_generation(self, generation: int) -> None:
+        """Shut out older generations for good: what they write from now on is never read. Rank 0, before `newest`.
+
+        Raises `Fenced` where a newer generation has begun, `StorageFailed`.
+        """
+        with self._storage("begin a generation"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._refuse_if_fenced(generation)
+            fence = self._fence()
+            if fence is None or (fence.created, fence.generation) < (self._created, generation):
+                sound, _ = self._scan()
+                known = {c.path.name: c.seal for c in sound if fence is None or fence.admits(c)}
+                body = {"created": self._created, "generation": generation, "job_uid": self._job_uid, "known": known}
+                write_json(self._folder / _FENCE, sealed(body), durable=True)
+            for leftover in (*self._folder.glob("tmp-*"), *self._folder.glob("trash-*")):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def newest(self, newer_than: Position | None = None) -> Checkpoint | None:
+        """The newest checkpoint that verifies, None where there is none. Rank 0, after `begin_generation`.
+
+        `newer_than` is the position of a state that somebody holds already: checkpoints up to it are not looked at, and
+        None says that there is no better one. Damaged ones are set aside, and said.
+        Raises `NoUsableCheckpoint` where there are only damaged ones (and no `newer_than`), `ConfigChanged` where the
+        newest belongs to another configuration, `StorageFailed`.
+        """
+        with self._storage("read"):
+            if not self._folder.is_dir():
+                return None
+            fence = self._fence()
+            sound, damaged = self._scan()
+            bad = [self._set_aside(path, why) for path, why in damaged]
+            for checkpoint in sorted(sound, key=lambda c: c.order, reverse=True):
+                if fence is not None and not fence.admits(checkpoint):
+                    self._say(
+                        f"{checkpoint.path.name} is not used: generation {checkpoint.position.generation} wrote it after "
+                        f"generation {fence.generation} had begun"
+                    )
+                    self._rename_aside(checkpoint.path, "fenced")
+                    continue
+                if newer_than is not None and checkpoint.order <= (self._created, newer_than, False):
+                    return None
+                if checkpoint.config_hash != self._config_hash:
+                    raise ConfigChanged(
+                        f"the newest checkpoint, {checkpoint.path}, belongs to another configuration "
+                        f"({checkpoint.config_hash or 'none'} instead of {self._config_hash or 'none'}); give the job another "
+                        f"name or checkpoint location, undo the change, or delete {self._folder} to start from scratch"
+                    )
+                why = problem(checkpoint, checksums=True)
+                if why is None:
+                    return checkpoint
+                bad.append(self._set_aside(checkpoint.path, why))
+            if newer_than is not None:
+                return None
+            bad = bad or [f"{path.name}: set aside earlier" for path in sorted(self._folder.glob("corrupt-*"))]
+            if bad:
+                raise NoUsableCheckpoint(
+                    f"no checkpoint in {self._folder} can be used ({'; '.join(bad)}). Put a sound copy back, or delete the "
+                    f"folder to start from scratch"
+                )
+            return None
+
+    def load(self, checkpoint: Checkpoint) -> State:
+        """The state of what `newest` gave. Raises `StorageFailed`."""
+        with self._storage("read"):
+            return load(checkpoint.path, list(checkpoint.files))
+
+    def save(
+        self,
+        state: State,
+        *,
+        generation: int,
+        step: int,
+        cursor: dict[str, Any],
+        final: bool,
+        rank: int,
+        world: int,
+        exchange: Exchange,
+    ) -> Checkpoint:
+        """Write a state that all ranks hold alike, each rank its share; all ranks call this in the same order.
+
+        Returns on every rank once the checkpoint is committed. Saving the same position again is free.
+        Raises on every rank, with what was there before untouched: `StorageFailed`, `Fenced` where a newer generation
+        has begun, `UnsupportedState` where the state cannot be saved or the ranks' states differ in shape.
+        """
+        position = Position(generation, step)
+        if self._last is not None and (self._last.position, self._last.final) == (position, final):
+            return self._last
+        self._saves += 1
+        name = folder_name(position, final=final)
+        temporary = self._folder / f"tmp-{name}-{secrets.token_hex(4)}"
+        content: Content | None = None
+
+        def together(stage: str, act: Callable[[], Any]) -> list[Any]:
+            key = f"checkpoint-{generation}-{self._saves}/{stage}"
+            return all_or_none(exchange, key, act, rank=rank, world=world, timeout=self._timeout)
+
+        def begin() -> tuple[str, str]:
+            nonlocal content
+            content = Content(state)
+            if rank == 0:
+                with self._storage("write"):
+                    self._refuse_if_fenced(generation)
+                    temporary.mkdir(parents=True)
+            return temporary.name, content.layout_digest
+
+        def write_shard() -> tuple[str, int, str]:
+            assert content is not None
+            shard = shard_name(rank, world)
+            with self._storage(f"write {shard}"):
+                temporary.mkdir(exist_ok=True)  # a shared folder may show it late
+                record = write_file(temporary / shard, content.shard(rank, world))
+                fsync_folder(temporary)
+            return shard, *record
+
+        def commit() -> str | None:
+            if rank != 0:
+                return None
+            assert content is not None
+            with self._storage("write"):
+                files = {shard: FileRecord(size, digest) for shard, size, digest in written}
+                self._refuse_if_unseen(temporary, files)
+                files[STATE] = FileRecord(*write_file(temporary / STATE, [content.document()]))
+                text = manifest_text(
+                    job_uid=self._job_uid,
+                    created=self._created,
+                    position=position,
+                    final=final,
+                    cursor=cursor,
+                    world=world,
+                    config_hash=self._config_hash,
+                    files=files,
+                )
+                fsync_folder(temporary)
+                write_file(temporary / MANIFEST, [text.encode()])
+                fsync_folder(temporary)
+                self._refuse_if_fenced(generation)
+                self._put_in_place(temporary, name)
+            return text
+
+        try:
+            begun = together("begin", begin)
+            temporary = self._folder / begun[0][0]
+            _refuse_if_unequal([layout for _, layout in begun])
+            written = together("shards", write_shard)
+            manifest = together("commit", commit)[0]
+        except BaseException:
+            if rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        self._last = parse_manifest(self._folder / name, manifest)
+        if rank == 0:
+            self._retire()
+        return self._last
+
+    def _refuse_if_fenced(self, generation: int) -> None:
+        fence = self._fence()
+        if fence is not None and (fence.created, fence.generation) > (self._created, generation):
+            whose = f"generation {fence.generation}" if fence.created == self._created else "a newer job of this name"
+            raise Fenced(f"generation {generation} may no longer use {self._folder}: {whose} has begun")
+
+    def _refuse_if_unseen(self, temporary: Path, files: dict[str, FileRecord]) -> None:
+        for name, record in files.items():
+            path = temporary / name
+            if not path.exists() or path.stat().st_size != record.bytes:
+                raise StorageFailed(f"{path}, written by another rank, is not seen by rank 0: is the folder shared?")
+
+    def _put_in_place(self, temporary: Path, name: str) -> None:
+        target = self._folder / name
+        if target.exists():
+            # Another job's of the same name, or damaged: it stays a candidate under another name.
+            target.rename(self._folder / f"{name}.{secrets.token_hex(4)}")
+        temporary.rename(target)
+        fsync_folder(self._folder)
+
+    def _retire(self) -> None:
+        """Delete what retention does not keep. A failure here costs space, not state."""
+        try:
+            fence = self._fence()
+            sound = [
+                c
+                for c in self._scan()[0]
+                if c.config_hash == self._config_hash
+                and (fence is None or fence.admits(c))
+                and problem(c, checksums=False) is None
+            ]
+            sound.sort(key=lambda c: c.order, reverse=True)
+            for checkpoint in sound[self._keep :]:
+                if not checkpoint.final:
+                    trash = self._folder / f"trash-{checkpoint.path.name}-{secrets.token_hex(4)}"
+                    checkpoint.path.rename(trash)
+                    shutil.rmtree(trash)
+        except (OSError, CheckpointError) as error:
+            self._say(f"old checkpoints could not be deleted: {error}")
+
+    def _scan(self) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
+        """(checkpoints with a sound manifest, others with what is wrong with each)."""
+        sound: list[Checkpoint] = []
+        damaged: list[tuple[Path, str]] = []
+        for path in sorted(self._folder.glob("step-*")):
+            try:
+                sound.append(read_manifest(path))
+            except ValueError as error:
+                damaged.append((path, str(error)))
+        return sound, damaged
+
+    def _set_aside(self, path: Path, why: str) -> str:
+        reason = f"{path.name}: {why}"
+        aside = self._rename_aside(path, "corrupt")
+        self._say(f"checkpoint {reason}; it is not used, and kept as {aside}")
+        return reason
+
+    def _rename_aside(self, path: Path, prefix: str) -> str:
+        aside = self._folder / f"{prefix}-{path.name}"
+        if aside.exists():
+            aside = aside.with_name(f"{aside.name}-{secrets.token_hex(4)}")
+        try:
+            path.rename(aside)
+        except OSError:  # read-only storage: it is judged again next time
+            return path.name
+        return aside.name
+
+    def _fence(self) -> _Fence | None:
+        try:
+            body = unsealed(json.loads((self._folder / _FENCE).read_bytes()), _FENCE)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            self._say(f"{self._folder / _FENCE} is damaged ({error}): generations before this one are not shut out")
+            return None
+        return _Fence(body["created"], body["generation"], body["known"])
+
+    @contextlib.contextmanager
+    def _storage(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageFailed(f"cannot {doing} in {self._folder}: {error.strerror or error}") from error
+
+
+def _refuse_if_unequal(layouts: list[str]) -> None:
+    different = [rank for rank, layout in enumerate(layouts) if layout != layouts[0]]
+    if different:
+        raise UnsupportedState(
+            f"the ranks' states differ in names, sizes or aliases of tensors (ranks {different} from rank 0): a checkpoint "
+            f"holds state that is equal on all ranks"
+        )

@@ -1,0 +1,34 @@
+"""Tensors as bytes and bytes as tensors, without a copy and without numpy."""
+
+import ctypes
+import mmap
+import sys
+from typing import Any
+
+import torch
+
+if sys.byteorder != "little":
+    raise ImportError("Relight's files and digests are little-endian, and so must the machine be")
+
+
+Buffer = bytes | bytearray | memoryview | mmap.mmap
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a dense CPU tensor, in the order in which it lies there. It must outlive the view."""
+    return _view(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+
+
+def owned(data: Buffer) -> torch.Tensor:
+    """A copy of `data` as a flat uint8 tensor that owns its memory, aligned as torch's allocator aligns."""
+    source = memoryview(data).cast("B")
+    copy = torch.empty(len(source), dtype=torch.uint8)
+    bytes_of(copy)[:] = source
+    return copy
+
+
+def _view(address: int, size: int) -> memoryview:
+    if size == 0:
+        return memoryview(bytearray())
+    array: Any = (ctypes.c_char * size).from_address(address)
+    return memoryview(array).cast("B")

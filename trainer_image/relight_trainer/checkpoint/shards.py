@@ -1,0 +1,79 @@
+"""A checkpoint's content: a replicated state split over the ranks, as files."""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from relight_trainer.checkpoint.container import Head, Layout, State, entries_of, flatten, rebuild
+from relight_trainer.checkpoint.memory import bytes_of
+
+STATE = "state.json"
+_SCHEMA = 1
+
+
+class Content:
+    """The files of a state. Every rank of a replicated state computes the same split."""
+
+    def __init__(self, state: State) -> None:
+        """Raises `UnsupportedState`."""
+        self._text, names, self._tensors = flatten(state)
+        self._layout = Layout.of(names, self._tensors)
+
+    @property
+    def layout_digest(self) -> str:
+        """Equal on all ranks, or their states are not one state."""
+        text = json.dumps([self._layout.entries, self._layout.views_json()])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def shard(self, rank: int, world: int) -> Iterator[bytes | memoryview]:
+        """The parts of one rank's safetensors file."""
+        entries = self._layout.entries
+        mine = split([entry.bytes for entry in entries], world)[rank]
+        yield Head((entries[i] for i in mine), {}).bytes("")
+        for i in mine:
+            source = self._layout.source(i, self._tensors).cpu()
+            yield bytes_of(source)
+
+    def document(self) -> bytes:
+        """All that is not a tensor, and how the entries make tensors."""
+        views = json.dumps(self._layout.views_json(), separators=(",", ":"))
+        return f'{{"schema":{_SCHEMA},"views":{views},"state":{self._text}}}'.encode()
+
+
+def shard_name(rank: int, world: int) -> str:
+    """The file of one rank.
+
+    >>> shard_name(0, 4)
+    'shard-0-of-4.safetensors'
+    """
+    return f"shard-{rank}-of-{world}.safetensors"
+
+
+def load(folder: Path, names: Sequence[str]) -> State:
+    """The state of a checkpoint's files, which have been verified. Raises `ValueError`, `OSError`."""
+    document: Any = json.loads((folder / STATE).read_bytes())
+    entries: dict[str, memoryview] = {}
+    for name in names:
+        if name != STATE:
+            with (folder / name).open("rb") as file:
+                entries |= entries_of(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[1]
+    return rebuild(document["state"], document["views"], entries)
+
+
+def split(sizes: Sequence[int], parts: int) -> list[list[int]]:
+    """Indices of `sizes` in `parts` of nearly equal sum: the largest first, each to whoever has least.
+
+    >>> split([5, 3, 3, 2], 2)
+    [[0, 3], [1, 2]]
+    """
+    result: list[list[int]] = [[] for _ in range(parts)]
+    loads = [0] * parts
+    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        least = loads.index(min(loads))
+        result[least].append(i)
+        loads[least] += sizes[i]
+    # In the order of the entries, whose alignment falls, so that each stays aligned.
+    return [sorted(part) for part in result]
