@@ -90,8 +90,7 @@ class Agent:
     def _on_event(self, kind: str, value: Any) -> None:
         if kind == "signal":
             self._leave("SIGTERM", "save")
-            if value == signal.SIGTERM or value == signal.SIGINT:
-                self._reporter.update(terminating_at=time.monotonic())
+            self._reporter.update(terminating_at=time.monotonic())
         elif kind == "command":
             self._obey(value)
         elif kind == "launcher":

@@ -1,7 +1,6 @@
 """Faults on demand, for `relight run --chaos`: started by a worker, in a session of its own.
 
-    python -m relight_agent.chaos preempt --agent-pid P --run-dir D --grace S    SIGTERM, and SIGKILL after the grace
-    python -m relight_agent.chaos kill    --agent-pid P --run-dir D              a machine lost: everything at once
+`preempt`: SIGTERM to the agent, and SIGKILL after the grace period. `kill`: a machine lost, everything at once.
 """
 
 import argparse

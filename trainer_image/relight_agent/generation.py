@@ -151,7 +151,7 @@ class WorkerGeneration(Generation):
         if kind == "started":
             self._pid = int(event["pid"])
             self._launcher.store_pid = event.get("store_pid")
-        elif kind == "ended" or kind == "closed":
+        elif kind == "ended":
             self._ended = True
         elif kind == "store_failed":
             self._store_failed = str(event.get("message", "no message"))

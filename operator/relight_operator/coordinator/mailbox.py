@@ -76,8 +76,8 @@ class Mailbox:
             return None
         return command_for(entry.status, slot=report.slot, incarnation=report.incarnation, uid=report.uid)
 
-    async def wait(self, report: Report, timeout: float) -> AgentCommand | None:
-        """The agent's command as soon as it differs from `report.after`, or whatever it is after `timeout` seconds."""
+    async def wait(self, report: Report, hold: float) -> AgentCommand | None:
+        """The agent's command as soon as it differs from `report.after`, or whatever it is after `hold` seconds."""
         entry = self._jobs.setdefault(report.job, _Job())
 
         def fresh() -> bool:
@@ -85,7 +85,7 @@ class Mailbox:
             return command is not None and command.id != report.after
 
         try:
-            async with asyncio.timeout(timeout), entry.changed:
+            async with asyncio.timeout(hold), entry.changed:
                 await entry.changed.wait_for(fresh)
         except TimeoutError:
             pass

@@ -37,4 +37,4 @@ def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> 
 
 def _failed_code(status: JobStatus) -> int:
     code = status.last_failure.exit_code if status.last_failure else None
-    return code if code else ExitCode.EXCEPTION
+    return code or ExitCode.EXCEPTION

@@ -1,0 +1,132 @@
+"""What `relight run` shows: a progress bar on a terminal, plain lines elsewhere, a summary at the end."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from relight_operator.api.job import TrainingJob
+from relight_operator.api.status import JobStatus
+from relight_operator.core.actions import EmitEvent
+
+PLAIN_SECONDS = 5.0
+PLAIN_PERCENT = 10
+
+
+class Display:
+    def __init__(self, stream: TextIO) -> None:
+        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+        self._started = time.monotonic()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._said_percent = -PLAIN_PERCENT
+        self._said_at = 0.0
+        self._phase = ""
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[metrics]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+
+    def __enter__(self) -> Self:
+        if self._progress is not None:
+            self._progress.start()
+            self._task = self._progress.add_task("starting", total=None, metrics="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def line(self, text: str, style: str | None = None) -> None:
+        elapsed = time.monotonic() - self._started
+        self._console.print(f"[dim]{elapsed:7.2f}s[/dim] {escape(text)}", style=style)
+
+    def start(self, job: TrainingJob, state: Path, said: list[str]) -> None:
+        spec = job.spec
+        processes = spec.workers_per_node
+        nodes = "1 node" if spec.nodes == 1 else f"{spec.nodes} nodes"
+        self.line(f"{job.metadata.name}: {nodes} x {processes} process{'es' if processes > 1 else ''}, state in {state}")
+        for text in said:
+            self.line(text)
+
+    def event(self, event: EmitEvent) -> None:
+        self.line(f"{event.reason}: {event.message}", style="yellow" if event.warning else None)
+
+    def status(self, status: JobStatus) -> None:
+        progress = status.progress
+        if progress is None:
+            return
+        metrics = " ".join(f"{k} {v}" for k, v in list(progress.metrics.items())[:4])
+        if self._progress is not None and self._task is not None:
+            self._progress.update(
+                self._task,
+                description=status.phase.lower(),
+                completed=progress.step,
+                total=progress.total_steps or None,
+                metrics=escape(metrics),
+            )
+            return
+        now = time.monotonic()
+        due = progress.percent >= self._said_percent + PLAIN_PERCENT or now > self._said_at + PLAIN_SECONDS
+        if due and status.phase == "Running":
+            self._said_percent, self._said_at = progress.percent, now
+            epoch = f" epoch {progress.epoch}" if progress.epoch else ""
+            self.line(f"step {progress.step}/{progress.total_steps}{epoch} {metrics}".rstrip())
+
+    def end(self, lines: list[str]) -> None:
+        for text in lines:
+            self._console.print(escape(text))
+
+
+def summary(job: TrainingJob, status: JobStatus, state: Path, file: str) -> list[str]:
+    """What happened, in words; pure."""
+    name, restarts, goodput = job.metadata.name, status.restarts, status.goodput
+    took = ""
+    if status.start_time is not None and status.completion_time is not None:
+        took = f" in {status.completion_time - status.start_time:.1f} s"
+    lines = [f"\n{name}: {status.phase}{took}"]
+    failure = status.last_failure
+    if status.phase == "Failed":
+        reason = next((c for c in status.conditions if c.type == "Failed"), None)
+        lines += [f"  why         {reason.reason}: {reason.message}" if reason else "  why         unknown"]
+        if failure is not None and failure.member:
+            lines.append(f"  logs        {state / 'members' / failure.member / 'log'}")
+    if status.result is not None:
+        metrics = ", ".join(f"{k} {v}" for k, v in status.result.metrics.items())
+        lines.append(f"  result      {status.result.steps} steps" + (f", {metrics}" if metrics else ""))
+    if restarts.total:
+        causes = ", ".join(f"{n} x {cause}" for cause, n in sorted(restarts.by_cause.items()))
+        lines.append(f"  survived    {causes}" if status.phase == "Succeeded" else f"  met         {causes}")
+        back = f"; last recovery took {goodput.last_recovery_seconds} s" if goodput.last_recovery_seconds else ""
+        lines.append(f"  cost        {goodput.lost_steps} steps lost, {goodput.executed_steps} executed{back}")
+    if status.result is not None and status.result.weights_digest:
+        lines.append(f"  weights     sha256 {status.result.weights_digest}")
+    for notice in status.checkpoint.notices:
+        lines.append(f"  note        {notice}")
+    if status.phase == "Suspended":
+        step = status.checkpoint.step
+        saved = f"saved at step {step}" if step is not None else "nothing had been saved yet"
+        lines.append(f"  stopped     {saved}; go on with: relight run {file}")
+    lines.append(f"  state       {state}")
+    return lines

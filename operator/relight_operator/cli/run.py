@@ -1,0 +1,99 @@
+"""`relight run FILE`."""
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relight_agent.exits import ExitCode
+from relight_operator.api.status import JobStatus
+from relight_operator.api.validate import load_job
+from relight_operator.cli.display import Display, summary
+from relight_operator.local import chaos
+from relight_operator.local.state import StateFolder, default_state_dir
+
+
+@click.command("run", short_help="Run a TrainingJob here, without a cluster.")
+@click.argument("file", metavar="FILE")
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the job's state, logs and volumes live. Default: ~/.local/state/relight/NAMESPACE/NAME.",
+)
+@click.option("--fresh", is_flag=True, help="Forget what an earlier run of this job left, and start from scratch.")
+@click.option(
+    "--chaos",
+    "faults",
+    multiple=True,
+    metavar="FAULT",
+    help="Break something at an exact step: preempt-node:SLOT@step:N or kill-node:SLOT@step:N. May be repeated.",
+)
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="json: the final status on stdout.")
+def run_command(file: str, state_dir: Path | None, fresh: bool, faults: tuple[str, ...], output: str) -> int:
+    r"""Run the TrainingJob in FILE (- is stdin) on this machine, its members as processes.
+
+    The job goes on where an earlier run of it stopped. Ctrl-C saves and stops; pressed again, it does not wait for
+    that. A job's own script is looked for in FILE's folder.
+
+    \b
+      relight run examples/digits.yaml
+      relight run examples/digits.yaml --fresh --chaos kill-node:0@step:100
+      relight run examples/digits.yaml -o json | jq .weightsDigest
+    """
+    job = load_job(file)
+    parsed = tuple(chaos.parse(f, nodes=job.spec.nodes, index=i) for i, f in enumerate(faults))
+    from relight_operator.local.runner import Listener, LocalRunner
+    from relight_operator.local.start import begin
+
+    folder = StateFolder((state_dir or default_state_dir(job.metadata.namespace, job.metadata.name)).absolute())
+    workdir = Path.cwd() if file == "-" else Path(file).absolute().parent
+    display = Display(sys.stderr if output == "json" else sys.stdout)
+    with folder.exclusively():
+        stored, said = begin(folder, job, fresh=fresh)
+        display.start(job, folder.path, said)
+        if stored.status.phase == "Succeeded":
+            display.line("it has completed already; --fresh runs it again")
+            status = stored.status
+        else:
+            listener = Listener(display.event, display.status)
+            with display:
+                status = asyncio.run(_run(LocalRunner(folder, stored, workdir, listener, parsed), display))
+    if output == "json":
+        click.echo(json.dumps(final(status), indent=2))
+    display.end(summary(job, status, folder.path, file))
+    return exit_code(status)
+
+
+async def _run(runner: Any, display: Display) -> JobStatus:
+    def stop() -> None:
+        display.line("stopping: saving the state (again: do not wait)" if runner.stop is None else "killing the members")
+        runner.request_stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    status: JobStatus = await runner.run()
+    return status
+
+
+def final(status: JobStatus) -> dict[str, Any]:
+    """The status with what a script most often asks for beside it."""
+    return {
+        **status.dump(),
+        "steps": status.result.steps if status.result else (status.progress.step if status.progress else 0),
+        "executedSteps": status.goodput.executed_steps,
+        "weightsDigest": status.result.weights_digest if status.result else None,
+    }
+
+
+def exit_code(status: JobStatus) -> int:
+    if status.phase == "Succeeded":
+        return ExitCode.COMPLETED
+    if status.phase == "Failed":
+        code = status.last_failure.exit_code if status.last_failure else None
+        return code or ExitCode.EXCEPTION
+    return 130

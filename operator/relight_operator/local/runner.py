@@ -1,0 +1,263 @@
+"""`relight run`: the same plan(), coordinator, agents and trainer as in a cluster; members are processes."""
+
+import asyncio
+import hashlib
+import hmac
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from relight_agent.files import JobFile, write_json
+from relight_operator.api.durations import seconds
+from relight_operator.api.job import JobSpec, TrainingJob
+from relight_operator.api.status import TERMINAL, JobStatus
+from relight_operator.coordinator.mailbox import Mailbox
+from relight_operator.coordinator.server import Verdict, create_app
+from relight_operator.coordinator.wire import Report
+from relight_operator.core.actions import CreateMember, DeleteMember, EmitEvent, RequeueAfter, WriteStatus
+from relight_operator.core.observed import Observed, SlotView
+from relight_operator.core.plan import plan
+from relight_operator.local.chaos import Fault
+from relight_operator.local.members import ADDRESS, MACHINE, Member, ProcessMembers, token_of
+from relight_operator.local.state import StateFolder, StoredJob
+from relight_trainer import config as trainer_config
+
+PROGRESS_SECONDS = 1.0
+RESYNC_SECONDS = 5.0
+
+
+@dataclass
+class Listener:
+    """Who shows the run to a person."""
+
+    on_event: Callable[[EmitEvent], None] = lambda _: None
+    on_status: Callable[[JobStatus], None] = lambda _: None
+
+
+@dataclass
+class LocalRunner:
+    """Runs one stored job until it has ended, or until it has been stopped and saved."""
+
+    folder: StateFolder
+    stored: StoredJob
+    workdir: Path
+    listener: Listener
+    faults: tuple[Fault, ...] = ()
+    stop: str | None = None
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.status = self.stored.status
+        self._version = self.stored.version
+        metadata = self.stored.job.metadata
+        self._name = metadata.name
+        self._key = f"{metadata.namespace}/{metadata.name}"
+        self._secret = _secret(self.folder.path / "secret")
+        self._mailbox = Mailbox(time.time, lambda _: self._wake.set())
+        self._run_root = run_root(self.folder.path)
+        self._job_file = self._write_job_file()
+        self._members = ProcessMembers(
+            self.folder.path / "members", self._run_root, self._environment(), self._secret, self._wake.set
+        )
+
+    def request_stop(self) -> None:
+        """Every member saves and ends. Asked for again, nobody is waited for any more."""
+        if self.stop is None:
+            self.stop = f"interrupt-{secrets.token_hex(4)}"
+        else:
+            self._members.kill_all()
+        self._wake.set()
+
+    async def run(self) -> JobStatus:
+        """The final status: Succeeded, Failed, or Suspended after a stop."""
+        self._run_root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._members.adopt(self._name)
+        await self._mailbox.publish(self._key, self.status)
+        server = web.AppRunner(
+            create_app(self._mailbox, self._authenticate, lambda: True), access_log=None, shutdown_timeout=0.2
+        )
+        await server.setup()
+        site = web.TCPSite(server, ADDRESS, 0)
+        await site.start()
+        self._announce(server)
+        try:
+            await self._reconcile()
+        finally:
+            self._members.close()
+            await server.cleanup()
+        shutil.rmtree(self._run_root, ignore_errors=True)
+        return self.status
+
+    async def _reconcile(self) -> None:
+        while True:
+            self._wake.clear()
+            actions = plan(self._observe(), time.time())
+            delay, wrote = RESYNC_SECONDS, False
+            for action in actions:
+                if isinstance(action, CreateMember):
+                    self._members.create(self._name, action.slot, action.incarnation)
+                    self._wake.set()
+                elif isinstance(action, DeleteMember):
+                    self._members.delete(f"{self._name}-{action.slot}-{action.incarnation}", action.uid, action.grace)
+                elif isinstance(action, WriteStatus):
+                    self._version = self.folder.write_status(action.status, self._version)
+                    self.status, wrote = action.status, True
+                    await self._mailbox.publish(self._key, self.status)
+                    self.listener.on_status(self.status)
+                elif isinstance(action, EmitEvent):
+                    self.listener.on_event(action)
+                elif isinstance(action, RequeueAfter):
+                    delay = min(delay, action.seconds)
+            if wrote:
+                continue
+            if self._over():
+                return
+            try:
+                async with asyncio.timeout(delay):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def _over(self) -> bool:
+        ended = self.status.phase in TERMINAL or (self.status.phase == "Suspended" and self.stop is not None)
+        return ended and all(m.end is not None for m in self._members.all())
+
+    def _observe(self) -> Observed:
+        return Observed(
+            name=self._name,
+            spec=self.stored.job.spec,
+            status=self.status,
+            members=tuple(self._view(m) for m in self._members.all()),
+            config_hash=config_hash(self.stored.job.spec),
+            stop=self.stop,
+            progress_interval=PROGRESS_SECONDS,
+        )
+
+    def _view(self, member: Member) -> SlotView:
+        return SlotView(
+            slot=member.slot,
+            incarnation=member.incarnation,
+            uid=member.uid,
+            machine=MACHINE,
+            address=ADDRESS,
+            deleting=member.deleting,
+            end=member.end,
+            agent=self._mailbox.heard(self._key, member.uid),
+        )
+
+    async def _authenticate(self, token: str, report: Report) -> Verdict:
+        mine = report.job == self._key and hmac.compare_digest(token, token_of(self._secret, report.uid))
+        return "yes" if mine else "no"
+
+    def _announce(self, server: web.AppRunner) -> None:
+        host, port = server.addresses[0][:2]
+        file = self.folder.path / "coordinator.url"
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(f"http://{host}:{port}\n", encoding="ascii")
+        temporary.replace(file)
+
+    def _environment(self) -> dict[str, str]:
+        environment = {
+            "RELIGHT_JOB_FILE": str(self._job_file),
+            "RELIGHT_COORDINATOR_URL": f"file://{self.folder.path / 'coordinator.url'}",
+        }
+        if self.faults:
+            chaos = self.folder.path / "chaos.json"
+            write_json(chaos, [f.dump() for f in self.faults])
+            environment["RELIGHT_CHAOS_FILE"] = str(chaos)
+        return environment
+
+    def _write_job_file(self) -> Path:
+        path = self.folder.path / "job-file.json"
+        job_file(self.stored, self.workdir, self.folder.path).write(path)
+        return path
+
+
+def config_hash(spec: JobSpec) -> str:
+    """The identity of what is trained: equal hashes may share states. Over the validated model, never over text."""
+    if spec.trainer.config is not None:
+        return trainer_config.config_hash(_canonical(spec.trainer.config))
+    entry = {"script": spec.trainer.script, "module": spec.trainer.module, "command": spec.trainer.command}
+    return trainer_config.config_hash(entry)
+
+
+def job_file(stored: StoredJob, workdir: Path, state: Path) -> JobFile:
+    """What every member of the job is given."""
+    job, spec = stored.job, stored.job.spec
+    checkpoint = spec.checkpoint
+    interval = checkpoint.interval if checkpoint else None
+    location = checkpoint_folder(job, state)
+    return JobFile(
+        namespace=job.metadata.namespace,
+        name=job.metadata.name,
+        uid=stored.uid,
+        created=stored.created,
+        nodes=spec.nodes,
+        proc_per_node=spec.workers_per_node,
+        entry=_entry(spec),
+        config_hash=config_hash(spec),
+        workdir=str(workdir),
+        env={e.name: e.value for e in spec.trainer.env},
+        python=spec.trainer.python or "",
+        checkpoint_dir=str(location) if location else "",
+        checkpoint_seconds=seconds(interval.time) if interval and interval.time else 0.0,
+        checkpoint_steps=(interval.steps or 0) if interval else 0,
+        checkpoint_epochs=(interval.epochs or 0) if interval else 0,
+        checkpoint_keep=checkpoint.keep if checkpoint else 3,
+        grace_seconds=seconds(spec.disruption.grace_period),
+    )
+
+
+def _canonical(config: dict[str, Any]) -> dict[str, Any]:
+    return trainer_config.canonical(trainer_config.parse(config))
+
+
+def _entry(spec: JobSpec) -> dict[str, Any]:
+    trainer = spec.trainer
+    if trainer.config is not None:
+        return {"kind": "config", "config": _canonical(trainer.config)}
+    for kind, argv in (("script", trainer.script), ("module", trainer.module), ("command", trainer.command)):
+        if argv is not None:
+            return {"kind": kind, "argv": list(argv)}
+    raise AssertionError("a validated job has an entry")
+
+
+def checkpoint_folder(job: TrainingJob, state: Path) -> Path | None:
+    """The job's own folder of durable state. A claim is a folder in the state folder when there is no cluster."""
+    checkpoint = job.spec.checkpoint
+    if checkpoint is None:
+        return None
+    if checkpoint.host_path is not None:
+        location = Path(checkpoint.host_path.path)
+    elif checkpoint.uri is not None:
+        location = Path(checkpoint.uri.removeprefix("file://"))
+    else:
+        assert checkpoint.persistent_volume_claim is not None
+        location = state / "volumes" / checkpoint.persistent_volume_claim.claim_name
+    return location / job.metadata.namespace / job.metadata.name
+
+
+def run_root(state: Path) -> Path:
+    """Where members keep what must not touch a disk: a tmpfs where there is one."""
+    shm = Path("/dev/shm")  # noqa: S108  # a folder of our own, mode 0700, in the system's tmpfs
+    base = shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
+    digest = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12]
+    return base / f"relight-{os.getuid()}-{digest}"
+
+
+def _secret(path: Path) -> bytes:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.touch(mode=0o600)
+        temporary.write_bytes(secrets.token_bytes(32))
+        temporary.replace(path)
+    return path.read_bytes()

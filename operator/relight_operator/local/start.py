@@ -1,0 +1,105 @@
+"""How a run begins: a new job, one that goes on, one that is over, or one that may not go on as it is."""
+
+import datetime as dt
+import shutil
+from pathlib import Path
+
+from relight_operator.api.job import JobSpec, TrainingJob
+from relight_operator.api.status import TERMINAL, JobStatus, RecoveryStatus, Restarts
+from relight_operator.errors import InvalidUsage
+from relight_operator.local.runner import checkpoint_folder, run_root
+from relight_operator.local.state import StateFolder, StoredJob
+
+# Everything else is frozen at the first start.
+MUTABLE = frozenset({"suspend", "retry", "disruption", "activeDeadlineSeconds"})
+
+
+def begin(folder: StateFolder, job: TrainingJob, *, fresh: bool) -> tuple[StoredJob, list[str]]:
+    """The stored job to run, and what a person should know about it. Raises InvalidUsage."""
+    said: list[str] = []
+    if fresh:
+        said += clear(folder, job)
+    stored = folder.load()
+    if stored is None:
+        return folder.create(job, JobStatus()), said
+    changed = frozen_changes(stored.job.spec, job.spec)
+    if changed:
+        raise InvalidUsage(
+            f"{', '.join(changed)}: changed since the job's first start, and frozen since then (state in {folder.path}). "
+            "Undo the change, give the job another metadata.name, or start anew with --fresh"
+        )
+    stored = _with(folder, stored, job)
+    if stored.status.phase == "Failed":
+        said.append("it had failed: it goes on from its last checkpoint, with a new retry budget (--fresh starts anew)")
+        folder.write_status(revived(stored.status), stored.version)
+        stored = folder.load() or stored
+    elif stored.status.world is not None and stored.status.phase not in TERMINAL:
+        said.append("going on where the last run stopped (--fresh starts anew)")
+    return stored, said
+
+
+def _with(folder: StateFolder, stored: StoredJob, job: TrainingJob) -> StoredJob:
+    if job.spec == stored.job.spec:
+        return stored
+    folder.write_spec(job, stored.version)
+    return folder.load() or stored
+
+
+def frozen_changes(old: JobSpec, new: JobSpec) -> list[str]:
+    """The paths of frozen fields that differ, the deepest that tells them apart."""
+    before, after = (s.model_dump(mode="json", by_alias=True, exclude_none=True) for s in (old, new))
+    return [p for p in _differences(before, after, "spec") if p.split(".")[1] not in MUTABLE]
+
+
+def _differences(old: object, new: object, path: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}")]
+    return [] if old == new else [path]
+
+
+def revived(status: JobStatus) -> JobStatus:
+    """A failed job's status, ready to be tried again: generations and incarnations go on, budgets begin anew."""
+    after = status.model_copy(deep=True)
+    after.phase = "Pending"
+    after.completion_time = None
+    after.restarts = Restarts()
+    after.conditions = [c for c in after.conditions if c.type != "Failed"]
+    after.active_seconds, after.active_since = 0.0, None
+    after.stop = None
+    if after.world is not None:
+        furthest = max(after.world.previous_furthest_step, after.progress.step if after.progress else 0)
+        after.recovery = RecoveryStatus(
+            generation=after.world.generation, since=0.0, cause="Suspended", judged=True, furthest_step=furthest
+        )
+        # What that generation did has been accounted for when the job failed.
+        after.world.resumed_from_step = None
+    for slot in after.slots:
+        slot.incarnation += 1
+        slot.uid, slot.completed, slot.failed_starts, slot.state, slot.machine = None, None, 0, "Pending", ""
+    return after
+
+
+def clear(folder: StateFolder, job: TrainingJob) -> list[str]:
+    """Forget the job. Checkpoints outside the state folder are the user's: moved aside, not deleted."""
+    said = []
+    location = checkpoint_folder(job, folder.path)
+    inside = location is not None and location.is_relative_to(folder.path)
+    if location is not None and location.exists() and not inside:
+        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f")
+        aside = location.with_name(f"{location.name}.before-{stamp}")
+        location.rename(aside)
+        said.append(f"--fresh: the earlier checkpoints are kept in {aside}")
+    shutil.rmtree(run_root(folder.path), ignore_errors=True)
+    for child in _ours(folder.path):
+        if child.is_dir():
+            shutil.rmtree(child)
+        else:
+            child.unlink()
+    return said
+
+
+def _ours(path: Path) -> list[Path]:
+    """Only what Relight put there: somebody may have named their home as the state folder."""
+    names = ["members", "volumes", "job.json", "job.lock", "job-file.json", "secret", "coordinator.url", "chaos.json"]
+    return [p for n in names if (p := path / n).exists()] + sorted(path.glob("chaos.json.*.fired"))
