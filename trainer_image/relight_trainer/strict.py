@@ -9,8 +9,16 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
-from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError
 
 MAX_SHOWN = 12  # alternatives in one message
 
@@ -91,6 +99,13 @@ class StrictModel(BaseModel):
     @classmethod
     def json_names(cls) -> set[str]:
         return {field.alias or name for name, field in cls.model_fields.items()}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core))
+        if cls.exactly_one:
+            schema["oneOf"] = [{"required": [cls.model_fields[name].alias or name]} for name in cls.exactly_one]
+        return schema
 
     @classmethod
     def _alternatives(cls, value: Mapping[str, Any]) -> Iterable[InitErrorDetails]:

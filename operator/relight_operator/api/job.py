@@ -1,9 +1,9 @@
 """The `TrainingJob` resource (relight.dev/v1alpha1): metadata and spec. See status.py for its status."""
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
 
 from relight_operator.api import durations
@@ -36,6 +36,12 @@ def _duration(value: Any) -> Any:
     return value
 
 
+def _positive(value: str) -> str:
+    if not durations.seconds(value):
+        raise problem("range", "out of range", allowed="more than 0s")
+    return value
+
+
 def _env_name(value: Any) -> Any:
     if isinstance(value, str) and (value in RESERVED_ENV or value.startswith(RESERVED_ENV_PREFIXES)):
         raise problem(
@@ -58,7 +64,25 @@ def _absolute(value: Any) -> Any:
     return value
 
 
+def _matching(pattern: str, allowed: str, max_length: int) -> BeforeValidator:
+    """A check by `pattern` whose answer is `allowed` in words: nobody should have to read a regular expression."""
+    whole = re.compile(pattern.removesuffix("$") + r"\Z")  # Python's $ would let a final newline pass
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and not (len(value) <= max_length and whole.match(value)):
+            raise problem("form", "not a valid name", allowed=f"{allowed}, at most {max_length} characters")
+        return value
+
+    return BeforeValidator(check, json_schema_input_type=Annotated[str, Field(pattern=pattern, max_length=max_length)])
+
+
 Duration = Annotated[str, BeforeValidator(_duration), WithJsonSchema({"type": "string", "pattern": durations.PATTERN})]
+LOWER = "lower-case letters, digits"
+EnvName = Annotated[
+    str,
+    BeforeValidator(_env_name),
+    _matching(r"^[A-Za-z_][A-Za-z0-9_]*$", 'letters, digits and "_", no digit first', 256),
+]
 Words = Annotated[list[str], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -72,7 +96,7 @@ class ApiModel(StrictModel):
 class EnvVar(ApiModel):
     not_yet: ClassVar = frozenset({"valueFrom"})
 
-    name: Annotated[str, BeforeValidator(_env_name), Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=256)]
+    name: EnvName
     value: str = ""
 
 
@@ -100,15 +124,23 @@ class HostPath(ApiModel):
 
 
 class PersistentVolumeClaim(ApiModel):
-    claim_name: Annotated[str, Field(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=253)]
+    claim_name: Annotated[str, _matching(r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", f'{LOWER}, "-" and "."', 253)]
 
 
 class Interval(ApiModel):
     """How often a checkpoint is committed; with several, whichever is due first."""
 
-    time: Duration | None = Field(None, description="After this much time.")
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    time: Annotated[Duration, AfterValidator(_positive)] | None = Field(None, description="After this much time.")
     steps: int | None = Field(None, ge=1, description="After this many optimizer steps.")
     epochs: int | None = Field(None, ge=1, description="After this many epochs.")
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.time is None and self.steps is None and self.epochs is None:
+            raise problem("empty", "at least one of these is wanted", allowed="time, steps, epochs")
+        return self
 
 
 class CheckpointSpec(ApiModel):
@@ -121,7 +153,9 @@ class CheckpointSpec(ApiModel):
         None, description="A claim that all members can mount."
     )
     host_path: HostPath | None = Field(None, description="A folder that is the same on every machine.")
-    uri: Annotated[str, BeforeValidator(_uri)] | None = Field(None, description="`file:///absolute/path`.")
+    uri: Annotated[str, BeforeValidator(_uri), WithJsonSchema({"type": "string", "pattern": "^file:///"})] | None = (
+        Field(None, description="`file:///absolute/path`.")
+    )
     interval: Interval = Field(Interval(time="10m"), description="How often a checkpoint is committed.")
     keep: int = Field(3, ge=2, description="How many good checkpoints are kept.")
 
@@ -190,8 +224,8 @@ class Metadata(ApiModel):
 
     not_yet: ClassVar = frozenset({"generateName"})
 
-    name: Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME)]
-    namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)] = "default"
+    name: Annotated[str, _matching(NAME_PATTERN, f'{LOWER} and "-", a letter first', MAX_NAME)]
+    namespace: Annotated[str, _matching(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", f'{LOWER} and "-"', 63)] = "default"
     uid: str | None = None
     creation_timestamp: str | None = None
     labels: dict[str, str] = Field({})
