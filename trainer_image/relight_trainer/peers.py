@@ -48,7 +48,7 @@ class StoreExchange:
         self._store = store
 
     def put(self, key: str, value: bytes) -> None:
-        self._store.set(key, value)
+        self._store.set(key, value)  # type: ignore[arg-type]  # torch's stub says text, torch takes bytes
 
     def get(self, key: str, timeout: float) -> bytes:
         self._store.wait([key], timedelta(seconds=timeout))

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from torch import Tensor, nn
@@ -90,15 +91,19 @@ class Session:
             poll=max(0.02, 0.0005 * context.world_size),  # bounds what the store is asked in a large world
         )
         job = context.job
-        identity = {"job_uid": job.uid, "config_hash": job.config_hash}
-        self._snapshots = Snapshots(context.snapshots, **identity) if context.local_rank == 0 else None
-        self._checkpoints = (
-            CheckpointFolder(
-                job.checkpoint_dir, created=job.created, keep=job.checkpoint_keep, say=self.say, **identity
+        self._snapshots: Snapshots | None = None
+        if context.local_rank == 0:
+            self._snapshots = Snapshots(context.snapshots, job_uid=job.uid, config_hash=job.config_hash)
+        self._checkpoints: CheckpointFolder | None = None
+        if job.checkpoint_dir:
+            self._checkpoints = CheckpointFolder(
+                Path(job.checkpoint_dir),
+                job_uid=job.uid,
+                created=job.created,
+                config_hash=job.config_hash,
+                keep=job.checkpoint_keep,
+                say=self.say,
             )
-            if job.checkpoint_dir
-            else None
-        )
         self._due = CheckpointDue(job, rank=context.rank, exchange=self._exchange)
         self._chaos = Chaos(context)
         self._objects: Mapping[str, Stateful] = {}

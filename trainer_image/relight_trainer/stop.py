@@ -15,11 +15,11 @@ import threading
 import time
 from collections.abc import Callable
 
-from relight_trainer.peers import Store
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 _START = 0
 _DONE = 2**60
-_GO_ON = b"go on"
+_GO_ON = "go on"
 
 
 class StopAgreement:
@@ -98,7 +98,7 @@ class StopAgreement:
     def _watch(self) -> None:
         try:
             if self._noticed():
-                self._store.set("stop/notice", b"1")
+                self._store.set("stop/notice", "1")
                 self._publish()
                 self._decide()
             else:
@@ -130,11 +130,11 @@ class StopAgreement:
                 break
             if self._store.check(self._positions):
                 furthest = max(int(value) for value in self._store.multi_get(self._positions))
-                decision = _GO_ON if furthest == _DONE else str((furthest + 1) // 2).encode()
+                decision = _GO_ON if furthest == _DONE else str((furthest + 1) // 2)
                 break
             time.sleep(0.002)
         else:
             self._say(f"not all ranks answered within {self._patience:g} s: the stop is given up, training goes on")
-        agreed = self._store.compare_set("stop/decision", "", decision)
+        agreed = self._store.compare_set("stop/decision", "", decision).decode()
         if agreed != _GO_ON:
             self._stop_at = int(agreed)
