@@ -25,7 +25,7 @@ from relight_agent.reporting import Reporter, process_age
 
 POLL_SECONDS = 0.01  # while workers run: how soon their end is seen
 IDLE_SECONDS = 0.5
-OBSERVE_SECONDS = 0.25  # between looks at progress and heartbeats
+OBSERVE_SECONDS = 0.1  # between looks at progress and heartbeats
 MAX_LAUNCHER_DEATHS = 3
 MAX_TERMINATION_BYTES = 4096
 FLUSH_SECONDS = 60.0
@@ -52,6 +52,10 @@ class Agent:
         self._leave_by = 0.0
         self._exit: Optional[Tuple[int, str]] = None
         self._observed_at = 0.0
+        self._milestone: Any = None
+        self._age = 0.0  # seconds from the start of this process to its first line
+        self._settled_generation: Optional[Generation] = None
+        self._cold_generation = 0
         self._is_command = me.job.entry["kind"] == "command"
 
     def run(self) -> int:
@@ -60,7 +64,8 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _: self._events.put(("signal", n)))
         Path(self.me.run_dir).mkdir(parents=True, exist_ok=True)
-        self._reporter.observe(timings={"agent": round(process_age(), 3)})
+        self._age = round(process_age(), 3)
+        self._reporter.observe(timings={"agent": self._age})
         if self._is_command:
             self._become_ready()
         else:
@@ -159,7 +164,7 @@ class Agent:
             self._reporter.observe(
                 torch=str(message.get("torch", "")),
                 python=str(message.get("python", "")),
-                timings={"agent": self._reporter_timing(), "launcher": float(message.get("imported_seconds") or 0.0)},
+                timings={"agent": self._age, "launcher": float(message.get("imported_seconds") or 0.0)},
             )
             if not self._running():
                 self._become_ready()
@@ -168,9 +173,6 @@ class Agent:
             self._on_launcher_end(int(message["pid"]))
         elif isinstance(self._generation, WorkerGeneration) and message.get("generation") == self._generation.number:
             self._generation.on_event(message)
-
-    def _reporter_timing(self) -> float:
-        return float(self._reporter.body()["timings"].get("agent", 0.0))
 
     def _on_launcher_end(self, pid: int) -> None:
         if self._launcher is None or self._launcher.pid != pid or self._exit is not None:
@@ -215,7 +217,7 @@ class Agent:
         if outcome is None:
             if now - self._observed_at >= OBSERVE_SECONDS:
                 self._observed_at = now
-                self._reporter.observe(progress=generation.progress(), furthest_step=generation.furthest_step())
+                self._observe(generation)
             return
         cold = isinstance(generation, WorkerGeneration) and outcome.message.startswith(BAD_FORK)
         if cold and self._pending is None and not self._cold_already(generation):
@@ -223,11 +225,16 @@ class Agent:
             return
         self._settle(generation, outcome)
 
+    def _observe(self, generation: Generation) -> None:
+        progress = generation.progress()
+        # People and recovery times wait for these two; the rest can wait for the next report.
+        milestone = progress and (progress.restored_at, progress.first_step_at is not None, progress.checkpoint)
+        share = self._reporter.update if milestone != self._milestone else self._reporter.observe
+        self._milestone = milestone
+        share(progress=progress, furthest_step=generation.furthest_step())
+
     def _reported(self, generation: Generation) -> bool:
         return self._settled_generation is generation
-
-    _settled_generation: Optional[Generation] = None
-    _cold_generation = 0
 
     def _cold_already(self, generation: Generation) -> bool:
         return self._cold_generation == generation.number
