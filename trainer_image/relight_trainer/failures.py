@@ -14,7 +14,7 @@ from relight_agent.exits import ExitCode
 from relight_agent.files import clip
 
 # gloo's errors are plain RuntimeErrors that begin with the place in its source; device.cc is about the own machine.
-_GLOO = re.compile(r"/gloo/(?!transport/\w+/device)|[Gg]loo connect\w* failed|failed to pass monitoredBarrier")
+_GLOO = re.compile(r"/gloo/(?!gloo/|transport/\w+/device)|[Gg]loo connect\w* failed|failed to pass monitoredBarrier")
 # A wrong call, not a lost peer: it would fail the same way for ever.
 _NCCL_MISUSE = re.compile(r"ncclInvalidUsage|ncclInvalidArgument|Duplicate GPU detected")
 _CUDA_BROKEN = re.compile(r"uncorrectable|hardware stack error|no CUDA-capable device|GPU is lost|fallen off the bus")

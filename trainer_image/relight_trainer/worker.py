@@ -21,6 +21,7 @@ from relight_agent.processes import die_with_parent
 from relight_trainer import hygiene
 from relight_trainer.context import WorkerContext
 from relight_trainer.failures import classify, describe, tell
+from relight_trainer.seeds import seed_everything, stream
 
 # The agent starts such a generation again, cold.
 BAD_FORK = "bad fork:"
@@ -43,6 +44,7 @@ def main(parent: int) -> NoReturn:
     die_with_parent(parent)
     hygiene.cut_inherited_sockets()
     hygiene.reset_signals()
+    hygiene.disown_finalizers()
     context = WorkerContext.from_env()
     assert context is not None, "a worker is started by the launcher"
     context.folder.write_pid(context.local_rank)
@@ -57,7 +59,7 @@ def _run_to_the_end(context: WorkerContext) -> Outcome:
         _check_fork()
         settings = context.job.entry.get("config", {}).get("train", {})
         hygiene.set_threads(int(settings.get("threads") or os.environ.get("OMP_NUM_THREADS") or 1))
-        hygiene.seed_everything(int(settings.get("seed", 0)), context.generation, context.rank)
+        _seed(stream(int(settings.get("seed", 0)), "worker", context.generation, context.rank))
         outcome = entry_of(context)()
     except BaseException as error:
         return _outcome_of(error, context)
@@ -67,6 +69,12 @@ def _run_to_the_end(context: WorkerContext) -> Outcome:
 def _check_fork() -> None:
     if torch.cuda._is_in_bad_fork():  # noqa: SLF001  # no public name; what torch's own lazy initialisation asks
         raise BadFork(f"{BAD_FORK} CUDA was initialised before this worker was forked")
+
+
+def _seed(value: int) -> None:
+    """Seed all global generators: by fork alone they are equal in all local workers and in every generation."""
+    seed_everything(value)
+    torch.manual_seed(value)  # CUDA's as well, when it is initialised
 
 
 def entry_of(context: WorkerContext) -> Callable[[], Outcome | None]:
@@ -124,7 +132,7 @@ def _leave(code: int) -> NoReturn:
     for finalizer in finalizers:
         with contextlib.suppress(BaseException):
             finalizer()
-    for stream in (sys.stdout, sys.stderr):
+    for file in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
-            stream.flush()
+            file.flush()
     os._exit(code)

@@ -27,7 +27,7 @@ def links():
     found = {}
     for entry in Path("/proc/self/fd").iterdir():
         try:
-            found[entry.name] = os.readlink(entry)
+            found[entry.name] = str(entry.readlink())
         except OSError:
             continue
     return found
@@ -51,7 +51,7 @@ note(
         "threads": torch.get_num_threads(),
         "seed": torch.initial_seed(),
         "argv": sys.argv,
-        "cwd": os.getcwd(),
+        "cwd": str(Path.cwd()),
         "bad_fork": torch.cuda._is_in_bad_fork(),
     },
 )

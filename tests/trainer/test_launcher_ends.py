@@ -1,0 +1,115 @@
+"""How workers end: what they say, and what runs before they are gone."""
+
+import pytest
+from launching import Member, free_port, noted, outcome
+
+from relight_agent.exits import ExitCode
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """run(argv, ...) -> (folder, member) of one worker's generation that has ended."""
+    members = []
+
+    def go(argv, **options):
+        member = Member(tmp_path_factory.mktemp("run"), 0, argv, **options)
+        members.append(member)
+        folder = member.run(1, rank=0, nodes=1, port=free_port(), host_store=True)
+        member.started()
+        member.expect("ended")
+        return folder, member
+
+    yield go
+    for member in members:
+        member.kill()
+
+
+def test_a_returning_script_completes_and_its_exit_handlers_run(run):
+    folder, member = run(["reduce.py", "return"])
+    assert outcome(folder).kind == "completed"
+    assert noted(folder, "atexit", timeout=1) == "ran"
+    assert folder.pid(0) == noted(folder, "formed")["pid"]
+    assert member.stderr.read_text() == ""
+
+
+def test_sys_exit_0_completes(run):
+    folder, _ = run(["reduce.py", "exit", "0"])
+    assert outcome(folder).kind == "completed"
+
+
+def test_sys_exit_with_another_code_is_an_exception(run):
+    folder, _ = run(["reduce.py", "exit", "3"])
+    end = outcome(folder)
+    assert (end.kind, end.exit_code) == ("failed", ExitCode.EXCEPTION)
+    assert end.message.startswith("SystemExit: 3 (")
+    assert noted(folder, "atexit", timeout=1) == "ran"
+
+
+def test_an_exception_is_told_by_its_last_line_and_place_and_one_traceback(run):
+    folder, member = run(["reduce.py", "raise", "no such digit"])
+    end = outcome(folder)
+    assert (end.kind, end.exit_code) == ("failed", ExitCode.EXCEPTION)
+    assert end.message.startswith("ValueError: no such digit (")
+    assert "reduce.py:" in end.message
+    text = member.stderr.read_text()
+    assert text.count("Traceback") == 1
+    assert "runpy" not in text
+    assert "worker.py" not in text
+
+
+def test_an_exception_with_an_exit_code_of_its_own(run):
+    folder, _ = run(["ends.py", "storage"])
+    assert outcome(folder).exit_code == ExitCode.STORAGE_FAILED
+
+
+def test_a_script_that_is_not_there_is_bad_configuration(run):
+    folder, member = run(["nowhere.py"])
+    end = outcome(folder)
+    assert end.exit_code == ExitCode.BAD_CONFIG
+    assert "nowhere.py" in end.message
+    assert "Traceback" not in member.stderr.read_text()
+
+
+def test_a_module_that_is_not_there_is_bad_configuration(run):
+    folder, _ = run(["nowhere.train"], kind="module")
+    assert outcome(folder).exit_code == ExitCode.BAD_CONFIG
+
+
+def test_a_module_runs_as_main_with_its_arguments(run):
+    folder, _ = run(["reduce", "return"], kind="module")
+    assert outcome(folder).kind == "completed"
+    assert noted(folder, "formed")["argv"][1:] == ["return"]
+
+
+@pytest.mark.parametrize("how", [["signal", "SIGKILL"], ["signal", "SIGSEGV"], ["unfinished"]])
+def test_a_worker_that_dies_without_a_word_leaves_no_outcome_and_the_generation_ends(run, how):
+    folder, _ = run(["ends.py", *how])
+    assert list(folder.outcomes(1)) == []
+    assert folder.pid(0) is not None
+
+
+def test_a_crash_in_native_code_leaves_its_stack_on_stderr(run):
+    _, member = run(["ends.py", "signal", "SIGSEGV"])
+    assert "ends.py" in member.stderr.read_text()
+
+
+def test_sigterm_and_sigint_do_not_end_a_worker_but_its_programs(run):
+    folder, _ = run(["ends.py", "terminated"])
+    end = outcome(folder)
+    assert end.kind == "completed", end.message
+
+
+def test_threads_of_the_script_finish_first(run):
+    folder, _ = run(["ends.py", "thread"])
+    assert outcome(folder).kind == "completed"
+    assert (folder.path / "thread").read_text() == "done"
+
+
+def test_loader_processes_work_by_fork_and_by_spawn_with_a_relative_script_path(run):
+    folder, _ = run(["./loaders.py"])
+    end = outcome(folder)
+    assert end.kind == "completed", end.message
+    total = 2 * sum(i * i for i in range(16))
+    assert noted(folder, "sums") == {"fork": total, "spawn": total}
