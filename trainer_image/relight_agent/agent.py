@@ -29,6 +29,8 @@ OBSERVE_SECONDS = 0.1  # between looks at progress and heartbeats
 MAX_LAUNCHER_DEATHS = 3
 MAX_TERMINATION_BYTES = 4096
 FLUSH_SECONDS = 60.0
+# Workers that have not begun to train hold nothing new: they are not waited for when the member must go.
+START_LEAVE_SECONDS = 2.0
 
 
 def grace_margin(grace: float) -> float:
@@ -50,6 +52,7 @@ class Agent:
         self._pending: Optional[World] = None  # to be run as soon as the launcher is warm
         self._leaving: Optional[str] = None  # the id of the stop, or "SIGTERM"
         self._leave_by = 0.0
+        self._asked_at = 0.0
         self._exit: Optional[Tuple[int, str]] = None
         self._observed_at = 0.0
         self._milestone: Any = None
@@ -267,7 +270,8 @@ class Agent:
         self._leaving = reason
         self._pending = None
         grace = self.me.job.grace_seconds
-        self._leave_by = time.monotonic() + grace - grace_margin(grace)
+        self._asked_at = time.monotonic()
+        self._leave_by = self._asked_at + grace - grace_margin(grace)
         if self._running() and self._generation is not None:
             self._reporter.update(state="Stopping")
             self._generation.ask(Command(id=reason, op=op, deadline=self._leave_by))
@@ -277,9 +281,12 @@ class Agent:
             return
         generation = self._generation
         if generation is not None and generation.outcome is None:
-            if time.monotonic() > self._leave_by:
+            now = time.monotonic()
+            if now > self._leave_by:
                 generation.kill()
                 self._quit(ExitCode.STOPPED_UNSAVED, "the grace period ended before the workers had stopped")
+            elif now > self._asked_at + START_LEAVE_SECONDS and not generation.has_begun():
+                generation.drop()
             return
         outcome = generation.outcome if generation is not None else None
         if outcome is not None and outcome.kind == "completed" and self._leaving != "SIGTERM":
@@ -332,6 +339,7 @@ class Agent:
         me = os.getpid()
         kill_all(lambda seen: set(descendants(me, seen)))
         self._reaper.reap()
+        shutil.rmtree(self.me.run_dir, ignore_errors=True)  # memory, and it ends with the member
         outcome = self._generation.outcome if self._generation is not None else None
         write_termination_message(self.me.termination_log, code, message, outcome)
         return code

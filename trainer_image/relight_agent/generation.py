@@ -9,10 +9,10 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, replace
-from typing import Any, Deque, Dict, List, Optional, Set
+from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 
-from relight_agent.exits import CLASS_ORDER, Class, ExitCode, exit_of
-from relight_agent.files import Command, GenerationFolder, Outcome, Progress, clip
+from relight_agent.exits import CLASS_ORDER, ExitCode, exit_of
+from relight_agent.files import Command, GenerationFolder, Heartbeat, Outcome, Progress, clip, read_json
 from relight_agent.identity import Identity
 from relight_agent.launcher import Launcher, inherited_env
 from relight_agent.processes import Process, Reaper, descendants, is_alive, kill_all
@@ -84,6 +84,10 @@ class Generation:
 
     def furthest_step(self) -> int:
         return self.folder.furthest_step(self.me.job.proc_per_node)
+
+    def has_begun(self) -> bool:
+        """Whether the workers are past starting and restoring."""
+        return True
 
     def ask(self, command: Command) -> None:
         """Ask the workers to save and stop."""
@@ -157,6 +161,9 @@ class WorkerGeneration(Generation):
             self._store_failed = str(event.get("message", "no message"))
             self._ended = True
 
+    def has_begun(self) -> bool:
+        return any(b is not None and b[0] != "start" for b in self._heartbeats())
+
     def ask(self, command: Command) -> None:
         self.folder.write_command(command)
 
@@ -184,11 +191,11 @@ class WorkerGeneration(Generation):
         return self.outcome
 
     def _patience(self) -> float:
-        from relight_agent.files import Heartbeat
-
-        beats = [Heartbeat.read(self.folder.heartbeat_path(i)) for i in range(self.me.job.proc_per_node)]
-        saving = any(b is not None and b[0] in ("checkpoint", "end") for b in beats)
+        saving = any(b is not None and b[0] in ("checkpoint", "end") for b in self._heartbeats())
         return CHECKPOINT_SECONDS if saving else LAST_WORD_SECONDS
+
+    def _heartbeats(self) -> List[Optional[Tuple[str, int, float]]]:
+        return [Heartbeat.read(self.folder.heartbeat_path(i)) for i in range(self.me.job.proc_per_node)]
 
     def _silent(self, local_rank: int, *, died: bool) -> Outcome:
         if self._store_failed is not None:
@@ -302,8 +309,6 @@ class CommandGeneration(Generation):
 
     def _reason(self, status: int) -> str:
         """The root cause in the command's own words: torch's error file, else the last exception on stderr."""
-        from relight_agent.files import read_json
-
         error = read_json(self._error_file)
         message = error.get("message") if isinstance(error, dict) else None
         if isinstance(message, dict):
@@ -337,7 +342,3 @@ def last_exception(lines: List[str]) -> Optional[str]:
     found = [m.group(1) for line in lines if (m := _EXCEPTION_LINE.match(line.strip()))]
     own = [f for f in found if not f.startswith("torch.distributed.elastic")]
     return own[-1] if own else None
-
-
-def is_collateral(outcome: Outcome) -> bool:
-    return outcome.kind == "failed" and exit_of(outcome.exit_code).klass is Class.COLLATERAL

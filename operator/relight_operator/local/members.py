@@ -25,6 +25,7 @@ from typing import Any
 from relight_agent.agent import read_termination_message
 from relight_agent.exits import CAUSE_CLASS, Cause, Class, ExitCode, exit_of
 from relight_agent.files import clip, read_json, write_json
+from relight_agent.processes import Process, kill_all
 from relight_operator.api.job import RESERVED_ENV, RESERVED_ENV_PREFIXES
 from relight_operator.core.observed import MemberEnd
 
@@ -51,6 +52,36 @@ class Member:
 def token_of(secret: bytes, uid: str) -> str:
     """The bearer token of one member: nobody else's, and nothing to store."""
     return hmac.new(secret, uid.encode(), hashlib.sha256).hexdigest()
+
+
+def kill_leftovers(folder: Path) -> int:
+    """SIGKILL the members of an earlier runner that still live, with all their processes; how many there were."""
+    living = [path.parent for path in folder.glob("*/lock") if _lock_holder(path) is not None]
+    for path in living:
+        value = read_json(path / "member.json")
+        if isinstance(value, dict):
+            kill_container(str(value["uid"]))
+    return len(living)
+
+
+def kill_container(uid: str) -> None:
+    """SIGKILL whatever was started in a member, as a container runtime does when its first process has ended.
+
+    What a member starts inherits its environment, and that names the member.
+    """
+    mark = f"RELIGHT_UID={uid}".encode()
+
+    def select(seen: list[Process]) -> set[int]:
+        return {p.pid for p in seen if mark in _environment(p.pid)}
+
+    kill_all(select)
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
 
 
 class ProcessMembers:
@@ -181,7 +212,8 @@ class ProcessMembers:
         member.end = classify(
             read_termination_message(str(path / "termination.json")), status, _tail(path / "log"), at=time.time()
         )
-        # The member's memory ends with it, as a pod's /dev/shm does.
+        # The member's processes and memory end with it, as a pod's containers and /dev/shm do.
+        kill_container(member.uid)
         shutil.rmtree(self._run_root / member.name, ignore_errors=True)
 
     def _signal(self, member: Member, number: int) -> None:

@@ -61,7 +61,8 @@ class LocalRunner:
         self._name = metadata.name
         self._key = f"{metadata.namespace}/{metadata.name}"
         self._secret = _secret(self.folder.path / "secret")
-        self._mailbox = Mailbox(time.time, lambda _: self._wake.set())
+        self._epoch = time.time() - time.monotonic()
+        self._mailbox = Mailbox(self._now, lambda _: self._wake.set())
         self._run_root = run_root(self.folder.path)
         self._job_file = self._write_job_file()
         self._members = ProcessMembers(
@@ -96,10 +97,14 @@ class LocalRunner:
         shutil.rmtree(self._run_root, ignore_errors=True)
         return self.status
 
+    def _now(self) -> float:
+        """Unix seconds that a clock set back or forward in mid-run does not move."""
+        return self._epoch + time.monotonic()
+
     async def _reconcile(self) -> None:
         while True:
             self._wake.clear()
-            actions = plan(self._observe(), time.time())
+            actions = plan(self._observe(), self._now())
             delay, wrote = RESYNC_SECONDS, False
             for action in actions:
                 if isinstance(action, CreateMember):

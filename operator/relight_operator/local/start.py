@@ -7,6 +7,7 @@ from pathlib import Path
 from relight_operator.api.job import JobSpec, TrainingJob
 from relight_operator.api.status import TERMINAL, JobStatus, RecoveryStatus, Restarts
 from relight_operator.errors import InvalidUsage
+from relight_operator.local.members import kill_leftovers
 from relight_operator.local.runner import checkpoint_folder, run_root
 from relight_operator.local.state import StateFolder, StoredJob
 
@@ -83,6 +84,9 @@ def revived(status: JobStatus) -> JobStatus:
 def clear(folder: StateFolder, job: TrainingJob) -> list[str]:
     """Forget the job. Checkpoints outside the state folder are the user's: moved aside, not deleted."""
     said = []
+    leftovers = kill_leftovers(folder.path / "members")
+    if leftovers:
+        said.append(f"--fresh: {leftovers} members of an earlier run were still alive and have been ended")
     location = checkpoint_folder(job, folder.path)
     inside = location is not None and location.is_relative_to(folder.path)
     if location is not None and location.exists() and not inside:

@@ -1,0 +1,47 @@
+# `make help` lists what there is. Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN_FLAGS ?= --fresh --chaos preempt-node:1@step:100 --chaos kill-node:0@step:200
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-fast lint format crd docs constraints clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+run: $(STAMP)  ## train examples/digits.yaml here on two "nodes", through one preemption and one lost machine
+	$(BIN)/relight run examples/digits.yaml $(RUN_FLAGS)
+
+test: $(STAMP)  ## every test
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-fast: $(STAMP)  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow" tests/unit $(PYTEST_FLAGS)
+
+lint: $(STAMP)  ## ruff, mypy --strict, the import lines between the parts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## ruff's formatter and its safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+crd: $(STAMP)  ## write the CRD that the models stand for
+	$(BIN)/relight crd > charts/relight/crds/trainingjobs.relight.dev.yaml
+
+constraints: $(STAMP)  ## write constraints.txt from what is installed
+	( head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' ) > constraints.new
+	mv constraints.new constraints.txt
+
+clean:  ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Relight needs Python 3.11 or newer, this is {sys.version.split()[0]}: make PYTHON=/path/to/python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $(STAMP)
