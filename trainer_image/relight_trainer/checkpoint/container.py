@@ -74,8 +74,8 @@ class _Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tensors of a state become the entries of a file. A function of names, geometry and aliases only, so the
-    same on all ranks of a replicated state.
+    """How the tensors of a state become the entries of a file: a function of their paths, geometry and aliases only,
+    so the same on all ranks of a replicated state.
     """
 
     entries: tuple[Entry, ...]
@@ -83,12 +83,12 @@ class Layout:
     sources: tuple[_Source, ...]  # one for each entry
 
     @classmethod
-    def of(cls, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> "Layout":
+    def of(cls, paths: Sequence[tagged.Path], tensors: Sequence[torch.Tensor]) -> "Layout":
         views: list[View | None] = [None] * len(tensors)
         parts: list[tuple[Entry, _Source]] = []
         taken = {"__metadata__"}
         for group in _overlapping(tensors):
-            name = _free(names[group[0]], taken)
+            name = _free(tagged.spell(paths[group[0]]), taken)
             first = tensors[group[0]]
             order = _memory_order(first)
             one = all(_geometry(tensors[i]) == _geometry(first) for i in group)
@@ -133,21 +133,23 @@ class Layout:
         )
 
 
-def flatten(state: State) -> tuple[str, list[str], list[torch.Tensor]]:
-    """(tagged JSON, names, tensors) of a state, tensors in the order of traversal. Raises `UnsupportedState`."""
-    names: list[str] = []
+def flatten(state: State) -> tuple[str, list[tagged.Path], list[torch.Tensor]]:
+    """(tagged JSON, paths, tensors) of a state, tensors in the order of traversal. Raises `UnsupportedState`."""
+    paths: list[tagged.Path] = []
     tensors: list[torch.Tensor] = []
 
-    def reference(tensor: torch.Tensor, path: str) -> int:
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-            raise UnsupportedState(f"{path}: only dense tensors with memory can be saved, not {_kind(tensor)}")
+    def reference(tensor: torch.Tensor, path: tagged.Path) -> int:
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise UnsupportedState(f"{tagged.spell(path)}: only dense tensors that have memory can be saved")
         if tensor.is_conj() or tensor.is_neg():
-            raise UnsupportedState(f"{path}: a lazily conjugated or negated tensor; call .resolve_conj().resolve_neg()")
-        names.append(path)
+            raise UnsupportedState(
+                f"{tagged.spell(path)}: lazily conjugated or negated; call .resolve_conj().resolve_neg()"
+            )
+        paths.append(path)
         tensors.append(tensor)
         return len(tensors) - 1
 
-    return tagged.dumps(state, reference), names, tensors
+    return tagged.dumps(state, reference), paths, tensors
 
 
 class Head:
@@ -207,8 +209,8 @@ def rebuild(document: Any, views: list[Any], entries: dict[str, memoryview]) -> 
 
 def pack(state: State) -> bytearray:
     """The state as one safetensors file. Raises `UnsupportedState` naming the path of what cannot be saved."""
-    text, names, tensors = flatten(state)
-    layout = Layout.of(names, tensors)
+    text, paths, tensors = flatten(state)
+    layout = Layout.of(paths, tensors)
     head = Head.of(layout)
     first = head.bytes(text)
     data = bytearray(len(first) + head.data_bytes)
@@ -240,10 +242,6 @@ def _json(value: Any) -> str:
 
 def _geometry(t: torch.Tensor) -> tuple[Any, ...]:
     return t.dtype, t.shape, t.stride(), t.storage_offset()
-
-
-def _kind(t: torch.Tensor) -> str:
-    return "a quantized one" if t.is_quantized else f"one on {t.device.type} with layout {t.layout}"
 
 
 def _span(t: torch.Tensor) -> tuple[int, int]:

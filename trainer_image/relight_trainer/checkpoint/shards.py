@@ -19,8 +19,8 @@ class Content:
 
     def __init__(self, state: State) -> None:
         """Raises `UnsupportedState`."""
-        self._text, names, self._tensors = flatten(state)
-        self._layout = Layout.of(names, self._tensors)
+        self._text, paths, self._tensors = flatten(state)
+        self._layout = Layout.of(paths, self._tensors)
 
     @property
     def layout_digest(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from relight_agent.files import read_json, write_json
+from relight_trainer.checkpoint import tagged
 from relight_trainer.checkpoint.container import Head, Layout, State, flatten
 from relight_trainer.checkpoint.errors import SnapshotsOff
 from relight_trainer.checkpoint.manifest import Position
@@ -43,8 +44,8 @@ class Snapshots:
         Raises `SnapshotsOff` where two such states do not fit, `UnsupportedState` where the state cannot be saved; the
         newest closed slot stays as it is.
         """
-        text, names, tensors = flatten(state)
-        self._lay_out(names, tensors)
+        text, paths, tensors = flatten(state)
+        self._lay_out(paths, tensors)
         if self._next is None:
             newest = self._newest()
             self._next = 1 - newest[1] if newest else 0
@@ -79,12 +80,12 @@ class Snapshots:
         closed = ((slot.position(self._owner), i) for i, slot in enumerate(self._slots))
         return max(((position, i) for position, i in closed if position is not None), default=None)
 
-    def _lay_out(self, names: list[str], tensors: list[torch.Tensor]) -> None:
-        # Same names, addresses and geometry: same aliases. Working that out takes longer than to compare.
-        key = (names, [(t.data_ptr(), t.dtype, t.shape, t.stride(), t.device) for t in tensors])
+    def _lay_out(self, paths: Sequence[tagged.Path], tensors: Sequence[torch.Tensor]) -> None:
+        # The same addresses and geometry are the same aliases; working those out takes longer than to compare.
+        key = [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
         if key == self._key:
             return
-        layout = Layout.of(names, tensors)
+        layout = Layout.of(paths, tensors)
         if layout != self._layout:
             self._layout, self._head = layout, Head.of(layout)
         self._key = key
@@ -131,7 +132,8 @@ class _Slot:
             self.path.unlink(missing_ok=True)
             _allocate(self.path, size)
         with self.path.open("r+b") as file:
-            self._memory = mmap.mmap(file.fileno(), size)
+            # Faulting the pages in one by one would cost the first write five times a copy.
+            self._memory = mmap.mmap(file.fileno(), size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)
         at = head_bytes
         for i, entry in enumerate(layout.entries):

@@ -27,20 +27,38 @@ import torch
 
 from relight_trainer.checkpoint.errors import UnsupportedState
 
+Path = tuple["Path", Any] | None  # (where the parent is, key or index in it)
+
+_Tensor, _Parameter = torch.Tensor, torch.nn.Parameter
+_JSON = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 _EXACT_INT = 2**53  # beyond it, other readers of JSON round
 _FACTORIES: dict[str, type] = {t.__name__: t for t in (bool, dict, float, int, list, set, str, tuple)}
 
 
-def dumps(value: Any, reference: Callable[[torch.Tensor, str], Any] | None = None) -> str:
+def dumps(value: Any, reference: Callable[[torch.Tensor, Path], Any] | None = None) -> str:
     """`value` as tagged JSON text, ASCII only.
 
     `reference(tensor, path)` gives what stands in a tensor's place; without it tensors are refused.
     Raises `UnsupportedState` naming the path of what cannot be written, e.g. `optimizer.state[0].momentum`.
     """
     try:
-        return json.dumps(_Encoder(reference or _no_tensors).encode(value, ""), allow_nan=False, separators=(",", ":"))
+        return _JSON.encode(_Encoder(reference or _no_tensors).encode(value, None))
     except RecursionError:
         raise UnsupportedState("the state is nested too deeply, or contains itself") from None
+
+
+def spell(path: Path) -> str:
+    """A path as a person writes it.
+
+    >>> spell((((None, "state"), 0), "step"))
+    'state[0].step'
+    """
+    if path is None:
+        return ""
+    before, key = spell(path[0]), path[1]
+    if type(key) is not str:
+        return f"{before}[{key!r}]"
+    return f"{before}.{key}" if before else key
 
 
 def loads(text: str | bytes, tensor: Callable[[Any], torch.Tensor] | None = None) -> Any:
@@ -57,51 +75,50 @@ def decode(document: Any, tensor: Callable[[Any], torch.Tensor] | None = None) -
     return _Decoder(tensor or no_tensors).decode(document)
 
 
-def _no_tensors(_: torch.Tensor, path: str) -> Any:
-    raise UnsupportedState(f"{path or 'the state'}: no tensor is allowed here")
+def _no_tensors(_: torch.Tensor, path: Path) -> Any:
+    raise UnsupportedState(f"{spell(path) or 'the state'}: no tensor is allowed here")
 
 
 class _Encoder:
-    def __init__(self, reference: Callable[[torch.Tensor, str], Any]) -> None:
+    """Runs once a step, so: no path is spelled before it is needed, and the commonest types come first."""
+
+    def __init__(self, reference: Callable[[torch.Tensor, Path], Any]) -> None:
         self._reference = reference
 
-    def encode(self, value: Any, path: str) -> Any:
+    def encode(self, value: Any, path: Path) -> Any:
         kind = type(value)
-        # Ordered by how often each occurs: this runs once a step.
-        if kind is torch.Tensor or kind is torch.nn.Parameter:
+        if kind is _Tensor or kind is _Parameter:
             return {"$tensor": self._reference(value, path)}
+        if kind is float:
+            return value if math.isfinite(value) else {"$float": repr(value)}
         if value is None or kind is bool or kind is str:
             return value
         if kind is int:
             return value if -_EXACT_INT < value < _EXACT_INT else {"$int": hex(value)}
-        if kind is float:
-            return value if math.isfinite(value) else {"$float": repr(value)}
         if kind is dict:
-            if all(type(key) is str and not key.startswith("$") for key in value):
-                return {key: self.encode(v, f"{path}.{key}" if path else key) for key, v in value.items()}
-            return {"$dict": self._pairs(value, path)}
+            for key in value:
+                if type(key) is not str or key[:1] == "$":
+                    return {"$dict": self._pairs(value, path)}
+            return {key: self.encode(item, (path, key)) for key, item in value.items()}
         if kind is list:
             return self._items(value, path)
         if kind is tuple:
             return {"$tuple": self._items(value, path)}
         return self._rarer(value, path)
 
-    def _rarer(self, value: Any, path: str) -> Any:
+    def _rarer(self, value: Any, path: Path) -> Any:
         kind = type(value)
         if kind is OrderedDict:
-            metadata = self.encode(getattr(value, "_metadata", None), f"{path}._metadata")
+            metadata = self.encode(getattr(value, "_metadata", None), (path, "_metadata"))
             return {"$ordereddict": [self._pairs(value, path), metadata]}
         if kind is Counter:
             return {"$counter": self._pairs(value, path)}
         if kind is defaultdict:
             factory = value.default_factory
-            if factory is None:
-                return {"$defaultdict": [None, self._pairs(value, path)]}
-            if factory in _FACTORIES.values():
-                return {"$defaultdict": [factory.__name__, self._pairs(value, path)]}
+            if factory is None or factory in _FACTORIES.values():
+                return {"$defaultdict": [factory and factory.__name__, self._pairs(value, path)]}
         if kind is set or kind is frozenset:
-            items = (_Encoder(_no_tensors).encode(item, f"{path}{{}}") for item in value)
-            return {f"${kind.__name__}": sorted(items, key=json.dumps)}
+            return {f"${kind.__name__}": sorted((self._key(item, path) for item in value), key=json.dumps)}
         if kind is deque:
             return {"$deque": [value.maxlen, self._items(value, path)]}
         if kind is bytes or kind is bytearray:
@@ -116,7 +133,7 @@ class _Encoder:
             return {"$device": str(value)}
         return self._numpy(value, path)
 
-    def _numpy(self, value: Any, path: str) -> Any:
+    def _numpy(self, value: Any, path: Path) -> Any:
         numpy: Any = sys.modules.get("numpy")  # a user's image may have torch without it
         if numpy is not None:
             dtype: Any = value if isinstance(value, numpy.dtype) else getattr(value, "dtype", None)
@@ -129,18 +146,18 @@ class _Encoder:
                     order = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
                     return {"$ndarray": [dtype.str, list(value.shape), order, _text(value.tobytes(order))]}
         kind = type(value)
-        raise UnsupportedState(f"{path or 'the state'}: cannot save a {kind.__module__}.{kind.__qualname__}")
+        raise UnsupportedState(f"{spell(path) or 'the state'}: cannot save a {kind.__module__}.{kind.__qualname__}")
 
-    def _items(self, values: Iterable[Any], path: str) -> list[Any]:
-        return [self.encode(value, f"{path}[{i}]") for i, value in enumerate(values)]
+    def _items(self, values: Iterable[Any], path: Path) -> list[Any]:
+        return [self.encode(value, (path, i)) for i, value in enumerate(values)]
 
-    def _pairs(self, mapping: Mapping[Any, Any], path: str) -> list[list[Any]]:
-        keys = _Encoder(_no_tensors)
-        pairs = []
-        for key, value in mapping.items():
-            inner = (f"{path}.{key}" if path else key) if type(key) is str else f"{path}[{key!r}]"
-            pairs.append([keys.encode(key, inner), self.encode(value, inner)])
-        return pairs
+    def _pairs(self, mapping: Mapping[Any, Any], path: Path) -> list[list[Any]]:
+        return [[self._key(key, path), self.encode(value, (path, key))] for key, value in mapping.items()]
+
+    def _key(self, key: Any, path: Path) -> Any:
+        if type(key) is str:
+            return key
+        return _Encoder(_no_tensors).encode(key, path)
 
 
 class _Decoder:
