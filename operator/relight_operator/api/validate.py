@@ -26,6 +26,11 @@ def load_job(source: str | Path) -> TrainingJob:
         data = _read(sys.stdin.buffer) if str(source) == "-" else _read_file(Path(source))
     except OSError as error:
         raise InvalidJob([Problem(name, f"cannot be read: {error.strerror or error}")]) from None
+    return read_job(data, name)
+
+
+def read_job(data: bytes, name: str = "") -> TrainingJob:
+    """The one job in the text `data`, which came from `name`. Raises InvalidJob with every problem."""
     try:
         document = _the_one(load_documents(data))
     except YamlError as error:
@@ -85,7 +90,7 @@ def _of_batch(job: TrainingJob, config: trainer_config.TrainerConfig) -> list[Pr
     spec, batch = job.spec, config.train.global_batch
     if batch >= spec.world_size:
         return []
-    workers = f"{spec.nodes} nodes x {spec.workers_per_node} processes = {spec.world_size} workers"
+    workers = f"nodes {spec.nodes} x procPerNode {spec.workers_per_node} = {spec.world_size} workers"
     return [
         Problem(
             f"{CONFIG_PATH}.train.global_batch", f"too small for {workers}", shown(batch), f"{spec.world_size} or more"

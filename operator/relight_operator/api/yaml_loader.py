@@ -8,6 +8,7 @@ write to do harm: duplicate keys, not-a-number, foreign tags, anchors that multi
 import math
 import re
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import yaml
@@ -28,6 +29,7 @@ _BOOLEANS = {
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _NON_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _INTEGER = re.compile(r"([-+]?)(?:0[xX]([0-9a-fA-F]+)|0[bB]([01]+)|0[oO]?([0-7]+)|(0|[1-9][0-9]*))")
+_LOOSE_UNDERSCORE = re.compile(r"(?<![0-9])_|_(?![0-9])")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 
 
@@ -192,6 +194,8 @@ def _plain(text: str, node: Node, path: str) -> Any:
         return _BOOLEANS[text]
     if _NON_FINITE.fullmatch(text):
         raise _error("not a finite number", node, path, found=text)
+    if text[0] not in "+-.0123456789" or (text[0] == "." and _LOOSE_UNDERSCORE.search(text)):
+        return text
     digits = text.replace("_", "")
     if match := _INTEGER.fullmatch(digits):
         return _integer(match, digits, node, path)
@@ -211,8 +215,8 @@ def _number(digits: str, node: Node, path: str) -> int | float:
     value = float(digits) if _FLOAT.fullmatch(digits) else math.inf
     if not math.isfinite(value):
         raise _error("not a finite number", node, path, found=shown(digits))
-    # JSON has one kind of number: 8.0 is 8 for a server, so it is 8 here.
-    return int(value) if value.is_integer() and abs(value) < 2**53 else value
+    # JSON has one kind of number, and Go writes 8.0 as 8 and 7.6e17 as its shortest digits filled up with zeros.
+    return int(Decimal(repr(value))) if value.is_integer() and abs(value) < 1e21 else value
 
 
 def _text(value: Any, node: Node, path: str) -> Any:

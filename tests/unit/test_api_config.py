@@ -1,0 +1,121 @@
+"""The trainer's configuration: defaults, arguments of registered models, canonical form and hash."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relight_trainer.config import BadConfig, Span, TrainerConfig, canonical, config_hash, parse
+from relight_trainer.registry import DATA, MODELS
+from relight_trainer.strict import nearest
+
+
+def test_an_empty_configuration_is_the_digits_recipe() -> None:
+    config = parse({})
+    assert config == TrainerConfig()
+    assert config.model.keywords() == {"width": 16}
+    assert config.train.duration == Span(15, "ep")
+    assert (config.optimizer.type, config.optimizer.lr, config.schedule.type) == ("sgd", 0.1, "onecycle")
+
+
+def test_the_canonical_form_does_not_depend_on_what_was_left_out_or_how_it_was_written() -> None:
+    short = canonical(parse({"optimizer": {"type": "sgd", "lr": 1}}))
+    long = canonical(
+        parse(
+            {
+                "train": {"seed": 0},
+                "optimizer": {"weight_decay": 5e-4, "lr": 1.0, "type": "sgd"},
+                "model": {"width": 16, "type": "digits_cnn"},
+            }
+        )
+    )
+    assert short == long
+    assert list(short) == sorted(short)
+    assert config_hash(short) == config_hash(long)
+
+
+def test_the_hash_names_the_configuration_and_not_the_order_of_its_keys() -> None:
+    one = {"a": {"x": 1, "y": [1, 2]}, "b": None}
+    assert config_hash(one) == config_hash({"b": None, "a": {"y": [1, 2], "x": 1}})
+    assert config_hash(one) != config_hash({**one, "b": 0})
+    assert len(config_hash(one)) == 16
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "train": st.fixed_dictionaries(
+                {},
+                optional={
+                    "duration": st.builds("{}{}".format, st.integers(1, 999), st.sampled_from(["ep", "st"])),
+                    "seed": st.integers(0, 2**63 - 1),
+                },
+            ),
+            "model": st.builds(lambda w: {"type": "digits_cnn", "width": w}, st.integers(1, 1024)),
+            "optimizer": st.sampled_from(
+                [{"type": "adamw"}, {"type": "sgd", "momentum": 0, "nesterov": False}, {"type": "sgd", "lr": 3}]
+            ),
+            "schedule": st.sampled_from([{"type": "constant"}, {"type": "onecycle", "anneal": "linear"}]),
+            "evaluate": st.sampled_from([{"every": "1ep"}, {"every": None}, {}]),
+        },
+    )
+)
+def test_the_canonical_form_is_a_configuration_and_equal_to_its_origin(value: dict[str, object]) -> None:
+    config = parse(value)
+    assert parse(canonical(config)) == config
+    assert canonical(parse(canonical(config))) == canonical(config)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"model": {"type": "digits_cnm"}}, 'config.model.type: unknown name; found "digits_cnm"; did you mean "digits_cnn"? allowed: digits_cnn'),
+        ({"model": {"type": "digits_cnn", "width": 0}}, "config.model.width: out of range; found 0; allowed: 1 or more"),
+        ({"model": "digits_cnn"}, 'config.model: wrong type; found "digits_cnn"; allowed: a mapping with a type: digits_cnn'),
+        ({"data": {"type": "digits", "test_fraction": 1}}, "config.data.test_fraction: out of range; found 1; allowed: less than 1"),
+        ({"optimizer": {"lr": 0.1}}, "config.optimizer.type: missing; allowed: adamw, sgd"),
+        ({"optimizer": {"type": "adam"}}, 'config.optimizer.type: unknown name; found "adam"; did you mean "adamw"? allowed: adamw, sgd'),
+        ({"optimizer": {"type": "adamw", "momentum": 0.9}}, 'config.optimizer.momentum: unknown field; found "momentum"; allowed: beta1, beta2, eps, lr, type, weight_decay'),
+        ({"optimizer": {"type": "sgd", "momentum": 0}}, "config.optimizer.nesterov: nesterov needs a momentum above 0"),
+        ({"train": {"duration": "15epochs"}}, 'config.train.duration: not a length of training; found "15epochs"; allowed: whole epochs or optimizer steps, such as 15ep or 500st'),
+        ({"train": {"duration": 15}}, "config.train.duration: not a length of training; found 15"),
+        ({"train": {"precision": "bf_16"}}, 'config.train.precision: not a known value; found "bf_16"; did you mean "bf16"? allowed: fp32, bf16, fp16'),
+        ({"train": {"globalBatch": 64}}, 'did you mean "global_batch"?'),
+        ([], "config: wrong type; found []; allowed: a mapping"),
+    ],
+)  # fmt: skip
+def test_a_wrong_configuration_is_answered_in_words(value: object, text: str) -> None:
+    with pytest.raises(BadConfig) as caught:
+        parse(value)
+    assert str(caught.value).startswith(text) or text in str(caught.value)
+    assert len(caught.value.problems) == 1
+    assert caught.value.exit_code == 64
+
+
+def test_spans_in_steps() -> None:
+    assert Span(15, "ep").steps(22) == 330
+    assert Span(500, "st").steps(22) == 500
+    assert [Span(1, "ep").words, Span(2, "st").words, str(Span(1, "st"))] == ["1 epoch", "2 steps", "1st"]
+
+
+def test_configurations_are_checked_without_importing_torch() -> None:
+    code = "import sys, relight_trainer.config; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'sklearn')))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+def test_every_registered_name_is_its_arguments_type_and_has_a_target() -> None:
+    for table in (MODELS, DATA):
+        for name, entry in table.items():
+            assert entry.arguments.model_validate({"type": name}).type == name
+            assert entry.target.startswith("relight_trainer.")
+            assert entry.target.count(":") == 1
+
+
+def test_the_nearest_name_is_found_across_case_and_separators_and_only_if_it_is_near() -> None:
+    assert nearest("nproc_per_node", ["procPerNode", "nodes"]) == "procPerNode"
+    assert nearest("widht", ["width", "type"]) == "width"
+    assert nearest("zebra", ["width", "type"]) is None
+    assert nearest("", ["width"]) is None

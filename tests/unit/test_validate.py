@@ -1,0 +1,297 @@
+"""`relight validate`: what a wrong file is answered. Each answer names the field, what was found and what is allowed."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from relight_operator.api.job import TrainingJob
+from relight_operator.api.validate import load_job, read_job
+from relight_operator.cli.validate import validate_command
+from relight_operator.errors import InvalidJob
+
+EXAMPLE = Path(__file__).parents[2] / "examples/digits.yaml"
+HEAD = "apiVersion: relight.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: digits}\n"
+GOOD = HEAD + "spec: {nodes: 2, trainer: {config: {}}}\n"
+
+
+def validate(*args: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(validate_command, args, input=stdin)
+
+
+@dataclass(frozen=True)
+class Wrong:
+    spec: str
+    path: str
+    found: str | None
+    allowed: str
+    nearest: str | None = None
+
+
+CONFIG = "trainer: {config: {model: {type: digits_cnn}}}"
+WRONG = {
+    "nested typo": Wrong("{trainer: {config: {model: {typ: digits_cnn}}}}", "spec.trainer.config.model.typ", '"typ"', "type, width", "type"),
+    "wrong type": Wrong(f'{{nodes: "2", {CONFIG}}}', "spec.nodes", '"2"', "a whole number"),
+    "nodes 0": Wrong(f"{{nodes: 0, {CONFIG}}}", "spec.nodes", "0", "1 or more"),
+    "two of config, script, command": Wrong(
+        "{trainer: {config: {}, script: [train.py]}}", "spec.trainer", '"config, script"', "config, script, module, command"
+    ),
+    "none of config, script, command": Wrong("{trainer: {env: []}}", "spec.trainer", None, "config, script, module, command"),
+    "reserved env": Wrong(
+        "{trainer: {config: {}, env: [{name: MASTER_ADDR, value: a}]}}", "spec.trainer.env[0].name", '"MASTER_ADDR"', "any name but"
+    ),
+    "bad duration": Wrong(f"{{retry: {{window: 5min}}, {CONFIG}}}", "spec.retry.window", '"5min"', "90s, 10m, 1h30m"),
+    "negative retry": Wrong(f"{{retry: {{failures: -1}}, {CONFIG}}}", "spec.retry.failures", "-1", "0 or more"),
+    "unknown model": Wrong(
+        "{trainer: {config: {model: {type: digit_cnn}}}}", "spec.trainer.config.model.type", '"digit_cnn"', "digits_cnn", "digits_cnn"
+    ),
+    "wrong argument of a model": Wrong(
+        "{trainer: {config: {model: {type: digits_cnn, widht: 8}}}}", "spec.trainer.config.model.widht", '"widht"', "type, width", "width"
+    ),
+    "RANK in env": Wrong(
+        'trainer: {script: [a.py], env: [{name: A, value: b}, {name: RANK, value: "0"}]}', "spec.trainer.env[1].name", '"RANK"', "any name but"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_wrong_file_is_answered_with_path_found_allowed_and_nearest(wrong: Wrong, tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    spec = wrong.spec if wrong.spec.startswith("{") else "{" + wrong.spec + "}"
+    file.write_text(f"{HEAD}spec: {spec}\n")
+
+    result = validate(str(file))
+
+    assert result.exit_code == 64
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    (line,) = [x for x in result.stderr.splitlines() if x.startswith(str(file))]
+    assert line.startswith(f"{file}:4: {wrong.path}: ")
+    assert wrong.found is None or f"found {wrong.found}" in line
+    assert f"allowed: {wrong.allowed}" in line or wrong.allowed in line.partition("allowed: ")[2]
+    assert wrong.nearest is None or f'did you mean "{wrong.nearest}"?' in line
+
+    (problem,) = json.loads(validate("-o", "json", str(file)).stdout)["files"][0]["problems"]
+    assert problem["path"] == wrong.path
+    assert problem["line"] == 4
+    assert problem.get("found") == wrong.found
+    assert problem.get("nearest") == wrong.nearest
+    assert wrong.allowed in problem["allowed"]
+
+
+def test_a_missing_file_is_answered_with_its_path_and_64(tmp_path: Path) -> None:
+    file = tmp_path / "no.yaml"
+    result = validate(str(file))
+    assert result.exit_code == 64
+    assert f"{file}: cannot be read: No such file or directory" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_the_installed_command_ends_with_64_and_no_traceback(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(GOOD.replace("nodes: 2", "nodes: 0"))
+    command = [sys.executable, "-c", "from relight_operator.cli.main import main; main()", "validate", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 64
+    assert "spec.nodes: out of range; found 0; allowed: 1 or more" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_example_is_valid_and_said_in_words() -> None:
+    result = validate(str(EXAMPLE))
+    assert result.exit_code == 0
+    assert result.stdout == (
+        f"{EXAMPLE}: TrainingJob digits is valid "
+        "(2 nodes x 1 process, digits_cnn on digits for 15 epochs, a checkpoint every 100 steps)\n"
+    )
+    assert f"relight run {EXAMPLE}" in result.stderr
+
+
+def test_standard_input_and_several_files_are_checked_together(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: b")
+    result = validate("-", str(bad), stdin=GOOD)
+    assert result.exit_code == 64
+    assert "stdin: TrainingJob digits is valid (2 nodes x 1 process" in result.stdout
+    assert f"relight validate {bad}" in result.stderr
+    answer = json.loads(validate("-o", "json", "-", str(bad), stdin=GOOD).stdout)
+    assert [f["valid"] for f in answer["files"]] == [True, False]
+    assert answer["valid"] is False
+
+
+def test_all_problems_are_said_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(
+        HEAD
+        + """\
+spec:
+  nodes: 0
+  spares: 1
+  trainer:
+    script: [5]
+    config:
+      modl: {}
+      train: {lr: 5}
+  retry: {backoff: {initial: 1}, failures: true}
+"""
+    )
+    with pytest.raises(InvalidJob) as caught:
+        load_job(file)
+    assert [(p.line, p.path) for p in caught.value.problems] == [
+        (5, "spec.nodes"),
+        (6, "spec.spares"),
+        (7, "spec.trainer"),
+        (8, "spec.trainer.script[0]"),
+        (10, "spec.trainer.config.modl"),
+        (11, "spec.trainer.config.train.lr"),
+        (12, "spec.retry.failures"),
+        (12, "spec.retry.backoff.initial"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not one document; found nothing"),
+        ("---\n---\n# only this\n", "not one document; found nothing"),
+        (GOOD + "---\n" + GOOD, 'found 2 documents: "TrainingJob", "TrainingJob"'),
+        (GOOD + "---\napiVersion: v1\nkind: Pod\n", 'found 2 documents: "TrainingJob", "Pod"'),
+        ("[1]", "not a TrainingJob; found [1]; allowed: a mapping"),
+        ("kind: TrainingJb\n" + GOOD.replace("kind: TrainingJob\n", ""), 'did you mean "TrainingJob"?'),
+        (GOOD.replace("v1alpha1", "v1"), 'apiVersion: not a known value; found "relight.dev/v1"'),
+        ("apiVersion: relight.dev/v1alpha1\nspec: {nodes: 0}", "kind: missing; allowed: TrainingJob"),
+        (GOOD.replace("{name: digits}", "{name: " + "a" * 41 + "}"), "at most 40 characters"),
+        (GOOD.replace("{name: digits}", "{name: n}"), "found false; allowed: a text, in quotes"),
+        (GOOD.replace("nodes: 2", "nodes:"), "spec.nodes: empty; found null"),
+        (GOOD.replace("nodes: 2", "nodes: 1001"), "found 1001; allowed: 1000 or less"),
+        (GOOD.replace("nodes: 2", "nodes: 65"), "too small for nodes 65 x procPerNode 1 = 65 workers; found 64; allowed: 65 or more"),
+        (GOOD.replace("nodes: 2", "retry: {backoff: {initial: 6m}}"), 'found "6m"; allowed: 5m (the maximum) or less'),
+        (GOOD.replace("nodes: 2", "checkpoint: {uri: 's3://b/p'}"), "spec.checkpoint.uri: not supported yet"),
+        (GOOD.replace("nodes: 2", "checkpoint: {uri: 'file:///p', interval: {}}"), "at least one of these is wanted"),
+        (GOOD.replace("nodes: 2", "checkpoint: {uri: 'file:///p', interval: {time: 0s}}"), "allowed: more than 0s"),
+        (GOOD.replace("nodes: 2", "checkpoint: {uri: 'file:///p', keep: 1}"), "found 1; allowed: 2 or more"),
+        (GOOD.replace("nodes: 2", "checkpoint: {hostPath: {path: a}}"), "allowed: /absolute/path"),
+    ],
+)  # fmt: skip
+def test_other_wrong_files(text: str, message: str) -> None:
+    result = validate("-", stdin=text)
+    assert result.exit_code == 64
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "managedBy", "elastic", "spares", "code", "data", "health", "scheduling", "networkPolicy", "ttlSecondsAfterFinished", "cleanPods",
+        "trainer.image", "trainer.imagePullSecrets", "trainer.configMapRef", "trainer.resources", "trainer.sharedMemory", "trainer.template",
+        "checkpoint.secretRef", "checkpoint.resume", "checkpoint.snapshot", "retry.rules", "retry.avoidMachines",
+        "disruption.watchTaints", "disruption.deadMachine", "disruption.holdSurvivors", "disruption.podDisruptionBudget",
+    ],
+)  # fmt: skip
+def test_a_field_of_the_api_that_is_not_built_yet_is_refused_as_such(path: str) -> None:
+    *above, name = path.split(".")
+    value = "{" + name + ": 1}"
+    for key in reversed(above):
+        value = "{" + key + ": " + value + "}"
+    with pytest.raises(InvalidJob) as caught:
+        _load(f"{HEAD}spec: {value}")
+    assert [p.message for p in caught.value.problems if p.path == f"spec.{path}"] == ["not supported yet"]
+
+
+def test_what_a_server_adds_to_an_object_is_read_and_left_alone() -> None:
+    job = _load(
+        GOOD.replace(
+            "{name: digits}",
+            "{name: digits, uid: u, generation: 1, resourceVersion: '7', managedFields: [{manager: kubectl}]}",
+        )
+        + "status: {phase: Running}\n"
+    )
+    assert job.metadata.uid == "u"
+    assert "status" not in job.dump()
+    assert "managedFields" not in job.dump()["metadata"]
+
+
+def test_a_valid_job_comes_through_its_own_dump() -> None:
+    job = load_job(EXAMPLE)
+    assert _load(json.dumps(job.dump())) == job
+
+
+WORDS = st.sampled_from(
+    ["spec", "nodes", "trainer", "config", "kind", "TrainingJob", "metadata", "name", "on", "1e-3", ".nan", "<<", "&a", "*a", "!!int", "- ",
+     ": ", "{", "}", "[", "]", ",", "\n", "  ", "'", '"', "|", "---", "\ud83d", "\x07", "\t", "#", "0x", "9" * 80, "1" * 5000, "%", "@"]
+)  # fmt: skip
+
+
+def _load(text: str) -> TrainingJob:
+    return read_job(text.encode("utf-8", "surrogatepass"))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(WORDS | st.text(max_size=3), max_size=40).map("".join))
+def test_any_text_ends_in_a_job_or_in_problems_never_in_a_traceback(text: str) -> None:
+    _job_or_problems(text.encode("utf-8", "surrogatepass"))
+    _job_or_problems((GOOD + "\n" + text).encode("utf-8", "surrogatepass"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=60))
+def test_any_bytes_end_in_a_job_or_in_problems(data: bytes) -> None:
+    _job_or_problems(data)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["type", "name", "time", "nodes", "train", "x"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+SPECS = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(
+        (
+            "suspend",
+            "nodes",
+            "procPerNode",
+            "trainer",
+            "checkpoint",
+            "retry",
+            "disruption",
+            "activeDeadlineSeconds",
+            "elastic",
+        ),
+        VALUES,
+    ),
+)
+CONFIGS = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("model", "data", "train", "optimizer", "schedule", "evaluate"), VALUES)
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(SPECS, CONFIGS)
+def test_any_values_in_any_field_end_in_a_job_or_in_problems(
+    spec: dict[str, object], config: dict[str, object]
+) -> None:
+    document = {"apiVersion": "relight.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "a"}}
+    _job_or_problems(json.dumps({**document, "spec": spec}).encode())
+    _job_or_problems(json.dumps({**document, "spec": {"trainer": {"config": config}}}).encode())
+
+
+def _job_or_problems(data: bytes) -> None:
+    with contextlib.suppress(InvalidJob):
+        read_job(data)
+        return
+    with pytest.raises(InvalidJob) as caught:
+        read_job(data)
+    assert caught.value.problems
+    assert str(caught.value).encode()  # can be printed
+    json.dumps([p.dump() for p in caught.value.problems], allow_nan=False)
