@@ -1,6 +1,7 @@
 """All ranks stop at the same step, whoever is told to and wherever each of them is."""
 
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import torch.distributed as dist
 import worlds
 from test_train_exact import job
 
-from relight_agent.files import Outcome
 from relight_trainer import train
 from relight_trainer.context import WorkerContext
 from relight_trainer.peers import Interrupted, Peers, connect, form
@@ -41,7 +41,7 @@ def stepping(context: WorkerContext, seed: int, victims: dict[int, float], steps
         if step % 5 == 4:
             time.sleep(rng.random() * 0.02)
             try:
-                peers.sum(torch.ones(1), lambda: agreement.should_leave(step))
+                peers.sum(torch.ones(1), lambda step=step: agreement.should_leave(step))
             except Interrupted:
                 left_in = "evaluation"
                 break
@@ -74,7 +74,14 @@ def test_random_victims_and_delays_end_in_one_step(tmp_path: Path, seed: int) ->
 def test_a_stop_asked_for_as_ranks_finish_stops_all_or_none(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     results = worlds.run(
-        stepping, seed, {rng.randrange(3): rng.random() * 0.15}, 8, root=tmp_path, job=job(tmp_path), ranks=3, timeout=20
+        stepping,
+        seed,
+        {rng.randrange(3): rng.random() * 0.15},
+        8,
+        root=tmp_path,
+        job=job(tmp_path),
+        ranks=3,
+        timeout=20,
     )
     steps = {step for step, _, _ in results}
     ends = {left_in == "end" for _, left_in, _ in results}
@@ -120,14 +127,12 @@ def test_a_stopped_job_goes_on_to_the_same_end(tmp_path: Path, checkpoints: bool
         while (progress := first.folders[1].progress()) is None or progress.step < 1:
             time.sleep(0.01)
         first.stop(1)
-        outcomes: list[Outcome] = first.join()
+        outcomes = first.join()
     assert {o.kind for o in outcomes} == {"stopped"}
     assert all(o.saved for o in outcomes)
     [step] = {o.step for o in outcomes}
     assert 0 < step < steps
     if checkpoints:
-        import shutil
-
         for slot in (0, 1):
             shutil.rmtree(root / f"slot-{slot}")
     with worlds.world(train.run, root=root, job=the_job, generation=2) as second:

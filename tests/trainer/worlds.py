@@ -80,7 +80,7 @@ def world(
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             **environment,
         }
-        process = _warm.Process(target=_child, args=(target, args, env, theirs), daemon=True)
+        process = _warm.Process(target=_child, args=(target, args, env, theirs))
         process.start()
         theirs.close()
         processes.append(process)

@@ -10,9 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 def replicate(module: nn.Module, device: torch.device) -> DistributedDataParallel:
     """`module`, which is on `device` already, in DDP and warmed up."""
-    replica = DistributedDataParallel(
-        module, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-    )
+    replica = DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+    replica.broadcast_buffers = False  # EqualBuffers does it; the constructor's argument is deprecated in torch 2.13
     warm_up(replica)
     return replica
 

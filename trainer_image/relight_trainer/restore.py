@@ -64,11 +64,11 @@ def newest_state(
 
     if stored > in_memory:
         data = pack(checkpoints.load(checkpoint)) if checkpoints is not None and checkpoint is not None else None
-        return Restored("checkpoint", stored, _spread(peers, data, owner=0))
+        return Restored("checkpoint", stored, spread(peers, data, owner=0))
     if in_memory > _NONE:
         owner = offers.index(in_memory)
         data = snapshots.read() if snapshots is not None and peers.rank == owner else None
-        return Restored("snapshot", in_memory, _spread(peers, data, owner))
+        return Restored("snapshot", in_memory, spread(peers, data, owner))
     if committed_step is not None:
         raise StateLost(
             f"a checkpoint of step {committed_step} had been committed and is no longer there: "
@@ -89,7 +89,8 @@ def _newest_checkpoint(
         return None
 
 
-def _spread(peers: Peers, data: bytearray | memoryview | None, owner: int) -> State:
+def spread(peers: Peers, data: bytearray | memoryview | None, owner: int) -> State:
+    """The state in `owner`'s bytes, on every rank. Raises RanksDiffer where they arrive changed."""
     received = peers.broadcast(data, owner)
     if peers.world > 1:
         digests = peers.gather(hashlib.sha256(received).digest())

@@ -5,8 +5,8 @@ Nothing about randomness is saved: any step's numbers can be had at once by nami
 
 import hashlib
 import random
+import sys
 
-import numpy as np
 import torch
 
 
@@ -31,5 +31,7 @@ def seed_torch(value: int) -> None:
 def seed_everything(value: int) -> None:
     """Seed torch, numpy and `random`, for code that draws from any of them."""
     seed_torch(value)
-    np.random.seed(value % 2**32)  # noqa: NPY002  # the global generator is what users' code draws from
+    numpy = sys.modules.get("numpy")  # not imported, not drawn from
+    if numpy is not None:
+        numpy.random.seed(value % 2**32)
     random.seed(value)

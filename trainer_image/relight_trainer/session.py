@@ -21,12 +21,20 @@ from torch import Tensor, nn
 from relight_agent.exits import ExitCode
 from relight_agent.files import MAX_METRICS, MAX_NOTICES, SECTIONS, Heartbeat, Outcome, Progress, clip
 from relight_trainer.chaos import Chaos
-from relight_trainer.checkpoint import CheckpointFolder, Snapshots, SnapshotsOff, State, StorageFailed, weights_digest
+from relight_trainer.checkpoint import (
+    CheckpointFolder,
+    Snapshots,
+    SnapshotsOff,
+    State,
+    StorageFailed,
+    pack,
+    weights_digest,
+)
 from relight_trainer.context import WorkerContext
 from relight_trainer.due import CheckpointDue
 from relight_trainer.peers import TIMEOUT, Interrupted, Peers, StoreExchange, connect
 from relight_trainer.replicas import EqualBuffers
-from relight_trainer.restore import RanksDiffer, Restored, newest_state
+from relight_trainer.restore import RanksDiffer, Restored, newest_state, spread
 from relight_trainer.stop import StopAgreement
 
 _START, _TRAIN = SECTIONS.index("start"), SECTIONS.index("train")
@@ -72,7 +80,7 @@ class Session:
     def __init__(self, context: WorkerContext) -> None:
         self.cursor = Cursor()
         self.total_steps = 0  # 0 where unknown
-        self.steps_per_epoch = 0  # 0 where unknown
+        self.batches_per_epoch = 0  # 0 where unknown
         self.peers = Peers()
         self._context = context
         self._notices: list[str] = []
@@ -117,7 +125,7 @@ class Session:
     def restore(self, objects: Mapping[str, Stateful], modules: Iterable[nn.Module]) -> Restored | None:
         """Load the newest state that any rank holds into `objects`; `modules` are those whose buffers are kept equal.
 
-        The objects' present state is what training starts from where None is returned.
+        Where None is returned, rank 0's present state is what training starts from.
         """
         context = self._context
         self._objects = objects
@@ -136,6 +144,9 @@ class Session:
             self._progress = replace(self._progress, resumed_from=step, resumed_kind=restored.kind)
             if restored.kind == "checkpoint":
                 self._progress = replace(self._progress, checkpoint=step)
+        elif self.peers.world > 1:
+            # Own code may have begun differently on each rank.
+            self._load(spread(self.peers, pack(self._state()) if self.peers.rank == 0 else None, owner=0))
         # A replacement holds the state from here on, and this generation's outranks what older ones have left.
         self._write_snapshot()
         self._due.start(self.cursor.step)
@@ -293,6 +304,6 @@ class Session:
             self._context.folder.write_progress(self._progress)
 
     def _epoch(self) -> str:
-        if not self.steps_per_epoch:
+        if not self.batches_per_epoch:
             return str(self.cursor.epoch)
-        return f"{self.cursor.epoch + self.cursor.batch / self.steps_per_epoch:.2f}"
+        return f"{self.cursor.epoch + self.cursor.batch / self.batches_per_epoch:.2f}"

@@ -76,7 +76,7 @@ def train(config: TrainerConfig, session: Session, device: torch.device) -> Outc
             f"and at most {data.train.size}, the training set"
         )
     sampler = Sampler(data.train.size, settings.global_batch, settings.seed)
-    session.steps_per_epoch = sampler.steps_per_epoch
+    session.batches_per_epoch = sampler.steps_per_epoch
     total = session.total_steps = settings.duration.steps(sampler.steps_per_epoch)
     every = config.evaluate.every
     evaluate_every = every.steps(sampler.steps_per_epoch) if every else total

@@ -1,0 +1,268 @@
+"""Relight for a training script of one's own:
+
+    from relight_trainer import client
+
+    run = client.start(model=model, optimizer=optimizer, scheduler=scheduler)
+    for batch in run.steps(loader, epochs=15):
+        ...                                     forward, backward, optimizer.step(), scheduler.step()
+        run.log(loss=loss)
+
+In a job, `start` loads the newest state that any member holds, and the loop goes on behind the last batch that had
+been trained on. Each time the loop asks for its next batch, the step before it is complete: there, and only there,
+state is saved and the job stops when it is told to. The end of the loop is the end of the training; the script may go
+on, to evaluate for instance. A script that is run again after that ends in `start`.
+
+Torch's, numpy's and Python's global generators are seeded for each epoch and batch, so that a resumed script draws
+what it would have drawn. (Loader processes that are kept over epochs, `persistent_workers`, draw from where they are.)
+
+Outside a job everything here does nothing: the loop is a plain loop over epochs and batches.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from relight_agent.exits import ExitCode
+from relight_agent.files import Outcome
+from relight_trainer.context import WorkerContext
+from relight_trainer.peers import form
+from relight_trainer.replicas import replicate, warm_up
+from relight_trainer.seeds import seed_everything, stream
+from relight_trainer.session import Cursor, Session, Stateful, Stopped
+
+Batch = TypeVar("Batch")
+
+
+class Misused(Exception):
+    """The script calls the client in a way that cannot work."""
+
+    exit_code = ExitCode.BAD_CONFIG
+
+
+def start(*, init: bool = False, seed: int = 0, **state: Stateful) -> "Run":
+    """Join the job that this process is a worker of, and load its newest state into the objects given.
+
+    `state` is everything that the next step depends on, by name: models, optimizers, schedulers, scalers; whatever has
+    `state_dict` and `load_state_dict`. Models in DDP are unwrapped, so names do not depend on it. With `init`, the
+    default process group is formed (NCCL where there is a GPU, else gloo) unless there is one.
+    Raises Misused without a process group, SystemExit(0) where the job has been trained to its end already.
+    """
+    context = WorkerContext.from_env()
+    if init and context is not None and not dist.is_initialized():
+        form(torch.device("cuda", context.local_rank) if torch.cuda.is_available() else torch.device("cpu"))
+    if context is not None and not dist.is_initialized():
+        raise Misused("client.start needs the process group: call init_process_group before it, or start(init=True)")
+    run = Run(seed)
+    if context is not None:
+        global _current  # noqa: PLW0603  # one worker is one run: the worker's entry asks for its outcome
+        _current = run
+        run._join(context, state)  # noqa: SLF001
+    return run
+
+
+def outcome() -> Outcome | None:
+    """How this process's run has ended; None where it has not, or where there is none.
+
+    For the worker's entry, which writes it when the script is through: the agent ends the process soon after.
+    """
+    return _current.outcome() if _current is not None else None
+
+
+class Run:
+    """A script's training. Made by `start`."""
+
+    def __init__(self, seed: int) -> None:
+        self.stepping = True  # whether the script calls optimizer.step() for the present batch (see `accumulate`)
+        self._context: WorkerContext | None = None
+        self._seed = seed
+        self._modules: dict[str, nn.Module] = {}
+        self._cursor = Cursor()
+        self._reached: Cursor | None = None  # what the batch that the script is at leads to, once it is done
+        self._started = False
+        self._outcome: Outcome | None = None
+        self._session: Session | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self._cursor.step
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that training is in, counted from 0."""
+        return self._cursor.epoch
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """`model` in DDP, whose sums are the same in a resumed process; as it is where there is no process group."""
+        if not dist.is_initialized():
+            return model
+        return replicate(model, next(model.parameters()).device)
+
+    def steps(self, loader: Iterable[Batch], *, epochs: int, accumulate: int = 1) -> Iterator[Batch]:
+        """The batches of `epochs` passes over `loader` that have not been trained on yet.
+
+        `set_epoch` is called on samplers that have it. With `accumulate`, that many batches make one optimizer step,
+        fewer at the end of an epoch; `run.stepping` says for which batch the script calls `optimizer.step()`.
+        Raises SystemExit(0) at a boundary between steps where the job stops; everything is saved by then.
+        """
+        if self._started:
+            raise Misused("run.steps can be used once: the place in the data is one place")
+        self._started = True
+        if self._session is not None:
+            batches = _length(loader)
+            self._session.batches_per_epoch = batches
+            self._session.total_steps = epochs * -(-batches // accumulate)
+        while self._cursor.epoch < epochs:
+            yield from self._epoch(loader, accumulate)
+        self.finish()
+
+    def _epoch(self, loader: Iterable[Batch], accumulate: int) -> Iterator[Batch]:
+        epoch = self._cursor.epoch
+        size = getattr(loader, "batch_size", None) or 0
+        consumed = self._cursor.batch
+        for number, last, batch in self._batches(loader, epoch):
+            if number < consumed:
+                continue
+            if number % accumulate == 0:
+                self._guard(Session.enter)
+            self._seed_for("step", epoch, number)
+            self.stepping = last or (number + 1) % accumulate == 0
+            if self.stepping:
+                samples = self._cursor.samples + (number + 1 - self._cursor.batch) * size * self._world
+                place = (epoch + 1, 0) if last else (epoch, number + 1)
+                self._reached = Cursor(self._cursor.step + 1, *place, samples)
+            yield batch
+            self._arrive()
+        if self._cursor.epoch == epoch:
+            raise Misused(f"the loader gave no more than the {consumed} batches of epoch {epoch} already trained on")
+
+    def log(self, **metrics: float | Tensor | str) -> None:
+        """Show these numbers in the job's status and progress. A tensor on a device is waited for."""
+        if self._session is not None:
+            self._session.log({name: _text(value) for name, value in metrics.items()})
+
+    def finish(self) -> None:
+        """End the training here; the end of the loop does it, a script that breaks out of it calls it.
+
+        All ranks must do so after the same step. The weights are compared over ranks, and the final checkpoint saved.
+        """
+        if self._session is None or self._outcome is not None:
+            return
+        self._arrive()
+        prefix = len(self._modules) > 1
+        tensors = [
+            (f"{name}.{tensor_name}" if prefix else tensor_name, tensor)
+            for name, module in self._modules.items()
+            for tensor_name, tensor in (*module.named_parameters(), *module.named_buffers())
+        ]
+        self._guard(lambda session: setattr(self, "_outcome", session.complete(tensors)))
+
+    def outcome(self) -> Outcome | None:
+        """How the run has ended, with the metrics logged until now; None before its end."""
+        if self._outcome is None or self._session is None or self._outcome.result is None:
+            return self._outcome
+        return replace(self._outcome, result={**self._outcome.result, "metrics": self._session.cursor.metrics})
+
+    def _join(self, context: WorkerContext, state: dict[str, Stateful]) -> None:
+        for stateful in state.values():
+            if isinstance(stateful, DistributedDataParallel):
+                warm_up(stateful)
+        objects = {name: _unwrapped(stateful) for name, stateful in state.items()}
+        self._modules = {name: o for name, o in objects.items() if isinstance(o, nn.Module)}
+        self._context = context
+        self._session = Session(context)
+        self._session.restore(objects, self._modules.values())
+        self._cursor = self._session.cursor
+        if self._cursor.weights_digest:
+            self._end(self._session.completed())
+
+    @property
+    def _world(self) -> int:
+        return self._session.peers.world if self._session is not None else 1
+
+    def _arrive(self) -> None:
+        """The step that the script was given the last batch of is done."""
+        reached, self._reached = self._reached, None
+        if reached is None:
+            return
+        if self._session is not None:
+            reached = replace(reached, metrics=self._session.cursor.metrics)
+            self._session.step_done(reached)
+        self._cursor = reached
+
+    def _guard(self, action: Callable[[Session], None]) -> None:
+        if self._session is None:
+            return
+        try:
+            action(self._session)
+        except Stopped as stopped:
+            self._end(stopped.outcome)
+
+    def _end(self, ended: Outcome) -> NoReturn:
+        assert self._context is not None
+        self._outcome = ended
+        # At once: what the script does on its way out is not worth the grace period.
+        self._context.folder.write_outcome(self._context.local_rank, ended)
+        raise SystemExit(0)
+
+    def _batches(self, loader: Iterable[Batch], epoch: int) -> Iterator[tuple[int, bool, Batch]]:
+        """(number, whether it is the epoch's last, batch), each drawn with generators seeded for it alone."""
+        for part in _parts(loader):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(epoch)
+        if self._session is not None:
+            # The same on all ranks: a sampler may shuffle first and then take its rank's share.
+            shuffle = stream(self._seed, "epoch", epoch)
+            seed_everything(shuffle)
+            for part in _parts(loader):
+                if isinstance(getattr(part, "generator", None), torch.Generator):
+                    part.generator.manual_seed(shuffle)
+        number = 0
+        iterator = iter(loader)
+        ahead = next(iterator, _END)
+        while ahead is not _END:
+            batch = ahead
+            self._seed_for("batch", epoch, number + 1)
+            ahead = next(iterator, _END)
+            yield number, ahead is _END, batch
+            number += 1
+
+    def _seed_for(self, name: str, epoch: int, number: int) -> None:
+        if self._session is not None:
+            seed_everything(stream(self._seed, name, epoch, number, self._session.peers.rank))
+
+
+_END: Any = object()
+_current: Run | None = None
+
+
+def _unwrapped(stateful: Stateful) -> Stateful:
+    return stateful.module if isinstance(stateful, DistributedDataParallel) else stateful
+
+
+def _length(loader: Any) -> int:
+    """Batches in an epoch; 0 where the loader cannot tell."""
+    try:
+        return len(loader)
+    except TypeError:  # a DataLoader has `__len__` even where its data set has none
+        return 0
+
+
+def _parts(loader: Any) -> Iterator[Any]:
+    """The loader and its samplers: what may shuffle."""
+    yield loader
+    for name in ("sampler", "batch_sampler"):
+        part = getattr(loader, name, None)
+        if part is not None:
+            yield part
+
+
+def _text(value: float | Tensor | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{float(value.detach() if isinstance(value, Tensor) else value):.6g}"
