@@ -54,13 +54,13 @@ _LEAST_KEPT = 2  # the newest could turn out damaged
 class _Fence:
     created: float
     generation: int
-    known: dict[str, str]  # the checkpoints there were when it began: folder name, seal
+    known: frozenset[str]  # the seals of the checkpoints there were when it began
 
     def admits(self, checkpoint: Checkpoint) -> bool:
         """False for what an older generation wrote after this one began."""
         if (checkpoint.created, checkpoint.position.generation) >= (self.created, self.generation):
             return True
-        return self.known.get(checkpoint.path.name) == checkpoint.seal
+        return checkpoint.seal in self.known
 
 
 class CheckpointFolder:
@@ -101,7 +101,7 @@ class CheckpointFolder:
             fence = self._fence()
             if fence is None or (fence.created, fence.generation) < (self._created, generation):
                 sound, _ = self._scan()
-                known = {c.path.name: c.seal for c in sound if fence is None or fence.admits(c)}
+                known = [c.seal for c in sound if fence is None or fence.admits(c)]
                 body = {"created": self._created, "generation": generation, "job_uid": self._job_uid, "known": known}
                 write_json(self._folder / _FENCE, sealed(body), durable=True)
             for leftover in (*self._folder.glob("tmp-*"), *self._folder.glob("trash-*")):
@@ -319,7 +319,7 @@ class CheckpointFolder:
         except ValueError as error:
             self._say(f"{self._folder / _FENCE} is damaged ({error}): generations before this one are not shut out")
             return None
-        return _Fence(body["created"], body["generation"], body["known"])
+        return _Fence(body["created"], body["generation"], frozenset(body["known"]))
 
     @contextlib.contextmanager
     def _storage(self, doing: str) -> Iterator[None]:
