@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from relight_operator.api import reference
 from relight_operator.api.crd import crd, object_schema, render
 from relight_operator.api.validate import load_job, parse_job
 from relight_operator.api.yaml_loader import load_documents
@@ -154,3 +155,10 @@ def test_what_the_models_accept_the_schema_accepts(spec: dict[str, Any]) -> None
     except InvalidJob:
         return
     assert accepts(job)
+
+
+def test_the_reference_page_is_what_the_models_say() -> None:
+    page = ROOT / "docs/trainingjob.md"
+    assert page.read_text() == reference.render(), (
+        "regenerate: python -m relight_operator.api.reference > docs/trainingjob.md"
+    )

@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializeAsAny,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from relight_agent.exits import ExitCode
 from relight_trainer import registry
@@ -49,7 +57,12 @@ def _span(value: Any) -> Any:
     return Span(int(match[1]), "ep" if match[2] == "ep" else "st")
 
 
-TrainingSpan = Annotated[Span, BeforeValidator(_span), PlainSerializer(str, return_type=str)]
+TrainingSpan = Annotated[
+    Span,
+    BeforeValidator(_span),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": "^[1-9][0-9]{0,8}(ep|st)$"}),
+]
 
 
 class Train(StrictModel):
@@ -68,9 +81,9 @@ class Train(StrictModel):
 class Sgd(StrictModel):
     type: Literal["sgd"] = "sgd"
     lr: float = Field(0.1, gt=0, description="The peak learning rate.")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
-    weight_decay: float = Field(5e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="Where the schedule does not cycle it.")
+    nesterov: bool = Field(True, description="Nesterov's momentum.")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 penalty.")
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Self:
@@ -83,10 +96,10 @@ class Sgd(StrictModel):
 class AdamW(StrictModel):
     type: Literal["adamw"] = "adamw"
     lr: float = Field(1e-3, gt=0, description="The peak learning rate.")
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1, description="Where the schedule does not cycle it.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the second moment.")
+    eps: float = Field(1e-8, gt=0, description="Added to the denominator.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
 
 
 class OneCycle(StrictModel):
@@ -94,12 +107,12 @@ class OneCycle(StrictModel):
 
     type: Literal["onecycle"] = "onecycle"
     pct_start: float = Field(0.3, gt=0, lt=1, description="The share of the training in which the rate rises.")
-    anneal: Literal["cos", "linear"] = "cos"
+    anneal: Literal["cos", "linear"] = Field("cos", description="The shape of rise and fall.")
     div_factor: float = Field(25.0, ge=1, description="The rate starts at the peak divided by this.")
     final_div_factor: float = Field(1e4, ge=1, description="It ends at its start divided by this.")
     cycle_momentum: bool = Field(True, description="Momentum (beta1 of adamw) falls while the rate rises, and back.")
-    base_momentum: float = Field(0.85, ge=0, lt=1)
-    max_momentum: float = Field(0.95, ge=0, lt=1)
+    base_momentum: float = Field(0.85, ge=0, lt=1, description="At the peak of the rate.")
+    max_momentum: float = Field(0.95, ge=0, lt=1, description="At the start and the end.")
 
 
 class Constant(StrictModel):
@@ -112,6 +125,10 @@ class Evaluate(StrictModel):
     every: TrainingSpan | None = Field(None, description="Also during training, this often; at its end always.")
 
 
+OPTIMIZERS: Mapping[str, type[StrictModel]] = {"sgd": Sgd, "adamw": AdamW}
+SCHEDULES: Mapping[str, type[StrictModel]] = {"onecycle": OneCycle, "constant": Constant}
+
+
 def _one_of(classes: Mapping[str, type[StrictModel]]) -> BeforeValidator:
     return BeforeValidator(lambda value: one_of(classes, value))
 
@@ -120,8 +137,8 @@ class TrainerConfig(StrictModel):
     model: Annotated[SerializeAsAny[Arguments], _one_of(registry.arguments(MODELS))] = DigitsCnn(type="digits_cnn")
     data: Annotated[SerializeAsAny[Arguments], _one_of(registry.arguments(DATA))] = Digits(type="digits")
     train: Train = Train()
-    optimizer: Annotated[Sgd | AdamW, _one_of({"sgd": Sgd, "adamw": AdamW})] = Sgd()
-    schedule: Annotated[OneCycle | Constant, _one_of({"onecycle": OneCycle, "constant": Constant})] = OneCycle()
+    optimizer: Annotated[Sgd | AdamW, _one_of(OPTIMIZERS)] = Sgd()
+    schedule: Annotated[OneCycle | Constant, _one_of(SCHEDULES)] = OneCycle()
     evaluate: Evaluate = Evaluate()
 
 

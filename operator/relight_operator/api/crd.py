@@ -125,7 +125,7 @@ def structural(model: type[BaseModel]) -> Schema:
 
 
 def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Schema:
-    schema = _resolved(schema, definitions)
+    schema = resolved(schema, definitions)
     made: Schema = {key: schema[key] for key in _KEPT if key in schema}
     if isinstance(made.get("description"), str):
         made["description"] = " ".join(made["description"].split())
@@ -144,14 +144,14 @@ def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Sc
     return made
 
 
-def _resolved(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
+def resolved(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
     """`schema` without $ref and without the null that optional fields have; what stands beside them wins."""
     beside = {k: v for k, v in schema.items() if k not in {"$ref", "anyOf"}}
     if "$ref" in schema:
-        return {**_resolved(definitions[schema["$ref"].rpartition("/")[2]], definitions), **beside}
+        return {**resolved(definitions[schema["$ref"].rpartition("/")[2]], definitions), **beside}
     if "anyOf" in schema:
         (only,) = [s for s in schema["anyOf"] if s.get("type") != "null"]
-        return {**_resolved(only, definitions), **beside}
+        return {**resolved(only, definitions), **beside}
     return schema
 
 

@@ -96,8 +96,8 @@ class ApiModel(StrictModel):
 class EnvVar(ApiModel):
     not_yet: ClassVar = frozenset({"valueFrom"})
 
-    name: EnvName
-    value: str = ""
+    name: EnvName = Field(description="Not one of torchrun's own or RELIGHT_*.")
+    value: str = Field("", description="Its value; numbers and booleans in quotes.")
 
 
 class TrainerSpec(ApiModel):
@@ -120,11 +120,15 @@ class TrainerSpec(ApiModel):
 
 
 class HostPath(ApiModel):
-    path: Annotated[str, BeforeValidator(_absolute), WithJsonSchema({"type": "string", "pattern": "^/"})]
+    path: Annotated[str, BeforeValidator(_absolute), WithJsonSchema({"type": "string", "pattern": "^/"})] = Field(
+        description="An absolute path."
+    )
 
 
 class PersistentVolumeClaim(ApiModel):
-    claim_name: Annotated[str, _matching(r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", f'{LOWER}, "-" and "."', 253)]
+    claim_name: Annotated[str, _matching(r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", f'{LOWER}, "-" and "."', 253)] = Field(
+        description="The claim's name."
+    )
 
 
 class Interval(ApiModel):

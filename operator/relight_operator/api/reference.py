@@ -1,0 +1,153 @@
+"""docs/trainingjob.md, from the models: `python -m relight_operator.api.reference > docs/trainingjob.md`."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from relight_operator.api.crd import resolved
+from relight_operator.api.durations import EXAMPLES, PATTERN
+from relight_operator.api.job import API_VERSION, KIND, RESERVED_ENV, RESERVED_ENV_PREFIXES, ApiModel, JobSpec
+from relight_trainer.config import OPTIMIZERS, SCHEDULES, SPAN_EXAMPLES, Evaluate, Span, Train, TrainingSpan
+from relight_trainer.registry import DATA, MODELS, arguments
+
+_HEAD = f"""\
+# The TrainingJob, field by field
+
+Generated from the models by `python -m relight_operator.api.reference`; a test compares.
+
+```yaml
+apiVersion: {API_VERSION}
+kind: {KIND}
+metadata: {{name: digits}}      # at most 40 characters: lower-case letters, digits and "-", a letter first
+spec:
+  nodes: 2
+  trainer:
+    config: {{model: {{type: digits_cnn}}, data: {{type: digits}}, train: {{duration: 15ep}}}}
+  checkpoint: {{persistentVolumeClaim: {{claimName: ckpt}}}}
+```
+
+`relight validate job.yaml` checks a file and names every wrong field: where it is, what was found, what is allowed, the
+nearest right name. A wrong file ends every command with exit code 64.
+
+A *duration* is whole numbers with a unit, such as {EXAMPLES}. YAML is read as kubectl reads it: `yes`, `on` and `n` are
+booleans and `1e-3` is a number, so put them in quotes where you mean text.
+
+## spec
+"""
+
+_CONFIG = f"""
+## spec.trainer.config
+
+The training core's own configuration. Everything has a default; the defaults reach 99 % on the digits.
+A *length of training* is {SPAN_EXAMPLES}.
+"""
+
+
+def render() -> str:
+    """The page as Markdown."""
+    parts = [_HEAD, _table(JobSpec), _exactly_one(), _environment(), _not_yet(), _CONFIG]
+    for name, classes in (
+        ("model", arguments(MODELS)),
+        ("data", arguments(DATA)),
+        ("optimizer", OPTIMIZERS),
+        ("schedule", SCHEDULES),
+    ):
+        for kind, model in classes.items():
+            about = f"{' '.join(model.__doc__.split())}\n\n" if model.__doc__ else ""
+            parts.append(f"\n### {name}: {{type: {kind}}}\n\n{about}{_table(model, without='type')}")
+    parts += [f"\n### train\n\n{_table(Train)}", f"\n### evaluate\n\n{_table(Evaluate)}"]
+    return "".join(parts)
+
+
+def _table(model: type[BaseModel], *, without: str = "") -> str:
+    schema = model.model_json_schema(by_alias=True)
+    rows = [row for row in _rows(schema, schema.get("$defs", {}), "") if not row.startswith(f"| `{without}`")]
+    if not rows:
+        return "No further fields.\n"
+    return "\n".join(("| field | takes | default | |", "|---|---|---|---|", *rows)) + "\n"
+
+
+def _rows(schema: Mapping[str, Any], definitions: Mapping[str, Any], path: str) -> Iterator[str]:
+    for name, raw in schema.get("properties", {}).items():
+        field = resolved(raw, definitions)
+        here = f"{path}{name}"
+        default = "required" if name in schema.get("required", ()) else _default(field, definitions)
+        yield f"| `{here}` | {_takes(field, definitions)} | {default} | {field.get('description', '').replace('|', chr(92) + '|')} |"
+        below = resolved(field["items"], definitions) if "items" in field else field
+        yield from _rows(below, definitions, f"{here}[]." if "items" in field else f"{here}.")
+
+
+def _takes(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    span = resolved(_schema_of(TrainingSpan), {})["pattern"]
+    if field.get("pattern") in (PATTERN, span):
+        return "duration" if field["pattern"] == PATTERN else "length of training"
+    if "enum" in field:
+        return ", ".join(f"`{v}`" for v in field["enum"])
+    kind: str = field["type"]
+    if kind == "array":
+        return f"list of {resolved(field['items'], definitions)['type']}s"
+    low = [f"{field['minimum']} or more"] if "minimum" in field else []
+    low += [f"more than {field['exclusiveMinimum']:g}"] if "exclusiveMinimum" in field else []
+    high = [f"at most {field['maximum']}"] if "maximum" in field else []
+    high += (
+        [f"less than {field['exclusiveMaximum']:g}"]
+        if "exclusiveMaximum" in field and field["exclusiveMaximum"] < 2**53
+        else []
+    )
+    return ", ".join([kind, *low, *high])
+
+
+def _schema_of(annotated: Any) -> Mapping[str, Any]:
+    return TypeAdapter(annotated).json_schema()
+
+
+def _default(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """The default of a field, unless its own fields' defaults say it already."""
+    value = field.get("default")
+    if value in (None, [], ""):
+        return ""
+    if isinstance(value, Mapping) and "properties" not in field:
+        value = str(Span(**value))
+    if isinstance(value, Mapping):
+        own = {name: resolved(f, definitions).get("default") for name, f in field["properties"].items()}
+        value = {name: v for name, v in value.items() if v is not None}
+        if all(own[name] == v or isinstance(v, Mapping) for name, v in value.items()):
+            return ""
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+
+
+def _models(model: type[ApiModel], path: str) -> Iterator[tuple[str, type[ApiModel]]]:
+    yield path, model
+    for name, field in model.model_fields.items():
+        for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(part, type) and issubclass(part, ApiModel):
+                yield from _models(part, f"{path}.{field.alias or name}")
+
+
+def _exactly_one() -> str:
+    lines = [
+        f"- `{path}`: exactly one of {', '.join(f'`{model.model_fields[n].alias or n}`' for n in model.exactly_one)}"
+        for path, model in _models(JobSpec, "spec")
+        if model.exactly_one
+    ]
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _environment() -> str:
+    names = ", ".join(f"`{n}`" for n in [*sorted(RESERVED_ENV), *(f"{p}*" for p in RESERVED_ENV_PREFIXES)])
+    return f"\nEnvironment variables that Relight sets and a job cannot: {names}.\n"
+
+
+def _not_yet() -> str:
+    lines = [
+        f"- `{path}`: {', '.join(f'`{n}`' for n in sorted(model.not_yet))}"
+        for path, model in _models(JobSpec, "spec")
+        if model.not_yet
+    ]
+    return '\nKnown, and refused as "not supported yet":\n\n' + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(render(), end="")
