@@ -54,9 +54,14 @@ class Snapshots:
         head = self._head.bytes(text, slot.head_bytes)
         if slot.layout != self._layout or len(head) != slot.head_bytes:
             # Room for the numbers in it to grow, the same in each process for the same state.
-            head = self._head.bytes(text, max(_LEAST_HEAD, 1 << (len(head) * 5 // 4).bit_length()))
-            slot.map(self._layout, tensors, len(head), len(head) + self._head.data_bytes)
-            other.reserve(len(head) + self._head.data_bytes)
+            least = len(self._head.bytes(text)) * 5 // 4
+            head = self._head.bytes(text, max(_LEAST_HEAD, 1 << least.bit_length()))
+            try:
+                slot.map(self._layout, tensors, len(head), len(head) + self._head.data_bytes)
+                other.reserve(len(head) + self._head.data_bytes)
+            except SnapshotsOff:
+                slot.drop()
+                raise
         slot.copy(head, tensors)
         slot.close({**self._owner, "generation": generation, "step": step, "bytes": slot.bytes})
         self._next = 1 - self._next
@@ -129,7 +134,7 @@ class _Slot:
         self.layout, self._memory, self._targets = None, None, []
         if not self.path.exists() or self.path.stat().st_size != size:
             # A new file, never another size for the old one: whoever reads the old one keeps it whole.
-            self.path.unlink(missing_ok=True)
+            self.drop()
             _allocate(self.path, size)
         with self.path.open("r+b") as file:
             # Faulting the pages in one by one would cost the first write five times a copy.
@@ -140,6 +145,11 @@ class _Slot:
             self._targets.append(layout.target(i, whole[at : at + entry.bytes], tensors))
             at += entry.bytes
         self.layout, self.head_bytes, self.bytes = layout, head_bytes, size
+
+    def drop(self) -> None:
+        """Give the memory back."""
+        self.layout, self._memory, self._targets = None, None, []
+        self.path.unlink(missing_ok=True)
 
     def copy(self, head: bytes, tensors: Sequence[torch.Tensor]) -> None:
         assert self.layout is not None
