@@ -50,10 +50,7 @@ class Member:
         self.proc_per_node = proc_per_node
         self.run_dir = Path(folder) / f"member-{slot}-{time.monotonic_ns()}"
         self.run_dir.mkdir(parents=True)
-        self.job = JobFile(
-            "default", "t", "uid", 0.0, 2, proc_per_node, {"kind": kind, "argv": argv}, "hash", str(HELPERS)
-        )
-        self.job.write(self.run_dir / "job.json")
+        self.enter(argv, kind=kind)
         self.stderr = self.run_dir / "stderr"
         ours, theirs = socket.socketpair()
         with theirs, self.stderr.open("wb") as stderr:
@@ -79,6 +76,13 @@ class Member:
         self.generation = None
         self.store = None
 
+    def enter(self, argv, *, kind="script"):
+        """What the workers of the next generation run."""
+        job = JobFile(
+            "default", "t", "uid", 0.0, 2, self.proc_per_node, {"kind": kind, "argv": argv}, "hash", str(HELPERS)
+        )
+        job.write(self.run_dir / "job.json")
+
     def __enter__(self):
         return self
 
@@ -97,7 +101,10 @@ class Member:
                     return message
             ready, _, _ = select.select([self.channel], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, f"no {event!r} in {timeout} s, but {self.events}\n{self.stderr.read_text()}"
-            data = self.channel.recv(65536)
+            try:
+                data = self.channel.recv(65536)
+            except ConnectionResetError:
+                data = b""
             assert data, f"the launcher ended, {event!r} was expected\n{self.stderr.read_text()}"
             self.received += data
 

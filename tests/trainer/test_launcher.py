@@ -163,8 +163,7 @@ def test_the_generation_is_a_session_apart_from_launcher_and_store(tmp_path):
         assert sessions[member.store] == sessions[member.process.pid] != member.generation
 
 
-@pytest.mark.parametrize("cold", [False, True])
-def test_the_launch_path_touches_no_device(tmp_path, cold):
+def test_the_launch_path_touches_no_device(tmp_path):
     touched = tmp_path / "touched"
     with Member(
         tmp_path,
@@ -174,7 +173,7 @@ def test_the_launch_path_touches_no_device(tmp_path, cold):
         env={"TOUCHED": str(touched)},
     ) as member:
         member.expect("ready")
-        folder = member.run(1, rank=0, nodes=1, port=free_port(), host_store=True, cold=cold)
+        folder = member.run(1, rank=0, nodes=1, port=free_port(), host_store=True)
         member.started()
         assert outcome(folder).kind == "completed"
         assert not touched.exists(), touched.read_text()

@@ -1,5 +1,7 @@
 """How workers end: what they say, and what runs before they are gone."""
 
+import itertools
+
 import pytest
 from launching import Member, free_port, noted, outcome
 
@@ -10,28 +12,27 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """run(argv, ...) -> (folder, member) of one worker's generation that has ended."""
-    members = []
+    """run(argv) -> (folder, stderr) of a generation of one worker that has ended."""
+    generations = itertools.count(1)
+    with Member(tmp_path_factory.mktemp("run"), 0, []) as member:
 
-    def go(argv, **options):
-        member = Member(tmp_path_factory.mktemp("run"), 0, argv, **options)
-        members.append(member)
-        folder = member.run(1, rank=0, nodes=1, port=free_port(), host_store=True)
-        member.started()
-        member.expect("ended")
-        return folder, member
+        def go(argv, *, kind="script"):
+            said = len(member.stderr.read_text())
+            member.enter(argv, kind=kind)
+            folder = member.run(next(generations), rank=0, nodes=1, port=free_port(), host_store=True)
+            member.started()
+            member.expect("ended")
+            return folder, member.stderr.read_text()[said:]
 
-    yield go
-    for member in members:
-        member.kill()
+        yield go
 
 
 def test_a_returning_script_completes_and_its_exit_handlers_run(run):
-    folder, member = run(["reduce.py", "return"])
+    folder, stderr = run(["reduce.py", "return"])
     assert outcome(folder).kind == "completed"
     assert noted(folder, "atexit", timeout=1) == "ran"
     assert folder.pid(0) == noted(folder, "formed")["pid"]
-    assert member.stderr.read_text() == ""
+    assert stderr == ""
 
 
 def test_sys_exit_0_completes(run):
@@ -48,15 +49,14 @@ def test_sys_exit_with_another_code_is_an_exception(run):
 
 
 def test_an_exception_is_told_by_its_last_line_and_place_and_one_traceback(run):
-    folder, member = run(["reduce.py", "raise", "no such digit"])
+    folder, stderr = run(["reduce.py", "raise", "no such digit"])
     end = outcome(folder)
     assert (end.kind, end.exit_code) == ("failed", ExitCode.EXCEPTION)
     assert end.message.startswith("ValueError: no such digit (")
     assert "reduce.py:" in end.message
-    text = member.stderr.read_text()
-    assert text.count("Traceback") == 1
-    assert "runpy" not in text
-    assert "worker.py" not in text
+    assert stderr.count("Traceback") == 1
+    assert "runpy" not in stderr
+    assert "worker.py" not in stderr
 
 
 def test_an_exception_with_an_exit_code_of_its_own(run):
@@ -65,11 +65,11 @@ def test_an_exception_with_an_exit_code_of_its_own(run):
 
 
 def test_a_script_that_is_not_there_is_bad_configuration(run):
-    folder, member = run(["nowhere.py"])
+    folder, stderr = run(["nowhere.py"])
     end = outcome(folder)
     assert end.exit_code == ExitCode.BAD_CONFIG
     assert "nowhere.py" in end.message
-    assert "Traceback" not in member.stderr.read_text()
+    assert "Traceback" not in stderr
 
 
 def test_a_module_that_is_not_there_is_bad_configuration(run):
@@ -91,8 +91,8 @@ def test_a_worker_that_dies_without_a_word_leaves_no_outcome_and_the_generation_
 
 
 def test_a_crash_in_native_code_leaves_its_stack_on_stderr(run):
-    _, member = run(["ends.py", "signal", "SIGSEGV"])
-    assert "ends.py" in member.stderr.read_text()
+    _, stderr = run(["ends.py", "signal", "SIGSEGV"])
+    assert "ends.py" in stderr
 
 
 def test_sigterm_and_sigint_do_not_end_a_worker_but_its_programs(run):
