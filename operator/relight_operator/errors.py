@@ -13,6 +13,8 @@ from typing import ClassVar
 from relight_agent.exits import ExitCode
 from relight_trainer.problems import Problem
 
+MAX_LINES = 50  # nobody reads more before mending the first
+
 
 class RelightError(Exception):
     """`str()` is what the user reads."""
@@ -20,7 +22,7 @@ class RelightError(Exception):
     exit_code: ClassVar[int] = ExitCode.EXCEPTION
 
 
-class InvalidJob(RelightError):  # a statement about the job, as the condition `Invalid` is
+class InvalidJob(RelightError):
     exit_code = ExitCode.BAD_CONFIG
 
     def __init__(self, problems: Iterable[Problem], source: str = "") -> None:
@@ -31,7 +33,9 @@ class InvalidJob(RelightError):  # a statement about the job, as the condition `
 
     def lines(self) -> list[str]:
         """One line a problem: `digits.yaml:7: spec.nodes: out of range; found 0; allowed: 1 or more`."""
-        return [f"{self._place(p)}{p}" for p in self.problems]
+        lines = [f"{self._place(p)}{p}" for p in self.problems[:MAX_LINES]]
+        more = len(self.problems) - MAX_LINES
+        return [*lines, f"... and {more} more"] if more > 0 else lines
 
     def _place(self, problem: Problem) -> str:
         if not self.source:

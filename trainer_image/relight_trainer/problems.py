@@ -54,7 +54,7 @@ def join(path: str, loc: Sequence[int | str]) -> str:
     for key in loc:
         if isinstance(key, int):
             path += f"[{key}]"
-        elif _WORD.fullmatch(key):
+        elif len(key) <= MAX_FOUND and _WORD.fullmatch(key):
             path += f".{key}" if path else key
         else:
             path += f"[{shown(key)}]"
@@ -79,7 +79,7 @@ def _problem(error: ErrorDetails, path: str) -> Problem:
     return Problem(
         path=join(path, error["loc"]),
         message=message,
-        found=None if found is None or kind == "missing" else shown(found),
+        found=None if kind == "missing" else shown(found),
         allowed=allowed or None,
         nearest=near,
     )

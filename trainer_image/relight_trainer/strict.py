@@ -113,7 +113,7 @@ class StrictModel(BaseModel):
         given = [alias for name, alias in names.items() if name in value or alias in value]
         if names and len(given) != 1:
             error = problem("exactly_one", "exactly one of these is wanted", allowed=", ".join(names.values()))
-            yield located(error, (), ", ".join(given) or None)
+            yield located(error, (), given)
 
     @classmethod
     def _remedied(cls, error: ErrorDetails) -> InitErrorDetails:

@@ -83,7 +83,7 @@ EnvName = Annotated[
     BeforeValidator(_env_name),
     _matching(r"^[A-Za-z_][A-Za-z0-9_]*$", 'letters, digits and "_", no digit first', 256),
 ]
-Words = Annotated[list[str], Field(min_length=1)]
+Words = Annotated[list[str], Field(min_length=1, max_length=1024)]
 Text = Annotated[str, Field(min_length=1)]
 
 
