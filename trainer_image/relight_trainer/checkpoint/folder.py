@@ -292,7 +292,8 @@ class CheckpointFolder:
             try:
                 sound.append(read_manifest(path))
             except ValueError as error:
-                damaged.append((path, str(error)))
+                if path.exists():  # else a retiring writer was faster
+                    damaged.append((path, str(error)))
         return sound, damaged
 
     def _set_aside(self, path: Path, why: str) -> str:
