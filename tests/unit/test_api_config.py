@@ -6,7 +6,9 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from relight_operator.api.job import TrainerSpec
 from relight_trainer.config import BadConfig, Span, TrainerConfig, canonical, config_hash, parse
 from relight_trainer.registry import DATA, MODELS
 from relight_trainer.strict import nearest
@@ -119,3 +121,14 @@ def test_the_nearest_name_is_found_across_case_and_separators_and_only_if_it_is_
     assert nearest("widht", ["width", "type"]) == "width"
     assert nearest("zebra", ["width", "type"]) is None
     assert nearest("", ["width"]) is None
+
+
+def test_what_is_none_in_python_is_not_given() -> None:
+    assert TrainerSpec(config=None, script=["train.py"]) == TrainerSpec(script=["train.py"])
+    with pytest.raises(ValidationError, match="exactly one"):
+        TrainerSpec(config={}, script=["train.py"])
+
+
+def test_keys_that_are_no_text_are_a_problem_too() -> None:
+    with pytest.raises(BadConfig):
+        parse({"model": {1: 2}, 3: 4})

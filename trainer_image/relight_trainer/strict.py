@@ -60,7 +60,9 @@ def one_of(classes: Mapping[str, type["StrictModel"]], value: Any) -> "StrictMod
     else:
         fields = {field for known in classes.values() for field in known.json_names()}
         errors = [
-            located(unknown(key, fields, "unknown field"), (key,), key) for key in value if nearest(key, ["type"])
+            located(unknown(key, fields, "unknown field"), (key,), key)
+            for key in value
+            if isinstance(key, str) and nearest(key, ["type"])
         ]
         errors = errors or [located(problem("missing", "missing", allowed=names), ("type",), None)]
     raise ValidationError.from_exception_data("type", errors)
@@ -110,7 +112,7 @@ class StrictModel(BaseModel):
     @classmethod
     def _alternatives(cls, value: Mapping[str, Any]) -> Iterable[InitErrorDetails]:
         names = {name: cls.model_fields[name].alias or name for name in cls.exactly_one}
-        given = [alias for name, alias in names.items() if name in value or alias in value]
+        given = [alias for name, alias in names.items() if value.get(alias, value.get(name)) is not None]
         if names and len(given) != 1:
             error = problem("exactly_one", "exactly one of these is wanted", allowed=", ".join(names.values()))
             yield located(error, (), given)
