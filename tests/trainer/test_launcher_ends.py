@@ -101,15 +101,19 @@ def test_sigterm_and_sigint_do_not_end_a_worker_but_its_programs(run):
     assert end.kind == "completed", end.message
 
 
-def test_threads_of_the_script_finish_first(run):
-    folder, _ = run(["ends.py", "thread"])
-    assert outcome(folder).kind == "completed"
-    assert (folder.path / "thread").read_text() == "done"
-
-
 def test_loader_processes_work_by_fork_and_by_spawn_with_a_relative_script_path(run):
     folder, _ = run(["./loaders.py"])
     end = outcome(folder)
     assert end.kind == "completed", end.message
     total = 2 * sum(i * i for i in range(16))
     assert noted(folder, "sums") == {"fork": total, "spawn": total}
+
+
+@pytest.mark.parametrize("how", ["thread", "slow exit"])
+def test_a_good_end_is_said_when_nothing_is_left_to_do(tmp_path, how):
+    with Member(tmp_path, 0, ["ends.py", how]) as member:
+        folder = member.run(1, rank=0, nodes=1, port=free_port(), host_store=True)
+        member.started()
+        assert outcome(folder).kind == "completed"
+        member.kill_session()  # as the agent does
+        assert (folder.path / "thread").read_text() == "done"

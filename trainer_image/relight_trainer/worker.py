@@ -49,9 +49,19 @@ def main(parent: int) -> NoReturn:
     assert context is not None, "a worker is started by the launcher"
     context.folder.write_pid(context.local_rank)
     outcome = _run_to_the_end(context)
+    if outcome.kind == "failed":
+        # At once: peers wait in their collectives until this process is gone, and the agent sees to that.
+        _say(context, outcome)
+    _run_exit_handlers()
+    # The agent ends the session when all have said how they ended: a good end is said when nothing is left to do.
+    _say(context, outcome)
+    os._exit(outcome.exit_code)
+
+
+def _say(context: WorkerContext, outcome: Outcome) -> None:
+    """Write the outcome, unless one has been written: the client writes a stop itself."""
     if not any(i == context.local_rank for i, _ in context.folder.outcomes(context.local_world_size)):
         context.folder.write_outcome(context.local_rank, outcome)
-    _leave(outcome.exit_code)
 
 
 def _run_to_the_end(context: WorkerContext) -> Outcome:
@@ -129,17 +139,16 @@ def _outcome_of(error: BaseException, context: WorkerContext) -> Outcome:
     return Outcome("failed", context.rank, exit_code=int(classify(error)), message=describe(error), at=at)
 
 
-def _leave(code: int) -> NoReturn:
-    """End as an interpreter would, but for destructors: those of what was inherited by fork are not ours to run."""
-    finalizers: tuple[Callable[[], Any], ...] = (
+def _run_exit_handlers() -> None:
+    """What an interpreter does at its end, but for destructors: those of what was inherited by fork are not ours to run."""
+    handlers: tuple[Callable[[], Any], ...] = (
         threading._shutdown,  # type: ignore[attr-defined]  # noqa: SLF001  # as multiprocessing does for its children
         atexit._run_exitfuncs,  # noqa: SLF001  # a forked process never runs them by itself
         multiprocessing.util._exit_function,  # type: ignore[attr-defined]  # noqa: SLF001  # ends loader processes; done once, whoever asks
     )
-    for finalizer in finalizers:
+    for handler in handlers:
         with contextlib.suppress(BaseException):
-            finalizer()
+            handler()
     for file in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             file.flush()
-    os._exit(code)

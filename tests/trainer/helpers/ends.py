@@ -1,5 +1,6 @@
 """Ends, or does not, in the way that argv names."""
 
+import atexit
 import os
 import signal
 import subprocess
@@ -28,6 +29,8 @@ match sys.argv[1:]:
         assert program.wait(10) == -signal.SIGTERM
     case ["thread"]:
         threading.Thread(target=late).start()
+    case ["slow exit"]:
+        atexit.register(late)
     case ["unfinished"]:
         os._exit(0)
     case ["storage"]:
