@@ -114,12 +114,15 @@ def summary(job: TrainingJob, status: JobStatus, state: Path, file: str) -> list
             lines.append(f"  logs        {state / 'members' / failure.member / 'log'}")
     if status.result is not None:
         metrics = ", ".join(f"{k} {v}" for k, v in status.result.metrics.items())
-        lines.append(f"  result      {status.result.steps} steps" + (f", {metrics}" if metrics else ""))
+        steps = f"{status.result.steps} steps" if status.result.steps else ""
+        if steps or metrics:
+            lines.append(f"  result      {', '.join(filter(None, (steps, metrics)))}")
     if restarts.total:
         causes = ", ".join(f"{n} x {cause}" for cause, n in sorted(restarts.by_cause.items()))
         lines.append(f"  survived    {causes}" if status.phase == "Succeeded" else f"  met         {causes}")
         back = f"; last recovery took {goodput.last_recovery_seconds} s" if goodput.last_recovery_seconds else ""
-        lines.append(f"  cost        {goodput.lost_steps} steps lost, {goodput.executed_steps} executed{back}")
+        if goodput.executed_steps:
+            lines.append(f"  cost        {goodput.lost_steps} steps lost, {goodput.executed_steps} executed{back}")
     if status.result is not None and status.result.weights_digest:
         lines.append(f"  weights     sha256 {status.result.weights_digest}")
     for notice in status.checkpoint.notices:

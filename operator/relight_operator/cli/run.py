@@ -4,15 +4,19 @@ import asyncio
 import json
 import signal
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import click
 
 from relight_agent.exits import ExitCode
+from relight_operator.api.job import TrainingJob
+from relight_operator.api.problems import Problem
 from relight_operator.api.status import JobStatus
 from relight_operator.api.validate import load_job
 from relight_operator.cli.display import Display, summary
+from relight_operator.errors import InvalidJob
 from relight_operator.local import chaos
 from relight_operator.local.state import StateFolder, default_state_dir
 
@@ -51,6 +55,7 @@ def run_command(file: str, state_dir: Path | None, fresh: bool, faults: tuple[st
 
     folder = StateFolder((state_dir or default_state_dir(job.metadata.namespace, job.metadata.name)).absolute())
     workdir = Path.cwd() if file == "-" else Path(file).absolute().parent
+    check_script(job, workdir)
     display = Display(sys.stderr if output == "json" else sys.stdout)
     with folder.exclusively():
         stored, said = begin(folder, job, fresh=fresh)
@@ -66,6 +71,18 @@ def run_command(file: str, state_dir: Path | None, fresh: bool, faults: tuple[st
         click.echo(json.dumps(final(status), indent=2))
     display.end(summary(job, status, folder.path, file))
     return exit_code(status)
+
+
+def check_script(job: TrainingJob, workdir: Path) -> None:
+    """Raises InvalidJob where the job's script is not there: a member would say so seconds later."""
+    script = job.spec.trainer.script
+    if script is not None and not (workdir / script[0]).is_file():
+        near = get_close_matches(script[0], [str(p.relative_to(workdir)) for p in workdir.glob("*.py")], n=1)
+        problem = Problem(
+            "spec.trainer.script[0]", "no such file", found=f'"{script[0]}"', allowed=f"a path from {workdir}",
+            nearest=near[0] if near else None,
+        )  # fmt: skip
+        raise InvalidJob([problem])
 
 
 async def _run(runner: Any, display: Display) -> JobStatus:
