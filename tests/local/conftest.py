@@ -1,0 +1,56 @@
+"""Homes for jobs, which must be left empty, and the run without faults that all others are compared with."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from builders import Home, Job, Result
+
+SEED = int(os.environ.get("RELIGHT_TEST_SEED") or random.SystemRandom().randrange(10**6))
+
+
+def pytest_report_header() -> str:
+    return f"tests/local: RELIGHT_TEST_SEED={SEED} draws the steps and moments of faults"
+
+
+@pytest.fixture
+def random_from_seed(request: pytest.FixtureRequest) -> random.Random:
+    """Another stream for each test, the same again with the printed seed."""
+    return random.Random(f"{SEED}/{request.node.name}")
+
+
+def left_empty(home: Home) -> None:
+    left = home.leftovers()
+    home.power_cut()
+    assert not left, f"left behind: {left}"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    home = Home(tmp_path / "home")
+    yield home
+    left_empty(home)
+
+
+class Finished(NamedTuple):
+    home: Home
+    job: Job
+    result: Result
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """A job that nothing happened to."""
+    home, job = Home(tmp_path_factory.mktemp("finished")), Job()
+    result = home.run(job)
+    assert result.code == 0, result.said
+    yield Finished(home, job, result)
+    left_empty(home)
+
+
+@pytest.fixture(scope="session")
+def digest(finished: Finished) -> str:
+    return finished.result.digest

@@ -1,0 +1,90 @@
+"""However a job is cut, it ends with the weights of the one that was not, and says truly what the cuts cost."""
+
+import random
+
+import pytest
+from builders import Home, Job, Result, kill, preempt, script
+from conftest import Finished
+
+pytestmark = pytest.mark.timeout(120)
+
+JOB = Job()
+
+
+def check(result: Result, digest: str, *, causes: dict[str, int], at: int, lost: range = range(1)) -> None:
+    """`at`: the step at which the last fault was fired."""
+    assert result.code == 0, result.said
+    final = result.final
+    assert final["phase"] == "Succeeded"
+    assert final["weightsDigest"] == digest
+    assert final["restarts"]["byCause"] == causes
+    assert final["restarts"]["disruptions"] == final["restarts"]["total"] == sum(causes.values())
+    assert final["restarts"]["failures"] == 0
+    goodput = final["goodput"]
+    assert goodput["lostSteps"] in lost
+    assert final["executedSteps"] == final["steps"] + goodput["lostSteps"]
+    resumed = final["checkpoint"]["resumedFromStep"]
+    # A preempted member may do a few more steps until all ranks have agreed where to stop.
+    assert 0 < at - lost.stop < resumed <= final["steps"]
+    assert final["slots"][0]["slot"] == 0
+    assert final["world"]["recovered"] or resumed == final["steps"]
+
+
+def test_nothing_happens(finished: Finished, home: Home) -> None:
+    again = home.run(finished.job)
+    assert again.digest == finished.result.digest
+    for result in (finished.result, again):
+        assert result.final["executedSteps"] == result.final["steps"] == JOB.steps
+        assert result.final["goodput"]["lostSteps"] == 0
+        assert result.final["restarts"]["total"] == 0
+        assert result.final["world"]["generation"] == 1
+        assert "resumedFromStep" not in result.final["checkpoint"]
+
+
+def test_a_node_is_preempted(home: Home, digest: str, random_from_seed: random.Random) -> None:
+    at = random_from_seed.randrange(5, 100)
+    check(home.run(JOB, preempt(1, at=at)), digest, causes={"Preempted": 1}, at=at)
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+def test_a_node_is_lost(home: Home, digest: str, random_from_seed: random.Random, slot: int) -> None:
+    at = random_from_seed.randrange(5, 115)
+    result = home.run(JOB, kill(slot, at=at))
+    check(result, digest, causes={"MachineLost": 1}, at=at)
+    assert result.final["checkpoint"]["resumedFromStep"] == at
+    assert [s["incarnation"] for s in result.final["slots"]] == [int(slot == 0), int(slot == 1)]
+
+
+def test_one_node_is_preempted_and_then_the_other_is_lost(
+    home: Home, digest: str, random_from_seed: random.Random
+) -> None:
+    first = random_from_seed.randrange(5, 50)
+    second = random_from_seed.randrange(first + 20, 115)
+    result = home.run(JOB, preempt(1, at=first), kill(0, at=second))
+    check(result, digest, causes={"Preempted": 1, "MachineLost": 1}, at=second)
+    assert result.final["goodput"]["recoveries"] == 2
+
+
+def test_all_nodes_are_lost_at_once(home: Home, digest: str, random_from_seed: random.Random) -> None:
+    at = random_from_seed.randrange(JOB.every + 1, 115)
+    result = home.run(JOB, kill(0, at=at), kill(1, at=at))
+    check(result, digest, causes={"MachineLost": 2}, at=at, lost=range(JOB.every + 1))
+    # How far they had got since their last report, nobody lives to tell.
+    assert result.final["goodput"]["lostSteps"] <= at % JOB.every
+    assert result.final["checkpoint"]["resumedFromStep"] == at - at % JOB.every
+
+
+@pytest.mark.parametrize("slots", [(1,), (0, 1)], ids=["one node", "all nodes"])
+def test_a_script_does_the_steps_that_status_says_and_no_others(
+    home: Home, random_from_seed: random.Random, slots: tuple[int, ...]
+) -> None:
+    at, counted = random_from_seed.randrange(41, 79), home.path / "counted"
+    job = Job(trainer=script("counting.py", counted), every=20)
+    result = home.run(job, *(kill(slot, at=at) for slot in slots))
+    assert result.code == 0, result.said
+    back = at if len(slots) == 1 else at - at % 20
+    assert [int(step) for step in counted.read_text().split()] == [*range(1, at + 1), *range(back + 1, 81)]
+    assert result.final["steps"] == 80
+    assert result.final["checkpoint"]["resumedFromStep"] == back
+    assert result.final["goodput"]["lostSteps"] <= at - back
+    assert result.final["executedSteps"] == 80 + result.final["goodput"]["lostSteps"]

@@ -1,0 +1,78 @@
+"""Ctrl-C, and going on afterwards."""
+
+import random
+
+import pytest
+from builders import Home, Job, kill
+
+pytestmark = pytest.mark.timeout(120)
+
+JOB = Job()
+
+
+def test_ctrl_c_saves_and_the_next_run_goes_on_from_there(
+    home: Home, digest: str, random_from_seed: random.Random
+) -> None:
+    run = home.start(JOB, output="text")
+    run.until_step(1)
+    run.until_step(random_from_seed.randrange(1, 50))
+    second = home.run(JOB)
+    assert second.code == 74, second.said
+    assert f"(pid {run.process.pid})" in second.said
+
+    run.interrupt()
+    stopped = run.wait()
+    assert stopped.code == 130, stopped.said
+    status = home.status()
+    assert status["phase"] == "Suspended"
+    step = status["checkpoint"]["step"]
+    assert 0 < step < JOB.steps
+    assert f"saved at step {step}; go on with: relight run " in stopped.said
+    assert not home.leftovers()
+
+    result = home.run(JOB)
+    assert result.digest == digest
+    assert result.final["checkpoint"]["resumedFromStep"] == step
+    assert result.final["goodput"]["lostSteps"] == 0
+    assert result.final["executedSteps"] == JOB.steps
+    assert result.final["restarts"]["total"] == 0
+
+
+def test_ctrl_c_twice_does_not_wait(home: Home, digest: str) -> None:
+    run = home.start(JOB)
+    run.until_step(25)
+    run.interrupt()
+    run.until(lambda s: s.get("stop"), "a stop under way")
+    run.interrupt()
+    stopped = run.wait(20.0)
+    assert stopped.code == 130, stopped.said
+    assert stopped.final["phase"] == "Suspended"
+    assert not home.leftovers()
+    result = home.run(JOB)
+    assert result.digest == digest
+    assert result.final["checkpoint"]["resumedFromStep"] >= 20
+    assert result.final["goodput"]["lostSteps"] <= JOB.every
+
+
+def test_ctrl_c_in_the_middle_of_a_recovery_keeps_what_only_a_survivor_holds(home: Home, digest: str) -> None:
+    at = 37
+    run = home.start(JOB, kill(0, at=at))
+    run.until(lambda s: s.get("phase") == "Recovering", "a recovery")
+    run.interrupt()
+    stopped = run.wait()
+    assert stopped.code == 130, stopped.said
+    assert not home.leftovers()
+    result = home.run(JOB, kill(0, at=at))  # fired already: once in a job's life
+    assert result.digest == digest
+    assert result.final["checkpoint"]["resumedFromStep"] == at
+    assert result.final["goodput"]["lostSteps"] == 0
+    assert result.restarts["byCause"] == {"MachineLost": 1}
+
+
+def test_ctrl_c_before_anything_has_been_trained(home: Home) -> None:
+    run = home.start(JOB)
+    run.until(lambda s: any(slot.get("uid") for slot in s.get("slots", [])), "a member")
+    run.interrupt()
+    stopped = run.wait(30.0)
+    assert stopped.code == 130, stopped.said
+    assert "nothing had been saved yet" in stopped.said
