@@ -11,8 +11,8 @@ from relight_trainer.peers import TIMEOUT
 class CheckpointDue:
     """Steps and epochs are counted. Time is rank 0's: at agreed steps it tells the others to save, or when to ask next.
 
-    The next question comes after half of the time that is left, so an interval costs a few questions (the logarithm
-    of its steps), and the checkpoint comes within a step of its time however the speed of steps varies.
+    The next question comes after half of the time that is left, at the pace since the last one: an interval costs a
+    few questions (the logarithm of its steps), and the checkpoint comes in time though steps become twice as slow.
     """
 
     def __init__(
@@ -26,8 +26,8 @@ class CheckpointDue:
 
     def start(self, step: int) -> None:
         """Training begins at `step`; intervals are counted from now."""
-        self._began = self._saved_at = self._clock()
-        self._first_step = step
+        self._saved_at = self._clock()
+        self._asked = step, self._saved_at
         self._ask_at = step + 1
 
     def saved(self) -> None:
@@ -51,7 +51,9 @@ class CheckpointDue:
 
     def _answer(self, step: int) -> tuple[bool, int]:
         now = self._clock()
-        per_step = max((now - self._began) / max(step - self._first_step, 1), 1e-6)
+        asked_step, asked_at = self._asked
+        self._asked = step, now
+        per_step = max((now - asked_at) / max(step - asked_step, 1), 1e-6)
         left = self._job.checkpoint_seconds - (now - self._saved_at)
         save = left <= per_step / 2
         if save:

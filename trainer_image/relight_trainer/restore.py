@@ -1,14 +1,12 @@
 """Finding the newest state that anybody holds, and giving it to everybody."""
 
 import hashlib
-from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 from relight_agent.exits import ExitCode
 from relight_trainer.checkpoint import (
     Checkpoint,
     CheckpointFolder,
-    NoUsableCheckpoint,
     Position,
     Snapshots,
     State,
@@ -45,7 +43,6 @@ def newest_state(
     checkpoints: CheckpointFolder | None,
     generation: int,
     committed_step: int | None,
-    say: Callable[[str], None],
 ) -> Restored | None:
     """The newest state by (generation, step), the same on every rank; None where the job has never saved one.
 
@@ -58,11 +55,11 @@ def newest_state(
     checkpoint = None
     if peers.rank == 0 and checkpoints is not None:
         checkpoints.begin_generation(generation)
-        checkpoint = _newest_checkpoint(checkpoints, in_memory, say)
+        checkpoint = checkpoints.newest(newer_than=None if in_memory == _NONE else in_memory)
     stored = Position(*peers.gather_numbers(*(checkpoint.position if checkpoint else _NONE))[0])
     data: bytearray | memoryview | None
 
-    if stored > in_memory:
+    if stored != _NONE:
         data = pack(checkpoints.load(checkpoint)) if checkpoints is not None and checkpoint is not None else None
         return Restored("checkpoint", stored, spread(peers, data, owner=0))
     if in_memory > _NONE:
@@ -75,18 +72,6 @@ def newest_state(
             "give the job its checkpoint folder back, or delete the job and create it anew to start from scratch"
         )
     return None
-
-
-def _newest_checkpoint(
-    checkpoints: CheckpointFolder, in_memory: Position, say: Callable[[str], None]
-) -> Checkpoint | None:
-    if in_memory == _NONE:
-        return checkpoints.newest()
-    try:
-        return checkpoints.newest(newer_than=in_memory)
-    except NoUsableCheckpoint as error:
-        say(f"going on from the snapshot of step {in_memory.step}: {error}")
-        return None
 
 
 def spread(peers: Peers, data: bytearray | memoryview | None, owner: int) -> State:

@@ -136,7 +136,6 @@ class Session:
             checkpoints=self._checkpoints,
             generation=context.generation,
             committed_step=context.committed_step,
-            say=self.say,
         )
         if restored is not None:
             self._load(restored.state)
