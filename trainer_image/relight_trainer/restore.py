@@ -5,7 +5,6 @@ from typing import ClassVar, NamedTuple
 
 from relight_agent.exits import ExitCode
 from relight_trainer.checkpoint import (
-    Checkpoint,
     CheckpointFolder,
     Position,
     Snapshots,
