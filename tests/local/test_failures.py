@@ -1,0 +1,123 @@
+"""Failures of the user's own code: retried, counted, named, and ended when trying again is of no use."""
+
+import sys
+from typing import Any
+
+import pytest
+from builders import SCRIPTS, Home, Job, command, script
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def job(*arguments: object, nodes: int = 1, env: dict[str, object] | None = None, **retry: Any) -> Job:
+    retry = {"backoff": {"initial": "200ms"}, **retry}
+    return Job(trainer=script("failing.py", *arguments, env=env), nodes=nodes, spec={"retry": retry})
+
+
+def test_an_exception_is_retried_with_a_growing_wait_until_the_budget_is_spent(home: Home) -> None:
+    result = home.run(job("raise", nodes=2, failures=2, noProgressLimit=9))
+    assert result.code == 70, result.said
+    assert result.final["phase"] == "Failed"
+    assert result.reason == "RetriesExhausted"
+    assert result.restarts["failures"] == result.restarts["counted"] == 3
+    assert result.restarts["byCause"] == {"Exception": 3}
+    assert result.restarts["disruptions"] == 0
+    assert result.final["world"]["generation"] == 3
+    failure = result.final["lastFailure"]
+    assert failure["cause"] == "Exception"
+    assert failure["exitCode"] == 70
+    assert failure["message"].startswith(f"NoSuchDigit: eleven, on rank {failure['rank']} ({SCRIPTS / 'failing.py'}:")
+    assert failure["message"] in result.said
+    # Both members live on; only their workers are started again.
+    assert [s["incarnation"] for s in result.final["slots"]] == [0, 0]
+    said_at = {e: _seconds(result.said, e) for e in ("failure 1 of 2", "failure 2 of 2", "generation 2:", "generation 3:")}
+    assert said_at["generation 2:"] - said_at["failure 1 of 2"] >= 0.19
+    assert said_at["generation 3:"] - said_at["failure 2 of 2"] >= 0.39
+
+
+def _seconds(said: str, text: str) -> float:
+    """When the first line with `text` was said, in seconds from the start."""
+    line = next(line for line in said.splitlines() if text in line)
+    return float(line.split("s ", 1)[0])
+
+
+def test_a_failure_at_the_same_step_again_and_again_is_given_up(home: Home) -> None:
+    result = home.run(job("step:7", failures=9, noProgressLimit=2))
+    assert result.code == 70, result.said
+    assert result.reason == "NoProgress"
+    assert result.restarts["failures"] == 3  # the first one got further than nothing
+    assert result.final["lastFailure"]["message"].startswith("NoSuchDigit: eleven, on rank 0")
+
+
+def test_a_failed_job_goes_on_when_it_is_run_again(home: Home) -> None:
+    mended = home.path / "mended"
+    once = job("step:27", mended, nodes=2, failures=0)
+    result = home.run(once)
+    assert result.code == 70, result.said
+    assert result.reason == "RetriesExhausted"
+    assert result.final["lastFailure"]["rank"] == 1
+
+    mended.touch()
+    again = home.run(once)
+    assert again.code == 0, again.said
+    assert "it had failed: it goes on from its last checkpoint" in again.said
+    assert again.final["checkpoint"]["resumedFromStep"] == 20
+    assert again.final["goodput"]["lostSteps"] in (6, 7)  # rank 0 may have been one step ahead of the rank that failed
+    assert again.final["executedSteps"] == 40 + again.final["goodput"]["lostSteps"]
+    assert again.restarts["failures"] == 0
+
+
+def test_a_worker_killed_by_a_signal_is_a_failure_of_the_job(home: Home) -> None:
+    result = home.run(job("signal", home.path / "killed.once", nodes=2))
+    assert result.code == 0, result.said
+    assert result.restarts["byCause"] == {"Exception": 1}
+    assert result.restarts["failures"] == 1
+    assert "a worker died without a word (killed, or a crash in native code)" in result.final["lastFailure"]["message"]
+    assert result.final["world"]["generation"] == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "reason", "failures"),
+    [(0, 0, "Completed", 0), (3, 70, "RetriesExhausted", 2), (64, 64, "BadConfig", 1), (65, 65, "BadData", 1)],
+)
+def test_what_a_script_exits_with_decides(home: Home, status: int, code: int, reason: str, failures: int) -> None:
+    result = home.run(job(f"exit:{status}", failures=1))
+    assert result.code == code, result.said
+    assert result.reason == reason
+    assert result.restarts["failures"] == failures
+    if failures:
+        assert str(status) in result.final["lastFailure"]["message"]
+
+
+def test_a_script_that_is_not_there_is_a_wrong_configuration_at_once(home: Home) -> None:
+    result = home.run(Job(trainer=script("no_such_script.py"), nodes=1))
+    assert result.code == 64, result.said
+    assert "no_such_script.py" in result.said
+
+
+def test_a_plain_command_runs_under_torchrun_variables_and_is_retried(home: Home) -> None:
+    trainer = command("-m", "torch.distributed.run", SCRIPTS / "plain.py", home.path / "started")
+    result = home.run(Job(trainer=trainer, spec={"retry": {"backoff": {"initial": "100ms"}}}))
+    assert result.code == 0, result.said
+    assert result.restarts["failures"] == 1
+    assert result.restarts["byCause"] == {"Exception": 1}
+    assert result.restarts["disruptions"] == 0
+    assert "ValueError: no such digit on rank 1" in result.final["lastFailure"]["message"]
+    logs = "".join((home.state / "members" / f"small-{slot}-0" / "log").read_text() for slot in (0, 1))
+    assert "rank 0 of 2" in logs
+    assert "rank 1 of 2" in logs
+
+
+def test_a_command_that_cannot_be_started_is_a_wrong_configuration(home: Home) -> None:
+    result = home.run(Job(trainer={"command": ["no-such-program"]}, nodes=1))
+    assert result.code == 64, result.said
+    assert result.reason == "BadConfig"
+    assert "no-such-program" in result.final["lastFailure"]["message"]
+
+
+def test_the_budget_of_a_command_ends_and_its_exit_code_is_told(home: Home) -> None:
+    trainer = {"command": [sys.executable, "-c", "import sys; sys.exit(9)"]}
+    result = home.run(Job(trainer=trainer, nodes=1, spec={"retry": {"failures": 1, "backoff": {"initial": "0s"}}}))
+    assert result.code == 70, result.said
+    assert result.reason == "RetriesExhausted"
+    assert "exit code 9" in result.final["lastFailure"]["message"]
