@@ -73,6 +73,7 @@ class Member:
         self.channel = ours
         self.received = b""
         self.events = []
+        self.number = None
         self.generation = None
         self.store = None
 
@@ -90,14 +91,14 @@ class Member:
         self.kill()
 
     def expect(self, event, *, timeout=TIMEOUT):
-        """The next message of this kind; earlier ones of other kinds are kept in `events`."""
+        """The next message of this kind about the last order; what came before it is kept in `events`."""
         deadline = time.monotonic() + timeout
         while True:
             while b"\n" in self.received:
                 line, _, self.received = self.received.partition(b"\n")
                 message = json.loads(line)
                 self.events.append(message)
-                if message["event"] == event:
+                if message["event"] == event and message.get("generation") in {None, self.number}:
                     return message
             ready, _, _ = select.select([self.channel], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, f"no {event!r} in {timeout} s, but {self.events}\n{self.stderr.read_text()}"
@@ -112,6 +113,7 @@ class Member:
         self.channel.sendall(json.dumps(message).encode() + b"\n")
 
     def run(self, generation, *, rank, nodes, port, host_store, cold=False, run_id=None):
+        self.number = generation
         folder = GenerationFolder.create(self.run_dir, generation)
         self.send(
             {

@@ -1,5 +1,6 @@
 """The warm launcher, its protocol, and worlds formed by it on 127.0.0.1."""
 
+import itertools
 import os
 import socket
 import time
@@ -11,6 +12,29 @@ from relight_agent.exits import ExitCode
 from relight_agent.processes import is_alive, processes
 
 pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    with Member(tmp_path_factory.mktemp("shared"), 0, []) as member:
+        member.expect("ready")
+        yield member
+
+
+@pytest.fixture
+def warm(shared):
+    """warm(argv, proc_per_node=1) -> a launcher that runs this; shared by tests that leave it alive."""
+
+    def enter(argv, proc_per_node=1):
+        shared.proc_per_node = proc_per_node
+        shared.enter(argv)
+        return shared
+
+    return enter
+
+
+# Generations only grow, in the shared launcher's life too.
+GENERATIONS = itertools.count(1)
 
 
 def form(first, second, generation, *, master):
@@ -54,29 +78,29 @@ def test_a_new_member_joins_a_survivor_that_is_the_master(tmp_path):
                     assert member.expect("ended", timeout=5)["generation"] == generation
 
 
-def test_workers_differ_in_seed_by_rank_and_generation_and_have_one_thread(tmp_path):
-    with Member(tmp_path, 0, ["reduce.py", "return"], proc_per_node=2) as member:
-        member.expect("ready")
-        seeds = []
-        for generation in (1, 2):
-            folder = member.run(generation, rank=0, nodes=1, port=free_port(), host_store=True)
-            member.started()
-            notes = [noted(folder, "formed", i) for i in range(2)]
-            assert {n["threads"] for n in notes} == {1}
-            assert {n["rank"] for n in notes} == {0, 1}
-            seeds += [n["seed"] for n in notes]
-            member.expect("ended")
-        assert len(set(seeds)) == 4
+def test_workers_differ_in_seed_by_rank_and_generation_and_have_one_thread(warm):
+    member = warm(["reduce.py", "return"], proc_per_node=2)
+    seeds = []
+    for generation in itertools.islice(GENERATIONS, 2):
+        folder = member.run(generation, rank=0, nodes=1, port=free_port(), host_store=True)
+        member.started()
+        notes = [noted(folder, "formed", i) for i in range(2)]
+        assert {n["threads"] for n in notes} == {1}
+        assert {n["rank"] for n in notes} == {0, 1}
+        seeds += [n["seed"] for n in notes]
+        member.expect("ended")
+    assert len(set(seeds)) == 4
 
 
-def test_a_taken_store_port_is_told_and_another_order_works(tmp_path):
-    with Member(tmp_path, 0, ["reduce.py", "return"]) as member, socket.create_server(("127.0.0.1", 0)) as taken:
-        member.expect("ready")
-        member.run(1, rank=0, nodes=1, port=taken.getsockname()[1], host_store=True)
+def test_a_taken_store_port_is_told_and_another_order_works(warm):
+    member = warm(["reduce.py", "return"])
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        generation = next(GENERATIONS)
+        member.run(generation, rank=0, nodes=1, port=taken.getsockname()[1], host_store=True)
         told = member.expect("store_failed")
-        assert told["generation"] == 1
+        assert told["generation"] == generation
         assert "in use" in told["message"]
-        folder = member.run(2, rank=0, nodes=1, port=free_port(), host_store=True)
+        folder = member.run(next(GENERATIONS), rank=0, nodes=1, port=free_port(), host_store=True)
         member.started()
         assert outcome(folder).kind == "completed"
 
@@ -115,52 +139,53 @@ def test_the_launcher_ends_everything_when_its_agent_closes_the_channel(tmp_path
         wait_until(lambda: not any(is_alive(pid) for pid in (worker, member.generation, member.store)), timeout=5)
 
 
-def test_the_store_outlives_the_workers_until_it_is_closed(tmp_path):
-    with Member(tmp_path, 0, ["reduce.py", "return"]) as member:
-        port = free_port()
-        member.run(1, rank=0, nodes=1, port=port, host_store=True)
-        member.started()
-        member.expect("ended")
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
-        member.send({"op": "close_store", "generation": 7})  # another's: nothing happens
-        member.send({"op": "close_store", "generation": 1})
-        wait_until(lambda: not is_alive(member.store), timeout=5)
-        # and with the next generation, closed or not
-        member.run(2, rank=0, nodes=1, port=port, host_store=True)
-        second = member.started()["store_pid"]
-        member.expect("ended")
-        member.run(3, rank=0, nodes=1, port=free_port(), host_store=True)
-        member.started()
-        assert not is_alive(second)
+def test_the_store_outlives_the_workers_until_it_is_closed(warm):
+    member = warm(["reduce.py", "return"])
+    port = free_port()
+    generation = next(GENERATIONS)
+    member.run(generation, rank=0, nodes=1, port=port, host_store=True)
+    member.started()
+    member.expect("ended")
+    socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    member.send({"op": "close_store", "generation": generation + 1})  # another's: nothing happens
+    member.send({"op": "close_store", "generation": generation})
+    wait_until(lambda: not is_alive(member.store), timeout=5)
+    # and with the next generation, closed or not
+    member.run(next(GENERATIONS), rank=0, nodes=1, port=port, host_store=True)
+    second = member.started()["store_pid"]
+    member.expect("ended")
+    member.run(next(GENERATIONS), rank=0, nodes=1, port=free_port(), host_store=True)
+    member.started()
+    assert not is_alive(second)
 
 
-def test_an_order_ends_the_generation_before_it(tmp_path):
-    with Member(tmp_path, 0, ["ends.py", "wait"]) as member:
-        folder = member.run(1, rank=0, nodes=1, port=free_port(), host_store=True)
-        member.started()
-        first = noted(folder, "waiting")
-        folder = member.run(2, rank=0, nodes=1, port=free_port(), host_store=True)
-        member.started()
-        noted(folder, "waiting")
-        assert not is_alive(first)
+def test_an_order_ends_the_generation_before_it(warm):
+    member = warm(["ends.py", "wait"])
+    folder = member.run(next(GENERATIONS), rank=0, nodes=1, port=free_port(), host_store=True)
+    member.started()
+    first = noted(folder, "waiting")
+    folder = member.run(next(GENERATIONS), rank=0, nodes=1, port=free_port(), host_store=True)
+    member.started()
+    noted(folder, "waiting")
+    assert not is_alive(first)
 
 
-def test_workers_hold_no_socket_that_they_did_not_open(tmp_path):
-    with Member(tmp_path, 0, ["reduce.py", "return"]) as member:
-        folder = member.run(1, rank=0, nodes=1, port=free_port(), host_store=True)
-        member.started()
-        inherited = noted(folder, "formed")["inherited"]
-        assert not [link for number, link in inherited.items() if int(number) > 2 and link.startswith("socket:")]
+def test_workers_hold_no_socket_that_they_did_not_open(warm):
+    member = warm(["reduce.py", "return"])
+    folder = member.run(next(GENERATIONS), rank=0, nodes=1, port=free_port(), host_store=True)
+    member.started()
+    inherited = noted(folder, "formed")["inherited"]
+    assert not [link for number, link in inherited.items() if int(number) > 2 and link.startswith("socket:")]
 
 
-def test_the_generation_is_a_session_apart_from_launcher_and_store(tmp_path):
-    with Member(tmp_path, 0, ["ends.py", "wait"], proc_per_node=2) as member:
-        folder = member.run(1, rank=0, nodes=1, port=free_port(), host_store=True)
-        member.started()
-        workers = {noted(folder, "waiting", i) for i in range(2)}
-        assert set(member.session()) == {member.generation} | workers
-        sessions = {p.pid: p.session for p in processes()}
-        assert sessions[member.store] == sessions[member.process.pid] != member.generation
+def test_the_generation_is_a_session_apart_from_launcher_and_store(warm):
+    member = warm(["ends.py", "wait"], proc_per_node=2)
+    folder = member.run(next(GENERATIONS), rank=0, nodes=1, port=free_port(), host_store=True)
+    member.started()
+    workers = {noted(folder, "waiting", i) for i in range(2)}
+    assert set(member.session()) == {member.generation} | workers
+    sessions = {p.pid: p.session for p in processes()}
+    assert sessions[member.store] == sessions[member.process.pid] != member.generation
 
 
 def test_the_launch_path_touches_no_device(tmp_path):
@@ -202,11 +227,10 @@ def test_a_bad_fork_is_said_and_the_cold_start_after_it_works(tmp_path):
         assert member.expect("ended")["status"] == 0
 
 
-def test_sigterm_and_sigint_do_not_end_the_launcher(tmp_path):
-    with Member(tmp_path, 0, ["reduce.py", "return"]) as member:
-        member.expect("ready")
-        for number in (2, 15):
-            os.kill(member.process.pid, number)
-        folder = member.run(1, rank=0, nodes=1, port=free_port(), host_store=True)
-        member.started()
-        assert outcome(folder).kind == "completed"
+def test_sigterm_and_sigint_do_not_end_the_launcher(warm):
+    member = warm(["reduce.py", "return"])
+    for number in (2, 15):
+        os.kill(member.process.pid, number)
+    folder = member.run(next(GENERATIONS), rank=0, nodes=1, port=free_port(), host_store=True)
+    member.started()
+    assert outcome(folder).kind == "completed"
