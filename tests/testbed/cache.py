@@ -1,0 +1,61 @@
+"""Where what was built is kept: outside the checkout, keyed by what it was built from."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def cache_root() -> Path:
+    """`$RELIGHT_TESTBED_CACHE`, else `relight-testbed` in the user's cache folder."""
+    named = os.environ.get("RELIGHT_TESTBED_CACHE")
+    if named:
+        return Path(named).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "relight-testbed"
+
+
+def key_of(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        raw = part.encode() if isinstance(part, str) else part
+        digest.update(len(raw).to_bytes(8, "big") + raw)
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def cached(name: str, build: Callable[[Path], None]) -> Path:
+    """The folder `name` of the cache; `build` fills it when it is not there yet.
+
+    It appears by rename once it is whole; two processes that want it at once build it once.
+    """
+    root = cache_root()
+    final = root / name
+    if final.exists():
+        return final
+    with locked(root / ".locks" / name):
+        if final.exists():
+            return final
+        temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
+        try:
+            temporary.chmod(0o755)
+            build(temporary)
+            temporary.rename(final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return final
