@@ -41,6 +41,11 @@ class Cause(str, enum.Enum):
     PREEMPTED = "Preempted"
     DELETED = "Deleted"
     MACHINE_LOST = "MachineLost"
+    EVICTED = "Evicted"
+    MACHINE_PRESSURE = "MachinePressure"
+    MACHINE_SHUTDOWN = "MachineShutdown"
+    REJECTED = "Rejected"  # the machine refused it before anything ran
+    LIMIT_EXCEEDED = "LimitExceeded"  # a limit of its own, other than memory's
     VANISHED = "Vanished"
     SUSPENDED = "Suspended"
 
@@ -90,6 +95,11 @@ CAUSE_CLASS: Dict[Cause, Class] = {
     Cause.PREEMPTED: Class.DISRUPTION,
     Cause.DELETED: Class.DISRUPTION,
     Cause.MACHINE_LOST: Class.DISRUPTION,
+    Cause.EVICTED: Class.DISRUPTION,
+    Cause.MACHINE_PRESSURE: Class.DISRUPTION,
+    Cause.MACHINE_SHUTDOWN: Class.DISRUPTION,
+    Cause.REJECTED: Class.DISRUPTION,
+    Cause.LIMIT_EXCEEDED: Class.COUNTED,
     Cause.VANISHED: Class.DISRUPTION,
     Cause.SUSPENDED: Class.DISRUPTION,
 }

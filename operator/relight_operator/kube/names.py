@@ -1,0 +1,55 @@
+"""Every label, annotation and path that the cluster's backend and its pods agree on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from relight_operator.api.job import API_VERSION, GROUP, KIND
+
+JOB_LABEL = f"{GROUP}/job"
+SLOT_LABEL = f"{GROUP}/slot"
+INCARNATION_LABEL = f"{GROUP}/incarnation"
+LEADER_LABEL = f"{GROUP}/leader"
+CA_ANNOTATION = f"{GROUP}/coordinator-ca"
+TOKEN_AUDIENCE = f"{GROUP}/coordinator"
+COMPONENT = "relight-operator"  # who posts events and owns field writes
+
+CONTAINER = "agent"
+METRICS_PORT = 9090
+MOUNT = "/var/run/relight"  # the job file, the coordinator's CA and the member's token
+JOB_FILE_KEY = "job.json"
+CHECKPOINTS = "/checkpoints"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The TrainingJob that owns what is created for it."""
+
+    namespace: str
+    name: str
+    uid: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    def reference(self) -> dict[str, Any]:
+        """As controller, and blocking the owner's foreground deletion: RBAC needs `update` on its finalizers."""
+        return {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": self.name,
+            "uid": self.uid,
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+
+
+def pod_name(job: str, slot: int, incarnation: int) -> str:
+    return f"{job}-{slot}-{incarnation}"
+
+
+def controller_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The owner reference of the controlling owner, empty where there is none."""
+    references = body.get("metadata", {}).get("ownerReferences") or ()
+    return next((r for r in references if r.get("controller")), {})
