@@ -33,9 +33,10 @@ class SlotStatus(StatusModel):
     incarnation: int = 0
     uid: str | None = None
     machine: str = ""
-    state: str = "Pending"  # Pending | Starting | Ready | Running | Stopping | Completed | Lost
+    state: str = "Pending"  # Pending | Starting | Ready | Running | Stopping | Completed | Ended
     completed: int | None = None  # the generation that this slot's agent reported completed
-    failed_starts: int = 0  # incarnations in a row that ended before they were in any world
+    failed_starts: int = 0  # incarnations in a row that could not start
+    not_before: float = 0.0  # unix seconds: the next incarnation is not created earlier
     exit: ExitStatus | None = None
 
 
@@ -70,8 +71,8 @@ class RecoveryStatus(StatusModel):
     cause: str
     detail: str = ""
     loss: bool = False  # a member of this world was lost
-    furthest_step: int = 0  # steps done in this generation, by the heartbeats
     judged: bool = False  # all its members have said how it ended, and a failure has been counted
+    failed: bool = False  # one of its failures has been paid for: further ones cost nothing
     not_before: float = 0.0  # unix seconds: the next generation waits for the back-off
 
 
@@ -82,6 +83,7 @@ class Restarts(StatusModel):
     counted: int = 0  # failures that count against retry.failures now
     by_cause: dict[str, int] = Field(default_factory=dict)
     counted_times: list[float] = Field(default_factory=list)  # unix seconds, those inside the window only
+    storage_times: list[float] = Field(default_factory=list)  # the same for the storage's failures, which count apart
     without_progress: int = 0  # generations in a row that ended in a failure without a newer state
     checkpoint_step: int | None = None  # the newest committed checkpoint when the last failure was counted
 
@@ -109,6 +111,7 @@ class CheckpointStatus(StatusModel):
 class Goodput(StatusModel):
     lost_steps: int = 0
     executed_steps: int = 0  # over all generations, replays included
+    reached_step: int = 0  # where the training's state stands
     recoveries: int = 0
     last_recovery_seconds: str | None = None
 
@@ -149,6 +152,7 @@ class JobStatus(StatusModel):
     observed_generation: int = 0
     phase: str = "Pending"
     stop: str | None = None  # the id of a stop that is under way: every agent saves and ends (suspend, Ctrl-C)
+    stopping_since: float | None = None
     conditions: list[Condition] = Field(default_factory=list)
     slots: list[SlotStatus] = Field(default_factory=list)
     world: WorldStatus | None = None

@@ -104,7 +104,7 @@ def view(report: Report, *, heard_at: float) -> AgentView:
         )  # fmt: skip
     return AgentView(
         state=report.state, generation=report.generation, terminating_at=instant(report.terminating_age),
-        port=report.port, furthest_step=report.furthest_step, config_hash=report.config_hash,
+        port=report.port, acknowledged=report.acknowledged, furthest_step=report.furthest_step, config_hash=report.config_hash,
         protocol=report.protocol, torch=report.torch, progress=progress, outcome=outcome,
     )  # fmt: skip
 

@@ -22,7 +22,10 @@ def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> 
     """The command of the member `uid` that runs as (slot, incarnation)."""
     holder = next((s for s in status.slots if s.slot == slot), None)
     generation = status.world.generation if status.world else 0
-    if holder is None or holder.incarnation != incarnation or holder.uid not in (None, uid):
+    if holder is not None and holder.incarnation < incarnation:
+        # Members are created after the write that announces them: it is this status that is old.
+        return AgentCommand(f"wait:{generation}", "wait", generation)
+    if holder is None or holder.incarnation > incarnation or holder.uid not in (None, uid):
         return AgentCommand("exit:superseded", "exit", code=ExitCode.STOPPED_UNSAVED)
     if status.phase in TERMINAL:
         code = ExitCode.COMPLETED if status.phase == "Succeeded" else _failed_code(status)
@@ -36,5 +39,5 @@ def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> 
 
 
 def _failed_code(status: JobStatus) -> int:
-    code = status.last_failure.exit_code if status.last_failure else None
-    return code or ExitCode.EXCEPTION
+    code = status.last_failure.exit_code if status.last_failure is not None else None
+    return code if code and code in set(ExitCode) else ExitCode.EXCEPTION

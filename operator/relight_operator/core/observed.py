@@ -49,6 +49,7 @@ class AgentView:
     generation: int = 0  # the last generation it started, 0 for none
     terminating_at: float | None = None  # unix seconds at which it got SIGTERM
     port: int = 0  # found free just now, for the store of a next generation
+    acknowledged: str = ""  # the id of the last command that it took
     furthest_step: int = 0  # steps done in `generation`, by the heartbeats of its workers
     config_hash: str = ""
     protocol: int = 1
@@ -89,7 +90,10 @@ class SlotView:
 
 @dataclass(frozen=True)
 class Observed:
-    """One job: its frozen spec, the last acknowledged status, and its members, of any incarnation."""
+    """One job: its frozen spec, the last acknowledged status, and its members, of any incarnation.
+
+    `members` may be behind, but a uid that the status records is missing only if a live look has shown that it is gone.
+    """
 
     name: str
     spec: JobSpec

@@ -1,0 +1,38 @@
+"""The words for people: the phase, the slots' states, how many members train."""
+
+from relight_agent.exits import Cause
+from relight_operator.api.status import TERMINAL
+from relight_operator.core.draft import Draft
+
+
+def describe(draft: Draft) -> None:
+    status = draft.status
+    for slot in status.slots:
+        member = draft.member(slot)
+        if slot.completed is not None:
+            slot.state = "Completed"
+        elif member is not None and not member.alive:
+            slot.state = "Ended"
+        elif member is not None and member.agent is not None:
+            slot.state = member.agent.state
+        elif slot.uid is not None and slot.state == "Pending":
+            slot.state = "Starting"
+    over = status.world is None or status.recovery is not None or status.phase in TERMINAL
+    running = 0 if over else sum(s.state == "Running" and draft.in_world(s.uid) for s in status.slots)
+    status.ready_nodes = running
+    status.nodes_ready = f"{running}/{draft.seen.spec.nodes}"
+    status.selector = f"relight.dev/job={draft.seen.name}"
+    if status.phase not in TERMINAL and status.phase != "Suspended":
+        status.phase = _phase(draft, running)
+
+
+def _phase(draft: Draft, running: int) -> str:
+    world, recovery = draft.status.world, draft.status.recovery
+    if world is None or (recovery is not None and recovery.cause == Cause.SUSPENDED.value):
+        return "Starting" if any(s.uid is not None for s in draft.status.slots) else "Pending"
+    if recovery is not None:
+        return "Recovering"
+    silent = draft.status.progress is None  # a script without the client says nothing of its steps
+    if world.recovered or (silent and running == len(world.members)):
+        return "Running"
+    return "Starting" if world.recovering_since is None else "Recovering"

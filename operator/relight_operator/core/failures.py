@@ -1,0 +1,94 @@
+"""What the job's own failures cost it: once a generation, in the one write that judges it."""
+
+from relight_agent.exits import Cause, Class
+from relight_operator.api.status import Failure, RecoveryStatus
+from relight_operator.core import endings, worlds
+from relight_operator.core.draft import Draft
+from relight_operator.core.observed import MemberEnd
+from relight_operator.core.slots import replace
+from relight_operator.core.verdict import RootCause, judge, root_cause
+
+
+def judge_world(draft: Draft) -> None:
+    """Once nothing of a generation that is over can run any more: count what it failed of, if it failed."""
+    recovery = draft.status.recovery
+    if recovery is not None and not recovery.judged and worlds.settled(draft):
+        recovery.judged = True
+        _count_root(draft, lost=recovery.loss)
+
+
+def judge_at_stop(draft: Draft) -> None:
+    """The same for a job that is stopped before its failed generation was judged: by what has been said until now."""
+    recovery = draft.status.recovery
+    if recovery is not None and not recovery.judged:
+        recovery.judged = True
+        _count_root(draft, lost=True)
+
+
+def _count_root(draft: Draft, *, lost: bool) -> None:
+    recovery = draft.status.recovery
+    assert recovery is not None
+    opaque = draft.seen.spec.trainer.command is not None
+    root = root_cause(draft.world_members(), recovery.generation, lost=lost, opaque=opaque)
+    if root is None or (root.klass is Class.COLLATERAL and lost):
+        return
+    failure = Failure(
+        time=root.outcome.at,
+        cause=str(root.cause),
+        machine=root.member.machine,
+        member=draft.name(root.member.slot, root.member.incarnation),
+        rank=root.outcome.rank,
+        exit_code=root.outcome.exit_code,
+        message=root.outcome.message,
+    )
+    if root.klass is Class.MACHINE:
+        _give_up_machine(draft, root)
+    count(draft, root.cause, root.klass, failure, recovery=recovery)
+
+
+def _give_up_machine(draft: Draft, root: RootCause) -> None:
+    """The member says that its machine cannot run this job: the slot's next one may come to a better one."""
+    slot = draft.slot(root.member.slot)
+    if slot.uid == root.member.uid:
+        code, message = root.outcome.exit_code, root.outcome.message
+        replace(slot, MemberEnd(root.cause, root.klass, root.outcome.at, code, message, root.outcome.rank))
+
+
+def count(draft: Draft, cause: Cause, klass: Class, failure: Failure, *, recovery: RecoveryStatus | None) -> float:
+    """Count one failure; fail the job where its budget ends. Returns the seconds to wait before the next try.
+
+    `recovery`: of the generation that failed, which pays once; None for a member that was in none.
+    """
+    status, spec = draft.status, draft.seen.spec
+    verdict = judge(
+        cause,
+        klass,
+        status.restarts,
+        spec.retry,
+        progressed=recovery is not None and _progressed(draft, klass),
+        checkpoint=status.checkpoint.step,
+        again=recovery is not None and recovery.failed,
+        now=draft.now,
+    )
+    status.restarts = verdict.restarts
+    status.last_failure = failure
+    if verdict.reason is not None:
+        endings.fail(draft, verdict.reason, f"{cause}: {failure.message or 'no message'} ({verdict.message})", failure)
+        return 0.0
+    if recovery is not None:
+        recovery.failed = True
+        recovery.not_before = max(recovery.not_before, draft.now + verdict.backoff)
+    draft.event(
+        "FailureRetried",
+        f"{failure.member}: {cause}: {failure.message} (failure {verdict.restarts.counted} of {spec.retry.failures} "
+        f"allowed; next try in {verdict.backoff:.0f} s)",
+        warning=True,
+    )
+    return verdict.backoff
+
+
+def _progressed(draft: Draft, klass: Class) -> bool:
+    if draft.seen.spec.trainer.command is not None:
+        # A plain command's steps are not known: its failures are limited by their number alone.
+        return klass is not Class.COLLATERAL
+    return draft.status.world is not None and draft.status.world.recovered

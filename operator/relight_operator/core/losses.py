@@ -1,0 +1,85 @@
+"""Members that have ended: each is counted in the write that raises its slot's incarnation, so exactly once."""
+
+from dataclasses import replace as changed
+
+from relight_agent.exits import Cause, Class
+from relight_operator.api.status import TERMINAL, Failure, SlotStatus
+from relight_operator.core import endings, failures, worlds
+from relight_operator.core.draft import Draft
+from relight_operator.core.observed import MemberEnd, SlotView
+from relight_operator.core.slots import replace
+
+# Members in a row that could not start: the back-off doubles up to the maximum, then it is over.
+START_BACKOFF_SECONDS = 1.0
+START_BACKOFF_MAX_SECONDS = 60.0
+MAX_FAILED_STARTS = 5
+# Ends that somebody outside the job brought about: they say nothing of whether it can start.
+TAKEN = frozenset({Cause.PREEMPTED, Cause.DELETED, Cause.STOPPED})
+
+
+def lose(draft: Draft) -> None:
+    """Give up every member that has ended, or that is gone without a trace."""
+    for slot in draft.status.slots:
+        member = draft.member(slot)
+        if slot.uid is None or (member is not None and member.alive):
+            continue
+        if _has_done_its_part(draft, slot):
+            continue  # the rest of its world decides
+        _lose_one(draft, slot, member, _end_of(member, draft.now))
+        if draft.status.phase in TERMINAL:
+            return
+
+
+def _has_done_its_part(draft: Draft, slot: SlotStatus) -> bool:
+    status = draft.status
+    return status.world is not None and slot.completed == status.world.generation and status.recovery is None
+
+
+def _end_of(member: SlotView | None, now: float) -> MemberEnd:
+    if member is None or member.end is None:
+        return MemberEnd(Cause.VANISHED, Class.DISRUPTION, now, message="it is gone and left no word")
+    if member.end.klass is Class.COMPLETED:
+        message = "ended with 0 before the job had completed"
+        return changed(member.end, cause=Cause.EXCEPTION, klass=Class.COUNTED, message=message)
+    return member.end
+
+
+def _lose_one(draft: Draft, slot: SlotStatus, member: SlotView | None, end: MemberEnd) -> None:
+    heard = member.agent if member is not None else None
+    name, machine = draft.name(slot.slot, slot.incarnation), slot.machine
+    in_world = draft.in_world(slot.uid)
+    if in_world:
+        noticed = heard.terminating_at if heard is not None and heard.terminating_at is not None else end.at
+        worlds.over(draft, end.cause, min(end.at, noticed), end.message, loss=True)
+    could_start = in_world or end.cause in TAKEN or (heard is not None and end.klass is not Class.MACHINE)
+    slot.failed_starts = 0 if could_start else slot.failed_starts + 1
+    replace(slot, end)
+    slot.not_before = end.at + _start_backoff(slot.failed_starts) if slot.failed_starts else 0.0
+    free = end.klass in (Class.DISRUPTION, Class.MACHINE, Class.COLLATERAL)
+    draft.event("MemberLost", f"{name}: {end.cause}" + (f": {end.message}" if end.message else ""), warning=not free)
+    failure = Failure(
+        time=end.at,
+        cause=str(end.cause),
+        machine=machine,
+        member=name,
+        rank=end.rank,
+        exit_code=end.exit_code,
+        message=end.message,
+    )
+    if free:
+        restarts = draft.status.restarts
+        restarts.total += 1
+        restarts.disruptions += 1
+        restarts.by_cause[str(end.cause)] = restarts.by_cause.get(str(end.cause), 0) + 1
+    else:
+        recovery = draft.status.recovery if in_world else None
+        backoff = failures.count(draft, end.cause, end.klass, failure, recovery=recovery)
+        if not in_world:  # else the next generation waits, and its member may start meanwhile
+            slot.not_before = max(slot.not_before, draft.now + backoff)
+    if slot.failed_starts >= MAX_FAILED_STARTS and draft.status.phase not in TERMINAL:
+        message = f"slot {slot.slot}: {slot.failed_starts} members in a row ended before they were ready: "
+        endings.fail(draft, "StartFailed", message + (end.message or str(end.cause)), failure)
+
+
+def _start_backoff(failed_starts: int) -> float:
+    return float(min(START_BACKOFF_SECONDS * 2.0 ** (failed_starts - 1), START_BACKOFF_MAX_SECONDS))

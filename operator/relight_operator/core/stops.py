@@ -1,0 +1,55 @@
+"""A stop of the whole job, and going on after it: every member saves and ends, and nothing of that is counted."""
+
+from relight_agent.exits import Cause, Class
+from relight_operator.api.status import TERMINAL, RecoveryStatus
+from relight_operator.core import endings, failures
+from relight_operator.core.draft import Draft
+from relight_operator.core.observed import MemberEnd
+from relight_operator.core.slots import replace
+
+
+def stop_or_resume(draft: Draft) -> None:
+    """Sets `status.stop` when a stop is wanted, Suspended when everyone has gone, and clears both to go on."""
+    status = draft.status
+    wanted = draft.seen.stop or ("suspend" if draft.seen.spec.suspend else None)
+    if wanted is not None and status.stop is None:
+        failures.judge_at_stop(draft)
+        if status.phase in TERMINAL:
+            return
+        status.stop = wanted
+        status.stopping_since = draft.now
+        draft.event("Stopping", "every member saves its state and ends")
+    if status.stop is None or any((m := draft.member(s)) is not None and m.alive for s in status.slots):
+        return
+    if status.phase != "Suspended":
+        _suspend(draft)
+    elif wanted is None:
+        _resume(draft)
+
+
+def _suspend(draft: Draft) -> None:
+    status = draft.status
+    if status.world is not None:
+        status.recovery = RecoveryStatus(
+            generation=status.world.generation, since=draft.now, cause=str(Cause.SUSPENDED), judged=True
+        )
+    status.phase = "Suspended"
+    endings.pause_clock(draft)
+    draft.condition("Suspended", "True", "Stopped", "all members have ended; resuming starts from the last checkpoint")
+    draft.event("Suspended", "all members have ended")
+
+
+def _resume(draft: Draft) -> None:
+    status = draft.status
+    status.stop = status.stopping_since = None
+    status.phase = "Pending"
+    status.active_since = draft.now
+    draft.condition("Suspended", "False", "Resumed", "")
+    draft.event("Resuming", "members are created again")
+    for slot in status.slots:
+        if slot.uid is None:
+            continue
+        member = draft.member(slot)
+        end = member.end if member is not None and member.end is not None else None
+        at, code, message = (end.at, end.exit_code, end.message) if end is not None else (draft.now, None, "")
+        replace(slot, MemberEnd(Cause.SUSPENDED, Class.DISRUPTION, at, code, message))

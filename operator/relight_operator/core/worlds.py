@@ -1,0 +1,140 @@
+"""Generations: when one is over, when nothing of it can run any more, and when the next one is formed."""
+
+from relight_agent.exits import CAUSE_CLASS, CLASS_ORDER, Cause, exit_of
+from relight_operator.api.status import MemberStatus, RecoveryStatus, WorldStatus
+from relight_operator.core import steps
+from relight_operator.core.draft import Draft, outcome_in
+from relight_operator.core.observed import SlotView
+
+
+def over(draft: Draft, cause: Cause, since: float, detail: str, *, loss: bool) -> None:
+    """The present generation is over. Told again, the graver cause and the earlier instant hold."""
+    world, recovery = draft.status.world, draft.status.recovery
+    if world is None:
+        return
+    if recovery is None:
+        recovery = RecoveryStatus(generation=world.generation, since=since, cause=str(cause), detail=detail)
+        draft.status.recovery = recovery
+        draft.event("Recovering", f"generation {world.generation} is over: {cause}" + (f": {detail}" if detail else ""))
+    elif _gravity(cause) < _gravity(Cause(recovery.cause)):
+        recovery.cause, recovery.detail = str(cause), detail
+    recovery.since = min(recovery.since, since)
+    recovery.loss = recovery.loss or loss
+
+
+def hear_ends(draft: Draft) -> None:
+    """The generation is over as soon as one member says that it has failed or stopped there."""
+    world = draft.status.world
+    if world is None:
+        return
+    for member in draft.world_members():
+        outcome = outcome_in(member, world)
+        if outcome is None:
+            continue
+        if outcome.kind == "failed":
+            over(draft, exit_of(outcome.exit_code).cause, outcome.at, outcome.message, loss=False)
+        elif outcome.kind == "stopped":
+            over(draft, Cause.STOPPED, outcome.at, f"stopped at step {outcome.step}", loss=False)
+
+
+def settled(draft: Draft) -> bool:
+    """No member that lives can run the present generation, which is over, any more, nor say anything new about it.
+
+    Who has not started it must have taken notice that it is over: the `run` may still be on its way.
+    """
+    world = draft.status.world
+    assert world is not None
+    return all(_settled(m, world) for m in draft.holders())
+
+
+def _settled(member: SlotView, world: WorldStatus) -> bool:
+    agent = member.agent
+    if agent is None:
+        return False
+    if agent.generation == world.generation:
+        return outcome_in(member, world) is not None
+    return agent.state in ("Starting", "Ready") and agent.acknowledged == f"wait:{world.generation}"
+
+
+def form(draft: Draft) -> None:
+    """The next generation, when there is none that runs and every slot has a member that can start one."""
+    status, spec = draft.status, draft.seen.spec
+    recovery, old = status.recovery, status.world
+    if old is not None and (recovery is None or not recovery.judged):
+        return
+    slots = [s for s in status.slots if s.slot < spec.nodes]
+    members = [m for s in slots if (m := draft.member(s)) is not None and _can_run(m)]
+    if len(members) < spec.nodes or not _alike(draft, members):
+        return
+    if recovery is not None and recovery.not_before > draft.now:
+        draft.wakeups.append(recovery.not_before - draft.now)
+        return
+    survivors = [m for m in members if draft.in_world(m.uid)]
+    # A plain torchrun's rank 0 always hosts its store; ours lives wherever memory of the job survives.
+    master = survivors[0] if survivors and spec.trainer.command is None else members[0]
+    assert master.agent is not None
+    generation = old.generation + 1 if old is not None else 1
+    steps.close(draft)
+    furthest = max(old.previous_furthest_step, status.goodput.reached_step) if old is not None else 0
+    status.world = WorldStatus(
+        generation=generation,
+        run_id=f"{draft.seen.name}-{generation}-{master.uid[:8]}",
+        master_slot=master.slot,
+        master_address=master.address,
+        master_port=master.agent.port,
+        members=[MemberStatus(rank=i, slot=m.slot, uid=m.uid, address=m.address) for i, m in enumerate(members)],
+        previous_furthest_step=furthest,
+        recovering_since=_recovering_since(old, recovery),
+    )
+    status.recovery = None
+    status.result = None
+    for slot in slots:
+        slot.completed = None
+        slot.failed_starts = 0
+    draft.event("GenerationFormed", f"generation {generation}: {len(members)} members, master on slot {master.slot}")
+
+
+def _recovering_since(old: WorldStatus | None, recovery: RecoveryStatus | None) -> float | None:
+    """The first sign of the loss to be mended: the earlier one, where a generation ended before it had mended its own."""
+    if old is None or recovery is None or recovery.cause == Cause.SUSPENDED.value:
+        return None
+    if old.recovering_since is not None and not old.recovered:
+        return min(old.recovering_since, recovery.since)
+    return recovery.since
+
+
+def _can_run(member: SlotView) -> bool:
+    agent = member.agent
+    return (
+        member.alive
+        and not member.deleting
+        and agent is not None
+        and agent.state == "Ready"
+        and agent.terminating_at is None
+        and agent.port > 0
+    )
+
+
+def _alike(draft: Draft, members: list[SlotView]) -> bool:
+    """Whether all of them have the job's configuration and one version of torch; if not, a condition says so."""
+    agents = [m.agent for m in members if m.agent is not None]
+    strangers = [m for m in members if m.agent is not None and m.agent.config_hash != draft.seen.config_hash]
+    versions = sorted({a.torch for a in agents})
+    problem = ""
+    if strangers:
+        names = ", ".join(draft.name(m.slot, m.incarnation) for m in strangers)
+        problem = f"another configuration than the job's: {names}"
+    elif len(versions) > 1:
+        problem = f"different versions of torch: {', '.join(v or 'none' for v in versions)}"
+    before = next((c for c in draft.status.conditions if c.type == "MembersDiffer"), None)
+    if problem:
+        if before is None or before.status != "True":
+            draft.event("MembersDiffer", f"no generation can be formed: {problem}", warning=True)
+        draft.condition("MembersDiffer", "True", "MembersDiffer", problem)
+    elif before is not None and before.status == "True":
+        draft.condition("MembersDiffer", "False", "MembersAlike", "")
+    return not problem
+
+
+def _gravity(cause: Cause) -> int:
+    return CLASS_ORDER.index(CAUSE_CLASS[cause])
