@@ -3,6 +3,7 @@
 `Cluster.up()` starts it; README.md says what it is made of.
 """
 
-from tests.testbed.cluster import Cluster, ExistingCluster, TestbedError, TestbedUnavailableError
+from tests.testbed.cluster import Cluster, ExistingCluster
+from tests.testbed.errors import TestbedError, TestbedUnavailableError
 
 __all__ = ["Cluster", "ExistingCluster", "TestbedError", "TestbedUnavailableError"]

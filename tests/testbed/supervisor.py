@@ -239,7 +239,7 @@ class Supervisor:
 
 def serve(supervisor: Supervisor, listener: socket.socket, owner: int | None) -> None:
     """Answers clients, one at a time, until asked to go or left alone by the owner."""
-    watched = [listener, *([owner] if owner is not None else [])]
+    watched: list[Any] = [listener, *([owner] if owner is not None else [])]
     while True:
         readable, _, _ = select.select(watched, [], [])
         if owner in readable:
