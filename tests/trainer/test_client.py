@@ -89,11 +89,14 @@ def accumulating(context: WorkerContext, kind: str, die_after: int | None) -> An
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     run = client.start(model=model, optimizer=optimizer, init=True, seed=3)
-    loader: Any = (
-        DataLoader(Lines(), batch_size=1)
-        if kind == "iterable"
-        else DataLoader(TensorDataset(torch.arange(21.0).view(7, 3)), shuffle=True, num_workers=int(kind))
-    )
+    loader: Any
+    if kind == "iterable":
+        loader = DataLoader(Lines(), batch_size=1)
+    else:
+        # By fork, as in a worker: a fork server's loader processes would not see their rank die.
+        fork = "fork" if int(kind) else None
+        rows = TensorDataset(torch.arange(21.0).view(7, 3))
+        loader = DataLoader(rows, shuffle=True, num_workers=int(kind), multiprocessing_context=fork)
     windows = 0
     for batch in run.steps(loader, epochs=3, accumulate=3):
         x = batch[0] if isinstance(batch, list) else batch
