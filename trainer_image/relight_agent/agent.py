@@ -28,6 +28,7 @@ IDLE_SECONDS = 0.5
 OBSERVE_SECONDS = 0.1  # between looks at progress and heartbeats
 MAX_LAUNCHER_DEATHS = 3
 MAX_TERMINATION_BYTES = 4096
+MAX_WORDS_BYTES = 900  # of each of two messages in there, which JSON's escapes may double
 FLUSH_SECONDS = 60.0
 # Workers that have not begun to train hold nothing new: they are not waited for when the member must go.
 START_LEAVE_SECONDS = 2.0
@@ -347,12 +348,13 @@ class Agent:
 
 def write_termination_message(path: str, code: int, message: str, outcome: Optional[Outcome]) -> None:
     """The end in at most 4096 bytes of JSON. Written in place: kubelet mounts the file, so it cannot be renamed over."""
-    value: Dict[str, Any] = {"exitCode": code, "cause": str(exit_of(code).cause), "message": clip(message)}
+    value: Dict[str, Any] = {"exitCode": code, "cause": str(exit_of(code).cause), "message": clip(message, MAX_WORDS_BYTES)}
     if outcome is not None:
         value.update(outcome=outcome.kind, step=outcome.step, saved=outcome.saved)
         if outcome.kind == "failed":
-            value.update(rank=outcome.rank, workerExitCode=outcome.exit_code, workerMessage=clip(outcome.message))
-    data = json.dumps(value).encode()
+            words = clip(outcome.message, MAX_WORDS_BYTES)
+            value.update(rank=outcome.rank, workerExitCode=outcome.exit_code, workerMessage=words)
+    data = json.dumps(value, ensure_ascii=False).encode()
     assert len(data) <= MAX_TERMINATION_BYTES
     try:
         with open(path, "wb") as file:

@@ -17,7 +17,7 @@ from relight_agent.identity import Identity
 from relight_agent.launcher import Launcher, inherited_env
 from relight_agent.processes import Process, Reaper, descendants, is_alive, kill_all
 
-# After the first local failure the others get this long to leave their own word before they are killed.
+# After the first local failure, or the last outcome, workers get this long for their own words before they are killed.
 LAST_WORD_SECONDS = 2.0
 # A worker that is writing a checkpoint when the generation is dropped may finish.
 CHECKPOINT_SECONDS = 15.0
@@ -118,7 +118,7 @@ class WorkerGeneration(Generation):
         self._launcher = launcher
         self._pid: Optional[int] = None
         self._ended = False
-        self._failed_at: Optional[float] = None
+        self._last_words_at: Optional[float] = None
         self._store_failed: Optional[str] = None
         env = {
             "RELIGHT_JOB_FILE": me.job_file,
@@ -171,16 +171,19 @@ class WorkerGeneration(Generation):
         if self.outcome is not None:
             return self.outcome
         now = time.monotonic()
+        local = range(self.me.job.proc_per_node)
         outcomes = dict(self.folder.outcomes(self.me.job.proc_per_node))
-        missing = [i for i in range(self.me.job.proc_per_node) if i not in outcomes]
-        if self._failed_at is None and any(o.kind == "failed" for o in outcomes.values()):
-            self._failed_at = now
-        over = not missing or self._ended
-        over = over or (self._failed_at is not None and now > self._failed_at + LAST_WORD_SECONDS)
+        missing = [i for i in local if i not in outcomes]
+        pids = {i: self.folder.pid(i) for i in local}
+        if self._last_words_at is None and (not missing or any(o.kind == "failed" for o in outcomes.values())):
+            self._last_words_at = now
+        # A worker whose outcome is there may still be in its exit handlers.
+        over = self._ended or (not missing and all(pid is None or not is_alive(pid) for pid in pids.values()))
+        over = over or (self._last_words_at is not None and now > self._last_words_at + LAST_WORD_SECONDS)
         over = over or (self._dropped_at is not None and now > self._dropped_at + self._patience())
         if not over:
             return None
-        dead = {i for i in missing if (pid := self.folder.pid(i)) is None or not is_alive(pid)}
+        dead = {i for i in missing if (pid := pids[i]) is not None and not is_alive(pid)}
         self.kill()
         # What was written between the two looks counts as well.
         outcomes = dict(self.folder.outcomes(self.me.job.proc_per_node))
@@ -201,7 +204,8 @@ class WorkerGeneration(Generation):
         if self._store_failed is not None:
             return self._failed(ExitCode.PEER_LOST, f"the process group's store could not start: {self._store_failed}")
         if self._dropped_at is not None or not died:
-            return self._failed(ExitCode.PEER_LOST, "ended because the generation was over")
+            text = "ended because the generation was over" if self._dropped_at is not None else "never got to form its world"
+            return self._failed(ExitCode.PEER_LOST, text)
         outcome = self._failed(ExitCode.EXCEPTION, "a worker died without a word (killed, or a crash in native code)")
         return replace(outcome, rank=outcome.rank + local_rank)
 
