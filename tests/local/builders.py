@@ -106,7 +106,17 @@ class Running:
         self._home = home
         self._json = output == "json"
         self._out, self._err = (home.path / f"{k}-{home.started}" for k in ("out", "err"))
-        argv = [sys.executable, "-m", "relight_operator.cli", "run", str(file), "--state-dir", str(home.state), "-o", output]
+        argv = [
+            sys.executable,
+            "-m",
+            "relight_operator.cli",
+            "run",
+            str(file),
+            "--state-dir",
+            str(home.state),
+            "-o",
+            output,
+        ]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
                 [*argv, *arguments],

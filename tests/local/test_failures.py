@@ -30,7 +30,9 @@ def test_an_exception_is_retried_with_a_growing_wait_until_the_budget_is_spent(h
     assert failure["message"] in result.said
     # Both members live on; only their workers are started again.
     assert [s["incarnation"] for s in result.final["slots"]] == [0, 0]
-    said_at = {e: _seconds(result.said, e) for e in ("failure 1 of 2", "failure 2 of 2", "generation 2:", "generation 3:")}
+    said_at = {
+        e: _seconds(result.said, e) for e in ("failure 1 of 2", "failure 2 of 2", "generation 2:", "generation 3:")
+    }
     assert said_at["generation 2:"] - said_at["failure 1 of 2"] >= 0.19
     assert said_at["generation 3:"] - said_at["failure 2 of 2"] >= 0.39
 

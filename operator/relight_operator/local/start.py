@@ -69,7 +69,9 @@ def revived(status: JobStatus) -> JobStatus:
     after.active_seconds, after.active_since = 0.0, None
     after.stop = None
     if after.world is not None:
-        furthest = max(after.world.previous_furthest_step, after.progress.step if after.progress else 0)
+        # The last progress may be older than the heartbeats by which steps are counted; the counters never are.
+        counted = after.goodput.executed_steps - after.goodput.lost_steps
+        furthest = max(after.world.previous_furthest_step, counted)
         after.recovery = RecoveryStatus(
             generation=after.world.generation, since=0.0, cause="Suspended", judged=True, furthest_step=furthest
         )

@@ -1,0 +1,291 @@
+"""The coordinator over real HTTP: what it takes, what it refuses, what it answers."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, ClientTimeout, web
+
+from relight_operator.api.status import JobStatus, MemberStatus, SlotStatus, WorldStatus
+from relight_operator.coordinator import server
+from relight_operator.coordinator.mailbox import Mailbox
+from relight_operator.coordinator.server import Verdict, create_app
+from relight_operator.coordinator.wire import MAX_BODY_BYTES, Report
+
+pytestmark = pytest.mark.timeout(20)
+
+JOB = "default/digits"
+TOKEN = "token-of-u0"
+
+
+class Coordinator:
+    """A coordinator on a free port, and how it is spoken to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.woken: list[str] = []
+        self.mailbox = Mailbox(lambda: self.now, self.woken.append)
+        self.leads = True
+        self.verdict: Verdict | None = None
+        self.url = ""
+        self.session: ClientSession
+        self._seq = itertools.count(1)
+
+    async def authenticate(self, token: str, report: Report) -> Verdict:
+        return self.verdict or ("yes" if token == f"token-of-{report.uid}" else "no")
+
+    def body(self, **changes: Any) -> dict[str, Any]:
+        body = {
+            "protocol": 1, "job": JOB, "jobUid": "j", "slot": 0, "incarnation": 0, "uid": "u0", "bootId": "b",
+            "seq": next(self._seq), "state": "Ready", "port": 1234,
+        }  # fmt: skip
+        return {**body, **changes}
+
+    async def post(
+        self, path: str, body: Any = None, *, data: bytes | None = None, token: str | None = TOKEN
+    ) -> tuple[int, Any]:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        content = {"data": data} if data is not None else {"json": body}
+        async with self.session.post(self.url + path, headers=headers, **content) as answer:
+            return answer.status, await (answer.json() if answer.status == 200 else answer.text())
+
+    async def report(self, **changes: Any) -> tuple[int, Any]:
+        return await self.post("/v1/report", self.body(**changes))
+
+    async def wait(self, **changes: Any) -> tuple[int, Any]:
+        return await self.post("/v1/wait", self.body(**changes))
+
+
+@asynccontextmanager
+async def coordinator() -> AsyncIterator[Coordinator]:
+    it = Coordinator()
+    runner = web.AppRunner(create_app(it.mailbox, it.authenticate, lambda: it.leads), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    it.url = f"http://{host}:{port}"
+    async with ClientSession(timeout=ClientTimeout(10)) as it.session:
+        yield it
+    await runner.cleanup()
+
+
+def run(test: Callable[[Coordinator], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with coordinator() as it:
+            await test(it)
+
+    asyncio.run(main())
+
+
+def status(*, generation: int = 0, phase: str = "Starting", **more: Any) -> JobStatus:
+    world = WorldStatus(
+        generation=generation, run_id="r", master_slot=0, master_address="127.0.0.1", master_port=1,
+        members=[MemberStatus(rank=0, slot=0, uid="u0", address="127.0.0.1")],
+    )  # fmt: skip
+    return JobStatus(phase=phase, slots=[SlotStatus(slot=0, uid="u0")], world=world if generation else None, **more)
+
+
+def test_a_report_is_taken_once_and_an_older_one_is_dropped() -> None:
+    async def test(it: Coordinator) -> None:
+        assert await it.report(seq=5, furthestStep=50) == (200, {"taken": True})
+        assert await it.report(seq=5, furthestStep=51) == (200, {"taken": False})
+        assert await it.report(seq=4, furthestStep=40) == (200, {"taken": False})
+        heard = it.mailbox.heard(JOB, "u0")
+        assert heard is not None
+        assert heard.furthest_step == 50
+        assert await it.report(seq=6, furthestStep=60) == (200, {"taken": True})
+        # Another life of the agent counts from the beginning.
+        assert await it.report(seq=1, bootId="c", furthestStep=1) == (200, {"taken": True})
+        assert it.mailbox.heard(JOB, "u1") is None
+        assert it.mailbox.heard("default/other", "u0") is None
+
+    run(test)
+
+
+def test_ages_are_counted_back_from_the_moment_of_the_report() -> None:
+    async def test(it: Coordinator) -> None:
+        outcome = {"generation": 1, "kind": "failed", "exitCode": 70, "age": 2.5}
+        await it.report(terminatingAge=1.5, outcome=outcome)
+        heard = it.mailbox.heard(JOB, "u0")
+        assert heard is not None
+        assert heard.outcome is not None
+        assert (heard.terminating_at, heard.outcome.at) == (998.5, 997.5)
+
+    run(test)
+
+
+def test_only_news_wake_the_reconciler() -> None:
+    async def test(it: Coordinator) -> None:
+        await it.report(state="Running", terminatingAge=1.0)
+        await it.report(state="Running", terminatingAge=2.0, timings={"agent": 1.0}, acknowledged="wait:1")
+        assert it.woken == [JOB]
+        await it.report(state="Running", terminatingAge=3.0, furthestStep=1)
+        assert it.woken == [JOB, JOB]
+
+    run(test)
+
+
+@pytest.mark.parametrize("path", ["/v1/report", "/v1/wait"])
+@pytest.mark.parametrize("token", [None, "", "token-of-u1"])
+def test_a_token_that_is_not_the_members_own_is_a_definite_no(path: str, token: str | None) -> None:
+    async def test(it: Coordinator) -> None:
+        await it.mailbox.publish(JOB, status())
+        assert (await it.post(path, it.body(), token=token))[0] == 403
+        assert it.mailbox.heard(JOB, "u0") is None
+
+    run(test)
+
+
+def test_a_token_that_cannot_be_checked_is_not_a_no() -> None:
+    async def test(it: Coordinator) -> None:
+        it.verdict = "unknown"
+        assert (await it.report())[0] == 503
+        assert it.mailbox.heard(JOB, "u0") is None
+
+    run(test)
+
+
+def test_who_does_not_lead_says_nothing() -> None:
+    async def test(it: Coordinator) -> None:
+        await it.mailbox.publish(JOB, status(generation=1))
+        it.leads = False
+        assert (await it.report())[0] == 503
+        assert (await it.wait())[0] == 503
+
+    run(test)
+
+
+def test_a_huge_body_is_refused() -> None:
+    async def test(it: Coordinator) -> None:
+        code, _ = await it.post("/v1/report", data=b'{"job": "' + b"x" * MAX_BODY_BYTES + b'"}')
+        assert code == 413
+        assert (await it.report())[0] == 200
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"protocol": 1}', b"[" * 5000, b'"' + b"\\u0000" * 100 + b'"'],
+    ids=["empty", "half", "list", "null", "binary", "incomplete", "deep", "nul"],
+)
+def test_what_is_no_report_is_a_bad_request(data: bytes) -> None:
+    async def test(it: Coordinator) -> None:
+        code, said = await it.post("/v1/report", data=data)
+        assert code == 400
+        assert len(said) < 500
+
+    run(test)
+
+
+WRONG: list[dict[str, Any]] = [
+    {"slot": -1}, {"slot": 10**6}, {"seq": -1}, {"seq": 2**60}, {"state": "Happy"}, {"job": "nameless"},
+    {"uid": "u" * 65}, {"terminatingAge": -1.0}, {"terminatingAge": 1e300}, {"port": 65536}, {"protocol": 0},
+    {"furthestStep": 1.5}, {"timings": {str(i): 1.0 for i in range(9)}}, {"outcome": {"generation": 1, "kind": "odd"}},
+    {"outcome": {"generation": 1, "kind": "completed", "weightsDigest": "xyz"}},
+    {"progress": {"generation": 1, "step": 1, "metrics": {f"m{i}": "1" for i in range(33)}}},
+    {"progress": {"generation": 1, "step": 1, "notices": ["n" * 1025]}},
+    {"progress": {"generation": 1, "step": -1}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", WRONG, ids=lambda c: str(c)[:40])
+def test_a_value_out_of_bounds_is_a_bad_request_that_names_the_field(changes: dict[str, Any]) -> None:
+    async def test(it: Coordinator) -> None:
+        code, said = await it.report(**changes)
+        assert code == 400
+        assert said.startswith(next(iter(changes)))
+        assert it.mailbox.heard(JOB, "u0") is None
+
+    run(test)
+
+
+@pytest.mark.parametrize("word", [b"NaN", b"Infinity", b"-Infinity", b"1e999"])
+def test_numbers_that_json_does_not_have_do_not_come_in(word: bytes) -> None:
+    async def test(it: Coordinator) -> None:
+        data = b'{"protocol":1,"job":"default/digits","jobUid":"j","slot":0,"incarnation":0,"uid":"u0","bootId":"b","seq":1,'
+        assert (await it.post("/v1/report", data=data + b'"state":"Ready","terminatingAge":' + word + b"}"))[0] == 400
+
+    run(test)
+
+
+def test_metrics_that_are_not_finite_come_in_as_text() -> None:
+    async def test(it: Coordinator) -> None:
+        assert (await it.report(progress={"generation": 1, "step": 1, "metrics": {"loss": "nan"}}))[0] == 200
+        heard = it.mailbox.heard(JOB, "u0")
+        assert heard is not None
+        assert heard.progress is not None
+        assert heard.progress.metrics == {"loss": "nan"}
+
+    run(test)
+
+
+def test_what_a_newer_agent_says_besides_is_ignored() -> None:
+    async def test(it: Coordinator) -> None:
+        assert (await it.report(protocol=2, mood="good", progress={"generation": 1, "step": 1, "speed": 3}))[0] == 200
+
+    run(test)
+
+
+def test_nothing_is_said_of_a_job_whose_status_has_not_been_acknowledged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "WAIT_SECONDS", 0.05)
+
+    async def test(it: Coordinator) -> None:
+        assert (await it.wait())[0] == 503
+        assert (await it.report()) == (200, {"taken": True})
+        assert not it.mailbox.knows(JOB)
+
+    run(test)
+
+
+def test_a_wait_is_answered_as_soon_as_the_command_is_another() -> None:
+    async def test(it: Coordinator) -> None:
+        await it.mailbox.publish(JOB, status())
+        assert await it.wait() == (200, {"command": {"id": "wait:0", "op": "wait", "generation": 0}})
+        held = asyncio.create_task(it.wait(after="wait:0"))
+        while (report := it.mailbox.report(JOB, "u0")) is None or report.after != "wait:0":  # noqa: ASYNC110  # no event for it
+            await asyncio.sleep(0.001)
+        await it.mailbox.publish(JOB, status(phase="Pending"))  # nothing new for this agent
+        assert not held.done()
+        await it.mailbox.publish(JOB, status(generation=1))
+        code, answer = await held
+        assert code == 200
+        assert answer["command"]["id"] == "run:1"
+        assert answer["command"]["world"]["members"][0]["uid"] == "u0"
+        assert answer["command"]["committedStep"] is None
+
+    run(test)
+
+
+def test_a_wait_ends_with_the_same_command_when_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "WAIT_SECONDS", 0.05)
+
+    async def test(it: Coordinator) -> None:
+        await it.mailbox.publish(JOB, status(generation=1))
+        code, answer = await it.wait(after="run:1")
+        assert code == 200
+        assert answer["command"]["id"] == "run:1"
+
+    run(test)
+
+
+def test_commands_follow_status() -> None:
+    async def test(it: Coordinator) -> None:
+        for published, command, more in [
+            (status(generation=2, stop="interrupt-1"), "stop:interrupt-1", {}),
+            (status(generation=2, phase="Succeeded"), "exit:Succeeded", {"code": 0}),
+            (status(generation=2, phase="Failed"), "exit:Failed", {"code": 70}),
+        ]:
+            await it.mailbox.publish(JOB, published)
+            _, answer = await it.wait()
+            assert answer["command"]["id"] == command
+            assert more.items() <= answer["command"].items()
+        # Another member holds the slot, or a later incarnation of it.
+        await it.mailbox.publish(JOB, JobStatus(slots=[SlotStatus(slot=0, incarnation=1)]))
+        _, answer = await it.wait()
+        assert answer["command"] == {"id": "exit:superseded", "op": "exit", "generation": 0, "code": 76}
+
+    run(test)
