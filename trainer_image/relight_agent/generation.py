@@ -14,7 +14,7 @@ from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 from relight_agent.exits import CLASS_ORDER, ExitCode, exit_of
 from relight_agent.files import Command, GenerationFolder, Heartbeat, Outcome, Progress, clip, read_json
 from relight_agent.identity import Identity
-from relight_agent.launcher import Launcher, inherited_env
+from relight_agent.launcher import Launcher, inherited_env, path_of, python_of
 from relight_agent.processes import Process, Reaper, descendants, is_alive, kill_all
 
 # After the first local failure, or the last outcome, workers get this long for their own words before they are killed.
@@ -238,6 +238,8 @@ class CommandGeneration(Generation):
         env = inherited_env(
             me.job.env,
             {
+                # torchrun is found beside the interpreter, activated or not.
+                "PATH": os.path.dirname(python_of(me.job.python)) + os.pathsep + path_of(me.job.env),
                 "PET_NNODES": str(world.nodes),
                 "PET_NODE_RANK": str(world.node_rank),
                 "PET_NPROC_PER_NODE": str(me.job.proc_per_node),

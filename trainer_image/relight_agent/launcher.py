@@ -7,8 +7,9 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import threading
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Optional
 
 
 class Launcher:
@@ -59,8 +60,6 @@ class Launcher:
 
 def python_of(job_python: str) -> str:
     """The interpreter of the workers: the job's, else the agent's own."""
-    import sys
-
     return job_python or sys.executable
 
 
@@ -69,4 +68,5 @@ def inherited_env(job_env: Dict[str, str], own: Dict[str, str]) -> Dict[str, str
     return {**os.environ, **job_env, **own}
 
 
-__all__: List[str] = ["Launcher", "inherited_env", "python_of"]
+def path_of(job_env: Dict[str, str]) -> str:
+    return job_env.get("PATH") or os.environ.get("PATH") or os.defpath
