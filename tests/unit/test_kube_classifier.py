@@ -152,9 +152,10 @@ def test_a_view_names_slot_incarnation_and_machine() -> None:
     )
 
 
-def test_a_pod_without_our_labels_is_nobody() -> None:
+@pytest.mark.parametrize("name", ["web", "web-x-1", "web-1", "web-1-"])
+def test_a_pod_that_is_not_named_as_ours_is_nobody(name: str) -> None:
     stranger = pod()
-    stranger["metadata"]["labels"] = {"relight.dev/job": "digits", "relight.dev/slot": "x"}
+    stranger["metadata"]["name"] = name
     assert slot_view(stranger, gone=False, first_sign=AT) is None
 
 

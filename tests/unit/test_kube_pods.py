@@ -14,15 +14,15 @@ from relight_operator.api.job import CheckpointSpec, HostPath, PersistentVolumeC
 from relight_operator.core.actions import CreateMember
 from relight_operator.kube import names
 from relight_operator.kube.names import Owner
-from relight_operator.kube.pods import PodDefaults, checkpoint_volume, pod, service
+from relight_operator.kube.pods import Coordinator, PodDefaults, checkpoint_volume, pod, service
 
 GOLDEN = Path(__file__).parent / "golden"
 OWNER = Owner("team-a", "digits", "0b6e5a8e-1111-4222-8333-444455556666")
 DEFAULTS = PodDefaults(
     image="registry.example.com/relight-trainer:0.1.0",
-    coordinator_url="https://relight-coordinator.relight.svc:8443",
     resources={"limits": {"nvidia.com/gpu": 8, "memory": "64Gi"}, "requests": {"cpu": "4"}},
 )
+COORDINATOR = Coordinator("https://relight-coordinator.relight.svc:8443", "-----BEGIN CERTIFICATE-----\n")
 JOB = JobFile(
     namespace="team-a",
     name="digits",
@@ -39,9 +39,7 @@ CLAIM = CheckpointSpec(persistent_volume_claim=PersistentVolumeClaim(claim_name=
 
 def made(**changes: Any) -> dict[str, Any]:
     defaults = replace(DEFAULTS, **changes)
-    return pod(
-        OWNER, CreateMember(1, 3), JOB, CLAIM, defaults, "digits-spec-0123456789", "-----BEGIN CERTIFICATE-----\n"
-    )
+    return pod(OWNER, CreateMember(1, 3), JOB, CLAIM, defaults, "digits-spec-0123456789", COORDINATOR)
 
 
 def test_the_pod_is_the_golden_one() -> None:
@@ -58,7 +56,7 @@ def test_the_agent_finds_its_identity_in_the_pods_environment(tmp_path: Path) ->
     JOB.write(tmp_path / "job.json")
     me = Identity.from_env({**env, "RELIGHT_JOB_FILE": str(tmp_path / "job.json")})
     assert (me.slot, me.incarnation, me.uid, me.address) == (1, 3, "from-a-field", "from-a-field")
-    assert me.coordinator_url == DEFAULTS.coordinator_url
+    assert me.coordinator_url == COORDINATOR.url
     fields = {e["name"]: e["valueFrom"]["fieldRef"]["fieldPath"] for e in container["env"] if "valueFrom" in e}
     assert fields == {"RELIGHT_UID": "metadata.uid", "RELIGHT_ADDRESS": "status.podIP"}
 

@@ -73,10 +73,12 @@ def slot_view(
     pod: Pod, *, gone: bool, first_sign: float, agent: AgentView | None = None, hints: frozenset[str] = frozenset(),
     machine_ready: bool = True,
 ) -> SlotView | None:  # fmt: skip
-    """The member that `pod` is; None for a pod without our labels. See `member_end` for the arguments."""
+    """The member that `pod` is; None for one that is not named as ours. See `member_end` for the arguments.
+
+    Names cannot be edited, labels can.
+    """
     metadata = pod["metadata"]
-    labels = metadata.get("labels") or {}
-    slot, incarnation = labels.get(names.SLOT_LABEL, ""), labels.get(names.INCARNATION_LABEL, "")
+    _, slot, incarnation = ["", "", *metadata["name"].rsplit("-", 2)][-3:]
     if not (slot.isdigit() and incarnation.isdigit()):
         return None
     return SlotView(

@@ -4,9 +4,9 @@ Pods satisfy the restricted Pod Security Standard but for a hostPath that the jo
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from relight_agent.files import JobFile
 from relight_operator.api.job import CheckpointSpec
@@ -18,14 +18,20 @@ UNREACHABLE_SECONDS = 30  # after which the cluster itself deletes a pod of a ma
 TOKEN_SECONDS = 3600  # kubelet renews at 80 %; the agent reads the token anew for each request
 
 
+class Coordinator(NamedTuple):
+    """Where the agents of a new pod find their coordinator: not frozen, an upgrade may move it."""
+
+    url: str
+    ca_bundle: str  # PEM
+
+
 @dataclass(frozen=True)
 class PodDefaults:
     """What the operator's installation gives every pod; part of the frozen spec."""
 
     image: str
     image_pull_policy: str = "IfNotPresent"
-    image_pull_secrets: tuple[str, ...] = ()
-    coordinator_url: str = ""
+    image_pull_secrets: Sequence[str] = ()
     resources: Mapping[str, Any] = field(default_factory=dict)  # as in a container's spec
     user: int = 10001  # a number: kubelet cannot prove that a name is not root's
 
@@ -61,9 +67,9 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
     checkpoint: CheckpointSpec | None,
     defaults: PodDefaults,
     config_map: str,
-    ca_bundle: str,
+    coordinator: Coordinator,
 ) -> dict[str, Any]:
-    """The pod of (slot, incarnation). `config_map` holds the frozen job file, `ca_bundle` is PEM."""
+    """The pod of (slot, incarnation). `config_map` holds the frozen job file."""
     name = pod_name(owner.name, member.slot, member.incarnation)
     volumes = [
         {"name": "tmp", "emptyDir": {}},
@@ -90,7 +96,7 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
                 names.SLOT_LABEL: str(member.slot),
                 names.INCARNATION_LABEL: str(member.incarnation),
             },
-            "annotations": {names.CA_ANNOTATION: ca_bundle},
+            "annotations": {names.CA_ANNOTATION: coordinator.ca_bundle},
             "ownerReferences": [owner.reference()],
         },
         "spec": {
@@ -137,7 +143,7 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
                     "image": defaults.image,
                     "imagePullPolicy": defaults.image_pull_policy,
                     "command": ["python3", "-m", "relight_agent"],
-                    "env": _environment(member, defaults),
+                    "env": _environment(member, coordinator),
                     "ports": [{"name": "metrics", "containerPort": names.METRICS_PORT}],
                     "resources": dict(defaults.resources),
                     "securityContext": {
@@ -176,15 +182,16 @@ def _sources(config_map: str) -> list[dict[str, Any]]:
     ]
 
 
-def _environment(member: CreateMember, defaults: PodDefaults) -> list[dict[str, Any]]:
+def _environment(member: CreateMember, coordinator: Coordinator) -> list[dict[str, Any]]:
     fixed = {
         "RELIGHT_JOB_FILE": f"{names.MOUNT}/{names.JOB_FILE_KEY}",
         "RELIGHT_SLOT": str(member.slot),
         "RELIGHT_INCARNATION": str(member.incarnation),
         "RELIGHT_RUN_DIR": "/dev/shm/relight",  # noqa: S108  # the pod's own
-        "RELIGHT_COORDINATOR_URL": defaults.coordinator_url,
+        "RELIGHT_COORDINATOR_URL": coordinator.url,
         "RELIGHT_CA_FILE": f"{names.MOUNT}/ca.crt",
         "RELIGHT_TOKEN_FILE": f"{names.MOUNT}/token",
+        "PYTHONHASHSEED": "0",  # before any interpreter starts: forked workers could not set it
         # A number without a name in /etc/passwd: libraries that ask for their user or home would fail.
         "HOME": "/tmp",  # noqa: S108
         "USER": "relight",

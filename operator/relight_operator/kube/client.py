@@ -1,0 +1,165 @@
+"""A thin client of the API server: dicts in, dicts out, every failure one of `errors`.
+
+`kubernetes.aio` does configuration, authentication and transport; its typed models are left alone (they refuse answers
+that lack a field, and parse ten times slower).
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, Protocol, cast
+from urllib.parse import quote, urlencode
+
+import aiohttp
+import kubernetes.aio.client
+import kubernetes.aio.config
+
+from relight_operator.api.crd import PLURAL
+from relight_operator.api.job import API_VERSION
+from relight_operator.kube.errors import Gone, error_of
+
+Body = dict[str, Any]
+
+REQUEST_SECONDS = 30.0
+CHUNK = 500
+
+
+class Resource(NamedTuple):
+    prefix: str
+    plural: str
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        middle = ("namespaces", namespace, self.plural) if namespace is not None else (self.plural,)
+        parts = [*middle, *(p for p in (name, subresource) if p is not None)]
+        return "/".join((self.prefix, *(quote(p, safe="") for p in parts)))
+
+
+JOBS = Resource(f"/apis/{API_VERSION}", PLURAL)
+PODS = Resource("/api/v1", "pods")
+NODES = Resource("/api/v1", "nodes")
+SERVICES = Resource("/api/v1", "services")
+CONFIG_MAPS = Resource("/api/v1", "configmaps")
+SECRETS = Resource("/api/v1", "secrets")
+EVENTS = Resource("/api/v1", "events")
+LEASES = Resource("/apis/coordination.k8s.io/v1", "leases")
+TOKEN_REVIEWS = Resource("/apis/authentication.k8s.io/v1", "tokenreviews")
+
+
+class Client(Protocol):
+    """What the operator needs of an API server. Every method raises `errors.KubeError`, nothing else."""
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Body: ...
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, labels: str = "", fields: str = ""
+    ) -> list[Body]:
+        """All objects, in every namespace for None; whole, however many requests that takes."""
+        ...
+
+    async def create(self, resource: Resource, namespace: str | None, body: Mapping[str, Any]) -> Body: ...
+
+    async def patch(
+        self, resource: Resource, namespace: str | None, name: str, body: Mapping[str, Any], *, status: bool = False
+    ) -> Body:
+        """A JSON merge patch; with `metadata.resourceVersion` in it, Conflict when that is not the present one."""
+        ...
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, grace: float | None = None
+    ) -> None:
+        """Only the object with this uid: Conflict for another of the same name, NotFound for none."""
+        ...
+
+
+class KubeClient:
+    def __init__(self, api: Any) -> None:
+        """`api`: a kubernetes.aio.client.ApiClient, which is half typed."""
+        self._api = api
+
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Body:
+        return await self._request("GET", resource.path(namespace, name))
+
+    async def list(
+        self, resource: Resource, namespace: str | None = None, *, labels: str = "", fields: str = ""
+    ) -> list[Body]:
+        query = {k: v for k, v in (("labelSelector", labels), ("fieldSelector", fields)) if v}
+        path = resource.path(namespace)
+        try:
+            return [item async for item in self._chunks(path, {**query, "limit": str(CHUNK)})]
+        except Gone:  # the continuation has expired: once more, in one piece
+            return [item async for item in self._chunks(path, query)]
+
+    async def _chunks(self, path: str, query: dict[str, str]) -> AsyncIterator[Body]:
+        token = ""
+        while True:
+            page = await self._request("GET", path, query={**query, **({"continue": token} if token else {})})
+            for item in page.get("items") or ():
+                yield item
+            token = (page.get("metadata") or {}).get("continue") or ""
+            if not token:
+                return
+
+    async def create(self, resource: Resource, namespace: str | None, body: Mapping[str, Any]) -> Body:
+        return await self._request("POST", resource.path(namespace), body)
+
+    async def patch(
+        self, resource: Resource, namespace: str | None, name: str, body: Mapping[str, Any], *, status: bool = False
+    ) -> Body:
+        path = resource.path(namespace, name, "status" if status else None)
+        return await self._request("PATCH", path, body, content_type="application/merge-patch+json")
+
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, *, uid: str, grace: float | None = None
+    ) -> None:
+        body: Body = {"preconditions": {"uid": uid}}
+        if grace is not None:
+            body["gracePeriodSeconds"] = int(grace)
+        await self._request("DELETE", resource.path(namespace, name), body)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> Body:
+        url = f"{self._api.configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
+        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "relight-operator"}
+        token = await self._api.configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        if token:
+            headers["Authorization"] = token
+        try:
+            response = await self._api.rest_client.request(
+                method, url, headers=headers, body=body, _request_timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS)
+            )
+            data = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise error_of(0, {"message": f"{method} {path}: {type(error).__name__}: {error}"}) from error
+        try:
+            value = json.loads(data) if data else {}
+        except ValueError:
+            value = None
+        if not 200 <= response.status < 300 or not isinstance(value, dict):
+            raise error_of(response.status, value, retry_after=response.getheader("Retry-After"))
+        return cast("Body", value)
+
+
+@asynccontextmanager
+async def connect() -> AsyncIterator[KubeClient]:
+    """A client by the service account of this pod, or else by KUBECONFIG."""
+    transport: Any = kubernetes.aio.client
+    config: Any = kubernetes.aio.config
+    configuration = transport.Configuration()
+    try:
+        config.load_incluster_config(configuration)
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=configuration)
+    api = transport.ApiClient(configuration)
+    try:
+        yield KubeClient(api)
+    finally:
+        await api.close()
+        await asyncio.sleep(0)  # lets aiohttp close its connections

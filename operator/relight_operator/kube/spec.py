@@ -1,0 +1,99 @@
+"""The frozen spec: what a job was at its first start, in an immutable ConfigMap that its pods are built from. Pure."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from relight_agent.files import JobFile, from_dict
+from relight_operator.api.job import JobSpec, TrainingJob
+from relight_operator.api.problems import Problem
+from relight_operator.api.status import JobStatus
+from relight_operator.kube import names
+from relight_operator.kube.names import Owner
+from relight_operator.kube.pods import PodDefaults, job_labels
+from relight_operator.kube.status import unix_seconds
+from relight_operator.local.runner import job_file
+from relight_operator.local.start import MUTABLE, frozen_changes
+from relight_operator.local.state import StoredJob
+
+SPEC_KEY = "spec.json"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    config_map: str  # its name
+    hash: str
+    spec: JobSpec
+    job_file: JobFile
+    defaults: PodDefaults
+
+
+def problems_in_a_cluster(job: TrainingJob) -> list[Problem]:
+    """What is right for `relight run` and cannot work in pods."""
+    checkpoint = job.spec.checkpoint
+    if checkpoint is not None and checkpoint.uri is not None:
+        allowed = "persistentVolumeClaim or hostPath"
+        return [Problem("spec.checkpoint.uri", "a pod's own file system does not outlive it", checkpoint.uri, allowed)]
+    return []
+
+
+def freeze(job: TrainingJob, owner: Owner, defaults: PodDefaults) -> Frozen:
+    """What `job`, as the server has it now, is from its first start on."""
+    created = unix_seconds(job.metadata.creation_timestamp or "")
+    stored = StoredJob(job, JobStatus(), 0, owner.uid, created)
+    folder = f"{names.CHECKPOINTS}/{owner.namespace}/{owner.name}" if job.spec.checkpoint else ""
+    # Relative paths of a script are the image's business: its working folder is the agent's.
+    file = replace(job_file(stored, Path(), Path(names.CHECKPOINTS)), workdir=".", checkpoint_dir=folder)
+    digest = hashlib.sha256(_canonical([_spec(job.spec), asdict(defaults), asdict(file)]).encode()).hexdigest()[:10]
+    return Frozen(f"{owner.name}-spec-{digest}", digest, job.spec, file, defaults)
+
+
+def manifest(frozen: Frozen, owner: Owner) -> dict[str, Any]:
+    """The ConfigMap that keeps it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": frozen.config_map,
+            "namespace": owner.namespace,
+            "labels": job_labels(owner),
+            "ownerReferences": [owner.reference()],
+        },
+        "immutable": True,
+        "data": {
+            names.JOB_FILE_KEY: _canonical(asdict(frozen.job_file)),
+            SPEC_KEY: _canonical({"hash": frozen.hash, "spec": _spec(frozen.spec), "pods": asdict(frozen.defaults)}),
+        },
+    }
+
+
+def load(config_map: Mapping[str, Any]) -> Frozen:
+    """What a ConfigMap of ours keeps. Raises ValueError for another."""
+    data = config_map.get("data") or {}
+    try:
+        kept = json.loads(data[SPEC_KEY])
+        file = from_dict(JobFile, json.loads(data[names.JOB_FILE_KEY]))
+        defaults = from_dict(PodDefaults, kept["pods"])
+        spec = JobSpec.model_validate(kept["spec"], by_alias=True, by_name=False)
+        if file is None or defaults is None:
+            raise ValueError("a field is missing")
+        return Frozen(config_map["metadata"]["name"], kept["hash"], spec, file, defaults)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not a frozen spec: {error}") from error
+
+
+def effective(frozen: JobSpec, live: JobSpec) -> tuple[JobSpec, list[str]]:
+    """The spec to go by, and the paths of edits that came too late: only `MUTABLE` fields may change after the start."""
+    mutable = {n: getattr(live, n) for n, f in JobSpec.model_fields.items() if (f.alias or n) in MUTABLE}
+    return frozen.model_copy(update=mutable), frozen_changes(frozen, live)
+
+
+def _spec(spec: JobSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
