@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN_FLAGS ?= --fresh --chaos preempt-node:1@step:100 --chaos kill-node:0@step:200
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint format crd docs constraints clean
+.PHONY: help run test test-fast lint format crd docs constraints image clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ format: $(STAMP)  ## ruff's formatter and its safe fixes
 
 crd: $(STAMP)  ## write the CRD that the models stand for
 	$(BIN)/relight crd > charts/relight/crds/trainingjobs.relight.dev.yaml
+
+image:  ## build the operator's and the trainer's image, with docker or buildah (IMAGE_FLAGS="--base IMAGE --tag TAG")
+	$(PYTHON) .ci/images.py $(IMAGE_FLAGS)
 
 constraints: $(STAMP)  ## write constraints.txt from what is installed
 	( head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' ) > constraints.new
