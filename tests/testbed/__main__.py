@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.testbed.cache import cache_root
 from tests.testbed.cluster import Cluster, bring_down, prepare
 from tests.testbed.errors import TestbedError
+from tests.testbed.images import Image, reference_of
 from tests.testbed.layout import NODES, kubeconfig_path
 from tests.testbed.packages import missing_packages
 
@@ -62,7 +63,8 @@ def with_cluster(action: str, argument: str) -> int:
         say("no testbed is running")
         return 1
     if action == "load":
-        cluster.load_image(Path(argument).absolute())
+        archive = Path(argument).absolute()
+        cluster.load_image(Image(reference_of(archive), archive))
     else:
         {
             "kill": cluster.kill_machine,

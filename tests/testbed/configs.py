@@ -113,6 +113,8 @@ def control_daemons(folder: Path, logs: Path, secrets: Path, dns: list[str]) -> 
         "service-account-private-key-file": secrets / "service-accounts.key",
         "root-ca-file": secrets / "ca.crt",
         "leader-elect": "false",
+        # the default lies under /usr of this computer, and is made when it is not there
+        "flex-volume-plugin-dir": folder / "volume-plugins",
         # a lost machine is noticed in 8 s instead of 40: see the kubelets' lease
         "node-monitor-grace-period": "8s",
         "node-monitor-period": "1s",

@@ -7,14 +7,14 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.testbed.errors import TestbedError, TestbedUnavailableError
+from tests.testbed.errors import TestbedUnavailableError
 from tests.testbed.layout import CGROUP, CONTROL_ADDRESS, HOST_ADDRESS, HOST_LINK, POD_RANGE, Node, run_folder
 from tests.testbed.shell import sh
+from tests.testbed.waiting import wait_for
 
 CGROUPS = Path("/sys/fs/cgroup")
 PR_SET_PDEATHSIG = 1
@@ -69,15 +69,6 @@ def start_machine(name: str, program: list[str], log: Path) -> Machine:
     if launcher.poll() is not None:
         raise TestbedUnavailableError(f"unshare: this computer gives no namespaces: {log.read_text()[-500:]}")
     return Machine(name, launcher, int(children.read_text().split()[0]))
-
-
-def wait_for(condition: object, seconds: float, what: str, interval: float = 0.05) -> None:
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            raise TestbedError(f"{what}: not within {seconds:g} s")
-        time.sleep(interval)
 
 
 # --- network: a switch in the control machine, one port for each node and one for this computer ---

@@ -1,4 +1,4 @@
-"""Images: the pause image, a Debian base with Python, and what a Dockerfile makes of it. All kept in the cache by content."""
+"""Images as archives, and the one that every pod needs: the pause image."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import io
 import json
 import os
 import tarfile
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.testbed.cache import cached, key_of
+from tests.testbed.errors import TestbedError
 from tests.testbed.layout import PAUSE_IMAGE
 from tests.testbed.packages import unpacked_packages
 from tests.testbed.shell import sh
@@ -33,8 +35,16 @@ func main() {
 """
 
 
-def pause_image() -> Path:
-    """The archive of PAUSE_IMAGE: one static program that waits to be told to go."""
+@dataclass(frozen=True)
+class Image:
+    """An image in an archive (docker-archive or OCI, a .tar), to be given to `Cluster.load_image`."""
+
+    reference: str
+    archive: Path
+
+
+def pause_image() -> Image:
+    """One static program that waits to be told to go: what holds a pod's namespaces open."""
 
     def build(folder: Path) -> None:
         source, program = folder / "pause.go", folder / "pause"
@@ -51,7 +61,7 @@ def pause_image() -> Path:
         (folder / "pause.tar").write_bytes(single_program_image(PAUSE_IMAGE, program.read_bytes()))
         sh("rm", "-rf", folder / "cache")
 
-    return cached(f"pause-{key_of(PAUSE_IMAGE, PAUSE_SOURCE)}", build) / "pause.tar"
+    return Image(PAUSE_IMAGE, cached(f"pause-{key_of(PAUSE_IMAGE, PAUSE_SOURCE)}", build) / "pause.tar")
 
 
 def single_program_image(reference: str, program: bytes) -> bytes:
@@ -77,3 +87,12 @@ def tar_of(files: dict[str, bytes], mode: int = 0o644) -> bytes:
             entry.size, entry.mode = len(content), mode
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def reference_of(archive: Path) -> str:
+    """The first name that a docker-archive gives its image."""
+    with tarfile.open(archive) as tar:
+        file = tar.extractfile("manifest.json")
+        if file is None:
+            raise TestbedError(f"{archive}: manifest.json is not a file")
+        return str(json.load(file)[0]["RepoTags"][0])

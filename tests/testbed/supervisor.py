@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 from tests.testbed import configs, host
 from tests.testbed.binaries import Binaries, binaries
 from tests.testbed.errors import TestbedError
-from tests.testbed.host import Machine, wait_for
 from tests.testbed.images import pause_image
 from tests.testbed.layout import (
     CONTROL,
@@ -41,9 +40,12 @@ from tests.testbed.layout import (
 )
 from tests.testbed.pki import make_keys
 from tests.testbed.shell import sh
+from tests.testbed.waiting import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.testbed.host import Machine
 
 HERE = Path(__file__).parent
 
@@ -69,7 +71,7 @@ class Supervisor:
         run_folder().chmod(0o700)
         self.say("keys and configuration")
         self._write_secrets()
-        pause = pause_image()
+        pause = pause_image().archive
         self.say("machines")
         self._start_control()
         for node in self.nodes.values():
