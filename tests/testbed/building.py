@@ -97,7 +97,15 @@ def build_image(
 
 
 def _files(context: Path, paths: Sequence[str]) -> list[str]:
-    """The files under `context` that git knows or does not ignore, by relative name."""
+    """The files under `context`, by relative name; those that git ignores are left out where there is git."""
+    if not (context / ".git").exists():
+        found = [
+            path.relative_to(context)
+            for root in paths or ["."]
+            for path in (context / root).rglob("*")
+            if path.is_file()
+        ]
+        return sorted(map(str, found))
     listed = sh("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *paths, cwd=context)
     return sorted({name for name in listed.split("\0") if name and (context / name).is_file()})
 
