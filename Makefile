@@ -30,8 +30,9 @@ format: $(STAMP)  ## ruff's formatter and its safe fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-crd: $(STAMP)  ## write the CRD that the models stand for
-	$(BIN)/relight crd > charts/relight/crds/trainingjobs.relight.dev.yaml
+crd: $(STAMP)  ## write the chart's CRD, with and without CEL, from the models
+	$(BIN)/relight crd > charts/relight/files/trainingjobs.relight.dev.yaml
+	$(BIN)/relight crd --cel > charts/relight/files/trainingjobs.relight.dev-cel.yaml
 
 image:  ## build the operator's and the trainer's image, with docker or buildah (IMAGE_FLAGS="--base IMAGE --tag TAG")
 	$(PYTHON) .ci/images.py $(IMAGE_FLAGS)

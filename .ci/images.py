@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -26,7 +27,9 @@ def main() -> int:
     parser.add_argument(
         "--repository", default="localhost/relight", help="images are REPOSITORY-TARGET:TAG (%(default)s)"
     )
-    parser.add_argument("--tag", default="latest", help="%(default)s")
+    parser.add_argument(
+        "--tag", default=project_version(), help="the project's version, which is the chart's default too"
+    )
     parser.add_argument(
         "--archives", type=Path, metavar="FOLDER", help="also write FOLDER/TARGET.tar in docker's format"
     )
@@ -46,6 +49,11 @@ def main() -> int:
             save(engine, image, given.archives / f"{target}.tar")
         print(image)
     return 0
+
+
+def project_version() -> str:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        return str(tomllib.load(file)["project"]["version"])
 
 
 def find_engine() -> str | None:

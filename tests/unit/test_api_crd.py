@@ -19,7 +19,10 @@ from relight_operator.cli.validate import crd_command
 from relight_operator.errors import InvalidJob
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = ROOT / "charts/relight/crds/trainingjobs.relight.dev.yaml"
+GOLDEN = {
+    cel: ROOT / f"charts/relight/files/trainingjobs.relight.dev{suffix}.yaml"
+    for cel, suffix in ((False, ""), (True, "-cel"))
+}
 EXAMPLE = ROOT / "examples/digits.yaml"
 # What apiextensions/v1 takes below openAPIV3Schema, of those that Kubernetes 1.20 knows.
 KEYS = {
@@ -38,8 +41,9 @@ def accepts(value: Any) -> bool:
     return jsonschema.Draft202012Validator(object_schema()).is_valid(value)
 
 
-def test_the_file_in_the_chart_is_what_the_models_say() -> None:
-    assert GOLDEN.read_text() == render(), "regenerate: relight crd > charts/relight/crds/trainingjobs.relight.dev.yaml"
+@pytest.mark.parametrize("cel", [False, True])
+def test_the_files_in_the_chart_are_what_the_models_say(cel: bool) -> None:
+    assert GOLDEN[cel].read_text() == render(cel=cel), "regenerate: make crd"
 
 
 def test_the_command_prints_it() -> None:

@@ -1,0 +1,47 @@
+{{- define "relight.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "relight.fullname" -}}
+{{- $name := include "relight.name" . -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "relight.coordinator" -}}
+{{- include "relight.fullname" . -}}-coordinator
+{{- end -}}
+
+{{- define "relight.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "relight.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "relight.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "relight.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/component: operator
+{{- end -}}
+
+{{- define "relight.labels" -}}
+{{ include "relight.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- /* A reference to .image, with the chart's appVersion where it names no tag: include "relight.image" (list $ .Values.image) */ -}}
+{{- define "relight.image" -}}
+{{- $chart := (index . 0).Chart -}}
+{{- with index . 1 -}}
+{{ .repository }}:{{ default $chart.AppVersion .tag }}{{ with .digest }}@{{ . }}{{ end }}
+{{- end -}}
+{{- end -}}
