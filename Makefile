@@ -20,6 +20,13 @@ test: $(STAMP)  ## every test
 test-fast: $(STAMP)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" tests/unit $(PYTEST_FLAGS)
 
+.PHONY: cluster cluster-down
+cluster: $(STAMP)  ## a Kubernetes cluster of three machines on this one (root; asks before it installs anything)
+	@$(BIN)/python -m tests.testbed up
+
+cluster-down: $(STAMP)  ## end that cluster and leave nothing behind
+	@$(BIN)/python -m tests.testbed down
+
 lint: $(STAMP)  ## ruff, mypy --strict, the import lines between the parts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

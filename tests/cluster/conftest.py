@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tests.testbed import Cluster, ExistingCluster, TestbedUnavailableError
 from tests.testbed.building import base_image
+from tests.testbed.cluster import prepare
+from tests.testbed.images import Image
 
 PUBLIC_PYTHON = "docker.io/library/python:3.11-slim"
 
@@ -42,6 +44,12 @@ def unavailable(reason: TestbedUnavailableError) -> None:
 
 
 @pytest.fixture(scope="session")
+def images() -> list[Image]:
+    """The images that the testbed's machines have from the start."""
+    return [base_image()]
+
+
+@pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[ExistingCluster]:
     """The cluster that the tests share. A testbed that runs already is used, and left running."""
     if request.config.getoption("--cluster") == "existing":
@@ -55,7 +63,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[ExistingCluster]:
         yield running
         return
     try:
-        started = Cluster.up()
+        prepare()
+        started = Cluster.up(*request.getfixturevalue("images"))
     except TestbedUnavailableError as reason:
         unavailable(reason)
         raise

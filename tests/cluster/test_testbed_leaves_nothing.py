@@ -30,8 +30,7 @@ from tests.testbed.images import Image
 from tests.testbed.waiting import wait_for
 from pathlib import Path
 reference, archive = sys.argv[1:]
-cluster = Cluster.up()
-cluster.load_image(Image(reference, Path(archive)))
+cluster = Cluster.up(Image(reference, Path(archive)))
 script = {"command": ["python3", "-c", "import signal; signal.pause()"], "image": reference, "name": "main"}
 shm = {"name": "shm", "emptyDir": {"medium": "Memory"}}
 for node in ("node-1", "node-2", "node-3"):

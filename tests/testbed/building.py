@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 REPOSITORY = Path(__file__).parents[2]
+KEPT = 3  # of each image: a trainer with torch takes over a gigabyte
 BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates")
 
 
@@ -93,7 +94,7 @@ def build_image(
             )
         _buildah("push", "--quiet", reference, f"docker-archive:{folder}/image.tar:{reference}")
 
-    return Image(reference, cached(f"image-{name or target}-{key}", build) / "image.tar")
+    return Image(reference, cached(f"image-{name or target}-{key}", build, keep=KEPT) / "image.tar")
 
 
 def _files(context: Path, paths: Sequence[str]) -> list[str]:

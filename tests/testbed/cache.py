@@ -39,14 +39,16 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def cached(name: str, build: Callable[[Path], None]) -> Path:
-    """The folder `name` of the cache; `build` fills it when it is not there yet.
+def cached(name: str, build: Callable[[Path], None], *, keep: int | None = None) -> Path:
+    """The folder `name` of the cache, `<kind>-<key>`; `build` fills it when it is not there yet.
 
-    It appears by rename once it is whole; two processes that want it at once build it once.
+    It appears by rename once it is whole; two processes that want it at once build it once. With `keep`, only so many of its
+    kind stay, those that were asked for last.
     """
     root = cache_root()
     final = root / name
     if final.exists():
+        os.utime(final)
         return final
     with locked(root / ".locks" / name):
         if final.exists():
@@ -58,4 +60,9 @@ def cached(name: str, build: Callable[[Path], None]) -> Path:
             temporary.rename(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+    if keep is not None:
+        kind = name.rpartition("-")[0]
+        same = [path for path in root.glob(f"{kind}-*") if path.name.rpartition("-")[0] == kind]
+        for old in sorted(same, key=lambda path: path.stat().st_mtime)[:-keep]:
+            shutil.rmtree(old)
     return final

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any, Self
 from tests.testbed.binaries import binaries
 from tests.testbed.errors import TestbedError, TestbedUnavailableError
 from tests.testbed.host import enter, remove_leftovers
-from tests.testbed.images import Image, pause_image
 from tests.testbed.layout import NODES, SOCKET, log_folder
 from tests.testbed.packages import install_packages
+from tests.testbed.seed import seed
 from tests.testbed.shell import sh
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.testbed.images import Image
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -56,14 +58,16 @@ class Cluster(ExistingCluster):
     """The testbed: three machines with kubelets and a control machine, on this computer."""
 
     @classmethod
-    def up(cls, *, keep: bool = False) -> Self:
-        """Starts the testbed and waits until its machines are ready.
+    def up(cls, *images: Image, keep: bool = False) -> Self:
+        """Starts the testbed and waits until its machines are ready; they have `images` from the start.
 
         It ends with `down()`, and with this process unless `keep` is set.
         Raises TestbedUnavailableError where this computer cannot carry it, TestbedError when it does not start.
         """
         prepare()
-        command = [sys.executable, "-m", "tests.testbed.supervisor", *([] if keep else [f"--owner={os.getpid()}"])]
+        command = [sys.executable, "-m", "tests.testbed.supervisor", f"--seed={seed(images)}"]
+        if not keep:
+            command.append(f"--owner={os.getpid()}")
         with subprocess.Popen(
             command, cwd=REPOSITORY, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True, text=True,
@@ -118,7 +122,10 @@ class Cluster(ExistingCluster):
         _ask({"do": "heal", "machine": name})
 
     def load_image(self, image: Image) -> None:
-        """Imports an image into every machine that is up and does not have it yet."""
+        """Imports an image into every machine that is up and does not have it yet.
+
+        Each machine unpacks it: minutes for gigabytes. What is known before goes to `up`, where it is unpacked once.
+        """
         imports = []
         for name, pid in self.machines().items():
             if name not in NODES or pid is None:
@@ -161,7 +168,7 @@ def prepare() -> None:
         raise TestbedUnavailableError("the testbed needs root; use --cluster=existing with a cluster of yours")
     install_packages()
     binaries()
-    pause_image()
+    seed([])
 
 
 def bring_down() -> None:

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 from tests.testbed import configs, host
 from tests.testbed.binaries import Binaries, binaries
 from tests.testbed.errors import TestbedError
-from tests.testbed.images import pause_image
 from tests.testbed.layout import (
     CONTROL,
     CONTROL_ADDRESS,
@@ -39,6 +38,7 @@ from tests.testbed.layout import (
     run_folder,
 )
 from tests.testbed.pki import make_keys
+from tests.testbed.seed import sow
 from tests.testbed.shell import sh
 from tests.testbed.waiting import wait_for
 
@@ -53,8 +53,9 @@ HERE = Path(__file__).parent
 class Supervisor:
     """The machines, and what can be done to them."""
 
-    def __init__(self, programs: Binaries, say: Callable[[str], None]) -> None:
+    def __init__(self, programs: Binaries, seed: Path, say: Callable[[str], None]) -> None:
         self.programs = programs
+        self.seed = seed
         self.say = say
         self.nodes = {node.name: node for node in nodes()}
         self.machines: dict[str, Machine] = {}
@@ -71,16 +72,14 @@ class Supervisor:
         run_folder().chmod(0o700)
         self.say("keys and configuration")
         self._write_secrets()
-        pause = pause_image().archive
         self.say("machines")
         self._start_control()
         for node in self.nodes.values():
             node.folder.mkdir()
+            sow(self.seed, node.folder / "containerd")
             self._start_node(node)
         self.say("API server")
         self._wait_for_api()
-        for node in self.nodes.values():
-            self.import_image(node, pause)
         self.say("nodes")
         for node in self.nodes.values():
             self._wait_for_node(node)
@@ -161,12 +160,6 @@ class Supervisor:
         return bool(
             self.kubectl("-n=default", "get", "serviceaccount/default", "--ignore-not-found", "-o=jsonpath={.secrets}")
         )
-
-    def import_image(self, node: Node, archive: Path) -> None:
-        machine = self.machines[node.name]
-        address = Path(f"/proc/{machine.pid}/root{configs.CONTAINERD_ADDRESS}")
-        wait_for(address.exists, 60, f"{node.name}: containerd")
-        machine.inside(self.programs.debian / "usr/bin/ctr", "-n=k8s.io", "images", "import", archive)
 
     def _wait_for_node(self, node: Node) -> None:
         """Waits until the node is Ready and has its GPUs."""
@@ -274,21 +267,24 @@ def peer_uid(connection: socket.socket) -> int:
 def main() -> int:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--owner", type=int, help="end when this process has ended")
-    owner_pid = arguments.parse_args().owner
+    arguments.add_argument(
+        "--seed", type=Path, required=True, help="the containerd folder that every machine starts from"
+    )
+    chosen = arguments.parse_args()
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.bind(SOCKET)
     except OSError:
         print("error: a testbed is running already", flush=True)
         return 1
-    owner = os.pidfd_open(owner_pid) if owner_pid else None
+    owner = os.pidfd_open(chosen.owner) if chosen.owner else None
 
     def stop(*_: object) -> None:
         raise StoppedError
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    supervisor = Supervisor(binaries(), lambda line: print(line, flush=True))
+    supervisor = Supervisor(binaries(), chosen.seed, lambda line: print(line, flush=True))
     try:
         supervisor.up()
         listener.listen()
