@@ -90,10 +90,6 @@ def with_condition(status: JobStatus, condition: Condition) -> JobStatus:
     return status.model_copy(update={"conditions": [*kept, condition]})
 
 
-def is_true(status: JobStatus, kind: str) -> bool:
-    return any(c.type == kind and c.status == "True" for c in status.conditions)
-
-
 def _converted(value: Mapping[str, Any], convert: Callable[[Any], Any]) -> Json:
     converted = dict(value)
     for path in WIRE_TIMES:

@@ -134,6 +134,12 @@ class Store:
         """A copy of the table of the job's pods, by uid."""
         return dict(self._pods.get(key, {}))
 
+    def keys_on(self, machine: str) -> list[str]:
+        """The jobs that have a pod on this machine."""
+        return [
+            k for k, pods in self._pods.items() if any(r.body["spec"]["nodeName"] == machine for r in pods.values())
+        ]
+
     # -- doubt
 
     def suspect(self, key: str) -> None:

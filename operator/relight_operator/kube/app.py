@@ -1,0 +1,251 @@
+"""The operator as a whole: what is started, in which order, and how it ends."""
+
+import asyncio
+import datetime as dt
+import logging
+import socket
+import ssl
+import time
+import uuid
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from relight_operator.coordinator.mailbox import Mailbox
+from relight_operator.coordinator.server import create_app
+from relight_operator.kube import certs
+from relight_operator.kube.backend import Backend
+from relight_operator.kube.client import JOBS, NODES, PODS, Client, KubeClient, connect
+from relight_operator.kube.errors import KubeError
+from relight_operator.kube.feeds import Feeds, Intake
+from relight_operator.kube.leader import Elector
+from relight_operator.kube.leading import Label, LeaderClient
+from relight_operator.kube.pods import Coordinator, PodDefaults
+from relight_operator.kube.reconciler import Reconciler
+from relight_operator.kube.server import Authenticator, TokenReviewer, health_app
+from relight_operator.kube.workers import work
+from relight_operator.kube.workqueue import WorkQueue
+from relight_operator.metrics import CONTENT_TYPE, Metrics
+
+CA_SECRET = "relight-coordinator-ca"  # noqa: S105  # its name
+CERTIFICATE_SECONDS = 3600.0
+SHUTDOWN_SECONDS = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says."""
+
+    defaults: PodDefaults
+    namespace: str  # the operator's own: its Lease, its Secret, its Service
+    coordinator_url: str
+    pod_name: str = ""  # "" outside a cluster
+    namespaces: tuple[str, ...] = ()  # to be watched; all where empty
+    coordinator_port: int = 8443
+    http_port: int = 8080
+    lease: str = "relight-operator"
+    workers: int = 8
+    resync_seconds: float = 300.0
+
+
+@dataclass
+class Operator:
+    options: Options
+    client: KubeClient
+    authority: certs.Authority
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    reason: str = ""  # why it ended by itself
+
+    def __post_init__(self) -> None:
+        o = self.options
+        identity = f"{o.pod_name or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+        self.elector = Elector(self.client, namespace=o.namespace, name=o.lease, identity=identity)
+        self.queue = WorkQueue()
+        self.primed = False
+        self.writes: Client = LeaderClient(self.client, self.elector.leads)
+        self.backend = Backend(
+            client=self.writes,
+            mailbox=Mailbox(time.time, self.queue.add),
+            defaults=o.defaults,
+            coordinator=lambda: Coordinator(o.coordinator_url, self.authority.bundle()),
+            clock=time.time,
+        )
+        self.metrics = Metrics(lambda: self.backend.store.jobs() if self.leads() else {})
+        self.reconciler = Reconciler(self.backend, self.metrics.on_write)
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.feeds = Feeds(Intake(self.backend, self.queue), o.namespaces, lambda: self.end("the watches ended"))
+
+    def leads(self) -> bool:
+        """Whether this replica may act and answer now."""
+        return self.primed and self.elector.leads()
+
+    def end(self, reason: str = "") -> None:
+        """Stop; with a reason, as a failure."""
+        self.reason = self.reason or reason
+        self.ended.set()
+
+    async def run(self) -> bool:
+        """Until `end`; whether that was asked for."""
+        self._renew_leaf()
+        async with self._servers():
+            self.feeds.start()
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    lead = tasks.create_task(self._guarded(self._lead()))
+                    certificates = tasks.create_task(self._guarded(self._keep_certificates()))
+                    await self.ended.wait()
+                    lead.cancel()
+                    certificates.cancel()
+            finally:
+                await self.elector.release()
+                await self.feeds.stop()
+        if self.reason:
+            _log.error("ends: %s", self.reason)
+        return not self.reason
+
+    async def _guarded(self, job: Coroutine[Any, Any, None]) -> None:
+        try:
+            await job
+        except Exception as error:
+            _log.exception("a part of the operator failed")
+            self.end(f"{type(error).__name__}: {error}")
+
+    async def _lead(self) -> None:
+        await self.elector.acquire()
+        # The lease must be renewed from now on, whatever the priming takes.
+        async with asyncio.TaskGroup() as tasks:
+            holding = tasks.create_task(self._hold())
+            label = Label(self.client, self.options.namespace, self.options.pod_name)
+            await label.take()
+            await self._prime()
+            self.primed = True
+            _log.info("%d jobs", len(self.backend.store.jobs()))
+            workers = [
+                asyncio.create_task(work(self.queue, self.reconciler.reconcile, self.metrics))
+                for _ in range(self.options.workers)
+            ]
+            resync = tasks.create_task(self._resync())
+            try:
+                await asyncio.wait(workers)  # they end with the queue; a cancellation leaves them to it
+            finally:
+                self.queue.close()
+                holding.cancel()
+                resync.cancel()
+                # What a worker has begun it finishes, for as long as the lease holds.
+                await asyncio.wait(workers, timeout=SHUTDOWN_SECONDS)
+
+    async def _hold(self) -> None:
+        await self.elector.hold()
+        self.end("the lease is lost")
+
+    async def _prime(self) -> None:
+        """Read everything once: the watches do not say when their first list is complete."""
+        await self._read_all()
+        b, now = self.backend, self.backend.clock()
+        for namespace in self.options.namespaces or (None,):
+            for pod in await self.client.list(PODS, namespace, labels="relight.dev/job"):
+                b.store.put_pod(pod, now)
+
+    async def _read_all(self) -> None:
+        b = self.backend
+        try:
+            for node in await self.client.list(NODES):
+                b.machines.put(node, b.clock())
+        except KubeError as error:
+            _log.warning("machines cannot be listed, dead ones will not be noticed: %s", error)
+        for namespace in self.options.namespaces or (None,):
+            for job in await self.client.list(JOBS, namespace):
+                b.store.put_job(job)
+        for key in b.store.jobs():
+            b.store.suspect(key)
+            self.queue.add(key)
+
+    async def _resync(self) -> None:
+        while True:
+            await asyncio.sleep(self.options.resync_seconds)
+            try:
+                await self._read_all()
+            except KubeError as error:
+                _log.warning("resync: %s", error)
+
+    # -- certificates
+
+    def _renew_leaf(self) -> None:
+        o = self.options
+        service = f"relight-coordinator.{o.namespace}.svc"
+        hosts = dict.fromkeys([urlsplit(o.coordinator_url).hostname or service, service, "localhost"])
+        certs.load_into(self.context, certs.new_leaf(self.authority, hosts, dt.datetime.now(dt.UTC)))
+
+    async def _keep_certificates(self) -> None:
+        renewed = time.monotonic()
+        while True:
+            await asyncio.sleep(CERTIFICATE_SECONDS)
+            try:
+                now = dt.datetime.now(dt.UTC)
+                if self.leads():
+                    authority = await certs.renewed_authority(self.writes, self.options.namespace, CA_SECRET, now)
+                else:
+                    authority = await certs.ensure_authority(self.client, self.options.namespace, CA_SECRET, now)
+            except KubeError as error:
+                _log.warning("the coordinator's CA cannot be read: %s", error)
+                continue
+            changed, self.authority = authority != self.authority, authority
+            if changed:
+                for key in self.backend.store.jobs():
+                    self.queue.add(key)  # each hands the new bundle to its pods
+            if time.monotonic() > renewed + certs.LEAF_DAYS * 86400 / 2:
+                self._renew_leaf()
+                renewed = time.monotonic()
+
+    # -- servers
+
+    @asynccontextmanager
+    async def _servers(self) -> AsyncIterator[None]:
+        coordinator = create_app(
+            self.backend.mailbox, Authenticator(self.backend, TokenReviewer(self.client)), self.leads
+        )
+        health = health_app(
+            is_alive=lambda: not self.ended.is_set(),
+            is_ready=lambda: not self.ended.is_set(),
+            metrics=self._scrape,
+            content_type=CONTENT_TYPE,
+        )
+        runners = [web.AppRunner(a, access_log=None, shutdown_timeout=0.5) for a in (coordinator, health)]
+        try:
+            for runner in runners:
+                await runner.setup()
+            await web.TCPSite(runners[0], port=self.options.coordinator_port, ssl_context=self.context).start()
+            await web.TCPSite(runners[1], port=self.options.http_port).start()
+            yield
+        finally:
+            for runner in runners:
+                await runner.cleanup()
+
+    def _scrape(self) -> bytes:
+        self.metrics.leading.set(self.leads())
+        self.metrics.queue_depth.set(len(self.queue))
+        return self.metrics.exposition()
+
+
+async def run(options: Options, stop: asyncio.Event) -> bool:
+    """Run the operator until `stop`; False when it ended by itself. Raises KubeError when it cannot start."""
+    async with connect() as client:
+        authority = await certs.ensure_authority(client, options.namespace, CA_SECRET, dt.datetime.now(dt.UTC))
+        operator = Operator(options, client, authority)
+        stopping = asyncio.create_task(_stop(stop, operator))
+        try:
+            return await operator.run()
+        finally:
+            stopping.cancel()
+
+
+async def _stop(stop: asyncio.Event, operator: Operator) -> None:
+    await stop.wait()
+    operator.end()

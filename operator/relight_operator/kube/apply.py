@@ -1,0 +1,133 @@
+"""The actions of a plan, carried out on an API server. What stands in the way is a `Hindrance`, told to people."""
+
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from relight_agent.files import clip
+from relight_operator.api.job import API_VERSION, KIND
+from relight_operator.core.actions import CreateMember, DeleteMember, EmitEvent
+from relight_operator.kube import names
+from relight_operator.kube.classifier import Pod, has_ended, is_deleting
+from relight_operator.kube.client import CONFIG_MAPS, EVENTS, PODS, SERVICES, Body, Client
+from relight_operator.kube.conditions import Hindrance
+from relight_operator.kube.errors import (
+    AlreadyExists,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NamespaceTerminating,
+    NotFound,
+    PodSecurity,
+    QuotaExceeded,
+)
+from relight_operator.kube.names import Owner, pod_name
+from relight_operator.kube.pods import Coordinator, pod, service
+from relight_operator.kube.spec import Frozen, manifest
+from relight_operator.kube.status import rfc3339
+from relight_operator.kube.store import PodRecord
+
+
+async def create_member(
+    client: Client, owner: Owner, member: CreateMember, frozen: Frozen, coordinator: Coordinator
+) -> Body | Hindrance:
+    """The pod of the member, made now or before; or what is in its way. Raises KubeError for what passes by itself."""
+    body = pod(owner, member, frozen.job_file, frozen.spec.checkpoint, frozen.defaults, frozen.config_map, coordinator)
+    try:
+        return await client.create(PODS, owner.namespace, body)
+    except AlreadyExists:
+        found = await client.get(PODS, owner.namespace, body["metadata"]["name"])
+        return found if names.controller_of(found).get("uid") == owner.uid else _taken(found, owner)
+    # A victim in its grace period counts against the quota: waiting is all there is to do.
+    except QuotaExceeded as error:
+        return Hindrance("QuotaExceeded", clip(str(error)), 2.0)
+    except PodSecurity as error:
+        return Hindrance("PodSecurity", clip(str(error)), 60.0)
+    except NamespaceTerminating as error:
+        return Hindrance("NamespaceTerminating", clip(str(error)), 60.0)
+    except Forbidden as error:
+        return Hindrance("CreateForbidden", clip(str(error)), 30.0)
+    except Invalid as error:
+        return Hindrance("PodRefused", clip(str(error)), 60.0)
+
+
+async def delete_member(client: Client, owner: Owner, action: DeleteMember) -> None:
+    """Gone already is success, and so is another pod of that name."""
+    await delete_pod(
+        client, owner.namespace, pod_name(owner.name, action.slot, action.incarnation), action.uid, action.grace
+    )
+
+
+async def delete_pod(client: Client, namespace: str, name: str, uid: str, grace: float | None = None) -> None:
+    try:
+        await client.delete(PODS, namespace, name, uid=uid, grace=grace)
+    except (NotFound, Conflict):
+        pass
+
+
+async def ensure_service(client: Client, owner: Owner) -> Hindrance | None:
+    """The job's headless Service is there; None, or who else has its name."""
+    try:
+        await client.create(SERVICES, owner.namespace, service(owner))
+    except AlreadyExists:
+        found = await client.get(SERVICES, owner.namespace, owner.name)
+        return None if names.controller_of(found).get("uid") == owner.uid else _taken(found, owner)
+    except (Forbidden, Invalid) as error:
+        return Hindrance("CreateForbidden", clip(str(error)), 30.0)
+    return None
+
+
+async def ensure_frozen(client: Client, owner: Owner, frozen: Frozen) -> None:
+    """The ConfigMap of the frozen spec is there. Its name tells its content: one that exists is the same."""
+    try:
+        await client.create(CONFIG_MAPS, owner.namespace, manifest(frozen, owner))
+    except AlreadyExists:
+        pass
+
+
+def superseded(records: Mapping[str, PodRecord], incarnations: Mapping[int, int]) -> Iterable[tuple[str, Pod]]:
+    """Ended pods that nobody needs any more: (uid, pod) of each but the present and the previous one of every slot.
+
+    The previous one stays for its log.
+    """
+    for uid, record in records.items():
+        _, slot, incarnation = ["", "", *record.body["metadata"]["name"].rsplit("-", 2)][-3:]
+        if record.gone or is_deleting(record.body) or not has_ended(record.body):
+            continue
+        if slot.isdigit() and incarnation.isdigit() and int(incarnation) < incarnations.get(int(slot), 0) - 1:
+            yield uid, record.body
+
+
+async def emit(client: Client, owner: Owner, event: EmitEvent, now: float) -> None:
+    """Post an Event about the job. Raises KubeError."""
+    at = rfc3339(now)
+    body: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{owner.name}.{uuid.uuid4().hex[:16]}", "namespace": owner.namespace},
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "namespace": owner.namespace,
+            "name": owner.name,
+            "uid": owner.uid,
+        },
+        "reason": event.reason,
+        "message": clip(event.message),
+        "type": "Warning" if event.warning else "Normal",
+        "source": {"component": names.COMPONENT},
+        "firstTimestamp": at,
+        "lastTimestamp": at,
+        "count": 1,
+    }
+    await client.create(EVENTS, owner.namespace, body)
+
+
+def _taken(found: Mapping[str, Any], owner: Owner) -> Hindrance:
+    """Whose is an object that has the name we need?"""
+    name, reference = found["metadata"]["name"], names.controller_of(found)
+    if reference.get("kind") == KIND and reference.get("name") == owner.name:
+        message = f"{name} belongs to an earlier job of this name and has not ended yet"
+        return Hindrance("WaitingForOldPods", message, 1.0)
+    holder = f"{reference.get('kind')}/{reference.get('name')}" if reference else "nobody"
+    return Hindrance("NameConflict", f"{name} exists and belongs to {holder}: rename the job, or remove it", 15.0)

@@ -1,0 +1,296 @@
+"""One round for one job: observe, plan, apply, one status write, events."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from relight_agent.files import clip
+from relight_operator.api.job import TrainingJob
+from relight_operator.api.status import TERMINAL, JobStatus
+from relight_operator.api.validate import parse_job
+from relight_operator.core.actions import CreateMember, DeleteMember, EmitEvent, RequeueAfter, WriteStatus
+from relight_operator.core.observed import Observed
+from relight_operator.core.plan import plan
+from relight_operator.errors import InvalidJob
+from relight_operator.kube import apply, names
+from relight_operator.kube import status as wire
+from relight_operator.kube.backend import Backend
+from relight_operator.kube.client import CONFIG_MAPS, JOBS, PODS, Body
+from relight_operator.kube.conditions import Annotated, Hindrance
+from relight_operator.kube.errors import Conflict, Invalid, KubeError, NotFound
+from relight_operator.kube.names import Owner
+from relight_operator.kube.observe import Observer, Seen
+from relight_operator.kube.spec import Frozen, effective, freeze, load, problems_in_a_cluster
+from relight_operator.kube.store import job_key
+
+_log = logging.getLogger(__name__)
+
+
+class _Known(NamedTuple):
+    """What has been read of one version of a job's object, so that a report costs no validation."""
+
+    uid: str
+    generation: int
+    job: TrainingJob | None
+    problems: str
+
+
+@dataclass
+class _Caches:
+    known: dict[str, _Known] = field(default_factory=dict)  # by job
+    frozen: dict[str, Frozen] = field(default_factory=dict)  # by uid of the job
+    served: set[str] = field(default_factory=set)  # uids of jobs whose Service is known to be there
+    published: dict[str, str] = field(default_factory=dict)  # by job: the version that the coordinator answers from
+
+
+class Reconciler:
+    """`on_write(job, old, new)` is told of each status that the server has taken."""
+
+    def __init__(
+        self, backend: Backend, on_write: Callable[[Owner, JobStatus, JobStatus], None] = lambda *_: None
+    ) -> None:
+        self._b = backend
+        self._observer = Observer(backend)
+        self._caches = _Caches()
+        self._on_write = on_write
+
+    async def reconcile(self, key: str) -> float | None:
+        """Bring the job nearer to what it wants.
+
+        Returns the seconds until it is to be looked at again, None for when something happens. Raises KubeError.
+        """
+        body = await self._observer.job(key)
+        if body is None:
+            self._forget(key)
+            return None
+        return await _Round(self._b, self._observer, self._caches, self._on_write, body).run()
+
+    def _forget(self, key: str) -> None:
+        caches = self._caches
+        known = caches.known.pop(key, None)
+        if known is not None:
+            caches.frozen.pop(known.uid, None)
+            caches.served.discard(known.uid)
+        caches.published.pop(key, None)
+        self._b.mailbox.forget(key, set())
+        self._observer.forget(key)
+        self._b.store.forget_job(key)
+
+
+async def publish(backend: Backend, published: dict[str, str], body: Body, status: JobStatus) -> None:
+    """From now on agents are answered from this status, which the server has acknowledged."""
+    key = job_key(body)
+    version = f"{body['metadata']['uid']} {body['metadata'].get('resourceVersion')}"
+    if published.get(key) != version:
+        published[key] = version
+        await backend.mailbox.publish(key, status)
+
+
+class _Round:
+    def __init__(
+        self,
+        backend: Backend,
+        observer: Observer,
+        caches: _Caches,
+        on_write: Callable[[Owner, JobStatus, JobStatus], None],
+        body: Body,
+    ) -> None:
+        self.b = backend
+        self.observer = observer
+        self.caches = caches
+        self.on_write = on_write
+        self.body = body
+        self.key = job_key(body)
+        metadata = body["metadata"]
+        self.owner = Owner(metadata["namespace"], metadata["name"], metadata["uid"])
+        self.now = backend.clock()
+        self.status = JobStatus()
+        self.events: list[EmitEvent] = []
+        self.delays: list[float] = []
+
+    async def run(self) -> float | None:
+        if self.body["metadata"].get("deletionTimestamp"):
+            return None
+        raw = self.body.get("status") or {}
+        try:
+            self.status = wire.parse(raw)
+        except ValidationError as error:
+            raise Invalid(f"the status of {self.key} is not one of ours: {error}") from error
+        await publish(self.b, self.caches.published, self.body, self.status)
+        known = self._read()
+        frozen = await self._frozen_spec(raw, known)
+        if frozen is None:
+            if known.problems and self.status.phase not in TERMINAL:
+                await self._refuse(known.problems)
+            return None
+        spec, late = frozen.spec, list[str]()
+        if known.job is not None:
+            spec, late = effective(frozen.spec, known.job.spec)
+        hindrances = await self._service()
+        seen = await self.observer.pods(self.owner, self.status)
+        observed = Observed(
+            name=self.owner.name,
+            spec=spec,
+            status=self.status,
+            members=seen.members,
+            config_hash=frozen.job_file.config_hash,
+        )
+        actions = plan(observed, self.now)
+        after = self.status
+        for action in actions:
+            if isinstance(action, CreateMember):
+                hindrances += await self._create(action, frozen)
+            elif isinstance(action, DeleteMember):
+                await apply.delete_member(self.b.client, self.owner, action)
+            elif isinstance(action, WriteStatus):
+                after = action.status
+            elif isinstance(action, EmitEvent):
+                self.events.append(action)
+            elif isinstance(action, RequeueAfter):
+                self.delays.append(action.seconds)
+        noted = Annotated(after, self.now)
+        noted.hindrances(hindrances)
+        noted.late_edits(late, known.problems)
+        noted.readiness(self._current(seen, after))
+        noted.warn("Invalid", None)
+        wrote = await self._write(noted, {"spec": {"hash": frozen.hash, "configMap": frozen.config_map}})
+        await self._tidy(seen, noted.status)
+        self.delays += [h.retry for h in hindrances]
+        if seen.look_again is not None:
+            self.delays.append(seen.look_again)
+        created = any(isinstance(a, CreateMember) for a in actions) and not hindrances
+        return 0.0 if wrote or created else min(self.delays, default=None)
+
+    # -- what is wanted
+
+    def _read(self) -> _Known:
+        generation = self.body["metadata"].get("generation", 0)
+        known = self.caches.known.get(self.key)
+        if known is not None and (known.uid, known.generation) == (self.owner.uid, generation):
+            return known
+        if known is not None and known.uid != self.owner.uid:
+            self.caches.frozen.pop(known.uid, None)
+        job, problems = None, ""
+        try:
+            job = parse_job({k: v for k, v in self.body.items() if k != "status"})
+            if wrong := problems_in_a_cluster(job):
+                raise InvalidJob(wrong)
+        except InvalidJob as error:
+            job, problems = None, clip(str(error))
+        known = _Known(self.owner.uid, generation, job, problems)
+        self.caches.known[self.key] = known
+        return known
+
+    async def _frozen_spec(self, raw: Body, known: _Known) -> Frozen | None:
+        """What the job was at its first start, which may be now; None for one that cannot start, or has ended."""
+        frozen = self.caches.frozen.get(self.owner.uid)
+        if frozen is not None:
+            return frozen
+        name = (raw.get("spec") or {}).get("configMap")
+        if name is not None:
+            frozen = await self._kept(name, known)
+            if frozen is not None:
+                self.caches.frozen[self.owner.uid] = frozen
+            return frozen
+        if known.job is None or self.status.phase in TERMINAL:
+            return None
+        # Until a status that names it has been taken, an edit may still replace it.
+        frozen = freeze(known.job, self.owner, self.b.defaults)
+        await apply.ensure_frozen(self.b.client, self.owner, frozen)
+        return frozen
+
+    async def _kept(self, name: str, known: _Known) -> Frozen | None:
+        try:
+            return load(await self.b.client.get(CONFIG_MAPS, self.owner.namespace, name))
+        except NotFound:
+            if self.status.phase in TERMINAL:
+                return None
+            again = freeze(known.job, self.owner, self.b.defaults) if known.job is not None else None
+            if again is None or again.config_map != name:
+                raise Invalid(f"ConfigMap {name} of {self.key} is gone, and the job is not what it was") from None
+            await apply.ensure_frozen(self.b.client, self.owner, again)
+            return again
+
+    async def _refuse(self, problems: str) -> None:
+        noted = Annotated(self.status.model_copy(update={"phase": "Invalid"}), self.now)
+        noted.warn("Invalid", ("InvalidSpec", problems))
+        await self._write(noted, {})
+
+    # -- what is made
+
+    async def _service(self) -> list[Hindrance]:
+        if self.owner.uid in self.caches.served or self.status.phase in TERMINAL:
+            return []
+        hindrance = await apply.ensure_service(self.b.client, self.owner)
+        if hindrance is not None:
+            return [hindrance]
+        self.caches.served.add(self.owner.uid)
+        return []
+
+    async def _create(self, action: CreateMember, frozen: Frozen) -> list[Hindrance]:
+        made = await apply.create_member(self.b.client, self.owner, action, frozen, self.b.coordinator())
+        if isinstance(made, Hindrance):
+            return [made]
+        self.b.store.put_pod_of(self.key, made, self.now)
+        return []
+
+    async def _tidy(self, seen: Seen, after: JobStatus) -> None:
+        """Remove pods that nobody needs; give whoever holds an old certificate of the coordinator the new one."""
+        client, namespace = self.b.client, self.owner.namespace
+        for uid, pod in apply.superseded(seen.records, {s.slot: s.incarnation for s in after.slots}):
+            await apply.delete_pod(client, namespace, pod["metadata"]["name"], uid)
+        current = {s.uid for s in after.slots}
+        for uid in seen.dead - current:
+            await apply.delete_pod(client, namespace, seen.records[uid].body["metadata"]["name"], uid, grace=0)
+        bundle = self.b.coordinator().ca_bundle
+        for member in seen.members:
+            metadata = seen.records[member.uid].body["metadata"]
+            held = (metadata.get("annotations") or {}).get(names.CA_ANNOTATION)
+            if member.alive and member.uid in current and held not in (None, bundle):
+                patch = {"metadata": {"annotations": {names.CA_ANNOTATION: bundle}}}
+                await client.patch(PODS, namespace, metadata["name"], patch)
+        self.b.mailbox.forget(self.key, {m.uid for m in seen.members})
+
+    # -- what is said
+
+    def _current(self, seen: Seen, after: JobStatus) -> list[Body | None]:
+        records = [seen.records.get(s.uid or "") for s in after.slots]
+        return [r.body if r is not None and not r.gone else None for r in records]
+
+    async def _write(self, noted: Annotated, beside: Body) -> bool:
+        """Write the status if it has changed; whether it had. Events follow only what the server has taken."""
+        after = noted.status.model_copy(update={"observed_generation": self.body["metadata"].get("generation", 0)})
+        kept = {k: v for k, v in (self.body.get("status") or {}).items() if k in beside}
+        patch = wire.merge_patch({**wire.dump(self.status), **kept}, {**wire.dump(after), **beside})
+        if not patch:
+            return False
+        answer = await self._patch(patch)
+        self.b.store.put_job(answer)
+        taken = wire.parse(answer.get("status"))
+        await publish(self.b, self.caches.published, answer, taken)
+        self.on_write(self.owner, self.status, taken)
+        for event in (*self.events, *noted.events):
+            try:
+                await apply.emit(self.b.client, self.owner, event, self.now)
+            except KubeError as error:
+                _log.warning("%s: the event %s could not be posted: %s", self.key, event.reason, error)
+        return True
+
+    async def _patch(self, patch: Body) -> Body:
+        client, owner = self.b.client, self.owner
+        version = {"resourceVersion": self.body["metadata"]["resourceVersion"]}
+        body = {"metadata": version, "status": patch}
+        try:
+            return await client.patch(JOBS, owner.namespace, owner.name, body, status=True)
+        except Conflict:
+            self.b.store.suspect(self.key)
+            raise
+        except KubeError as error:
+            if error.status not in {400, 422, 500}:
+                raise
+            _log.warning("%s: the status was refused (%s); repeated without what is only told", self.key, error)
+            body["status"] = wire.control_only(patch)
+            return await client.patch(JOBS, owner.namespace, owner.name, body, status=True)
