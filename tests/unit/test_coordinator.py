@@ -67,9 +67,11 @@ async def coordinator() -> AsyncIterator[Coordinator]:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]
     it.url = f"http://{host}:{port}"
-    async with ClientSession(timeout=ClientTimeout(10)) as it.session:
-        yield it
-    await runner.cleanup()
+    try:
+        async with ClientSession(timeout=ClientTimeout(10)) as it.session:
+            yield it
+    finally:
+        await runner.cleanup()
 
 
 def run(test: Callable[[Coordinator], Awaitable[None]]) -> None:
@@ -120,7 +122,7 @@ def test_ages_are_counted_back_from_the_moment_of_the_report() -> None:
 def test_only_news_wake_the_reconciler() -> None:
     async def test(it: Coordinator) -> None:
         await it.report(state="Running", terminatingAge=1.0)
-        await it.report(state="Running", terminatingAge=2.0, timings={"agent": 1.0}, acknowledged="wait:1")
+        await it.report(state="Running", terminatingAge=2.0, timings={"agent": 1.0})
         assert it.woken == [JOB]
         await it.report(state="Running", terminatingAge=3.0, furthestStep=1)
         assert it.woken == [JOB, JOB]

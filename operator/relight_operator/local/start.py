@@ -69,14 +69,7 @@ def revived(status: JobStatus) -> JobStatus:
     after.active_seconds, after.active_since = 0.0, None
     after.stop = None
     if after.world is not None:
-        # The last progress may be older than the heartbeats by which steps are counted; the counters never are.
-        counted = after.goodput.executed_steps - after.goodput.lost_steps
-        furthest = max(after.world.previous_furthest_step, counted)
-        after.recovery = RecoveryStatus(
-            generation=after.world.generation, since=0.0, cause="Suspended", judged=True, furthest_step=furthest
-        )
-        # What that generation did has been accounted for when the job failed.
-        after.world.resumed_from_step = None
+        after.recovery = RecoveryStatus(generation=after.world.generation, since=0.0, cause="Suspended", judged=True)
     for slot in after.slots:
         slot.incarnation += 1
         slot.uid, slot.completed, slot.failed_starts, slot.state, slot.machine = None, None, 0, "Pending", ""
