@@ -165,6 +165,20 @@ def test_a_restricted_pod_runs_with_memory_for_shm_and_no_rights(
     assert cluster.kubectl("logs", pods.flag, "restricted").split() == ["10001", "False"]
 
 
+def test_a_pod_reaches_the_api_server_with_its_service_account(
+    cluster: ExistingCluster, pods: Pods, python_image: str
+) -> None:
+    folder = "/var/run/secrets/kubernetes.io/serviceaccount"
+    program = f"""
+import ssl, urllib.request as u
+request = u.Request("https://kubernetes.default.svc/api", headers={{"Authorization": "Bearer " + open("{folder}/token").read()}})
+print(u.urlopen(request, timeout=5, context=ssl.create_default_context(cafile="{folder}/ca.crt")).status)
+"""
+    pods.apply(pod("client", python_image, program))
+    pods.wait("client", "Succeeded")
+    assert cluster.kubectl("logs", pods.flag, "client").strip() == "200"
+
+
 def test_a_projected_token_is_known_by_token_review(cluster: ExistingCluster, pods: Pods, python_image: str) -> None:
     audience = "relight.dev/coordinator"
     projected = {

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from tests.testbed.binaries import binaries
+from tests.testbed.cache import cache_root
 from tests.testbed.errors import TestbedError, TestbedUnavailableError
-from tests.testbed.host import enter, remove_leftovers
+from tests.testbed.host import enter, hierarchies, remove_leftovers
 from tests.testbed.layout import NODES, SOCKET, log_folder
 from tests.testbed.packages import install_packages
 from tests.testbed.seed import seed
@@ -166,6 +167,10 @@ def prepare() -> None:
         raise TestbedUnavailableError("the testbed runs on Linux only; use --cluster=existing with a cluster of yours")
     if os.geteuid() != 0:
         raise TestbedUnavailableError("the testbed needs root; use --cluster=existing with a cluster of yours")
+    taken = [folder for folder in ("/run", "/var/lib", "/var/log") if cache_root().resolve().is_relative_to(folder)]
+    if taken:
+        raise TestbedUnavailableError(f"RELIGHT_TESTBED_CACHE={cache_root()}: machines have a {taken[0]} of their own")
+    hierarchies()
     install_packages()
     binaries()
     seed([])

@@ -59,6 +59,7 @@ class Supervisor:
         self.say = say
         self.nodes = {node.name: node for node in nodes()}
         self.machines: dict[str, Machine] = {}
+        self.boots: dict[str, str] = {}
         self.secrets = run_folder() / "secrets"
 
     # --- up ---
@@ -124,6 +125,7 @@ class Supervisor:
         self._go(machine)
 
     def _start(self, name: str, folder: Path, daemons: list[configs.Daemon]) -> Machine:
+        self.boots[name] = str(uuid.uuid4())
         config = folder / "machine.json"
         config.write_text(
             json.dumps(
@@ -131,7 +133,7 @@ class Supervisor:
                     "hostname": name,
                     "folder": str(folder),
                     "logs": str(log_folder()),
-                    "boot_id": str(uuid.uuid4()),
+                    "boot_id": self.boots[name],
                     "machine_id": uuid.uuid5(uuid.NAMESPACE_DNS, name).hex,
                     "daemons": [asdict(daemon) for daemon in daemons],
                     "env": {"PATH": self.programs.path, "HOME": str(folder), "TMPDIR": "/tmp"},
@@ -162,7 +164,7 @@ class Supervisor:
         )
 
     def _wait_for_node(self, node: Node) -> None:
-        """Waits until the node is Ready and has its GPUs."""
+        """Waits until the node is Ready since its last boot and has its GPUs."""
         gpu = "nvidia.com~1gpu"
         patch = [
             {"op": "add", "path": f"/status/{kind}/{gpu}", "value": str(GPUS_PER_NODE)}
@@ -171,9 +173,9 @@ class Supervisor:
 
         def complete() -> bool:
             found = self.kubectl("get", f"node/{node.name}", "--ignore-not-found", "-o=json")
-            if not found:
+            status = json.loads(found)["status"] if found else {}
+            if status.get("nodeInfo", {}).get("bootID") != self.boots[node.name]:
                 return False
-            status = json.loads(found)["status"]
             ready = {condition["type"]: condition["status"] for condition in status.get("conditions", [])}.get("Ready")
             if status.get("allocatable", {}).get("nvidia.com/gpu") == str(GPUS_PER_NODE):
                 return ready == "True"
@@ -240,17 +242,18 @@ def serve(supervisor: Supervisor, listener: socket.socket, owner: int | None) ->
         if owner in readable:
             return
         connection, _ = listener.accept()
-        with connection, connection.makefile("rwb") as stream, suppress(OSError):
+        with suppress(OSError), connection, connection.makefile("rwb") as stream:
             connection.settimeout(10)
             if peer_uid(connection) != os.geteuid():
                 continue
-            request = json.loads(stream.readline() or b'{"do": "nothing"}')
-            if request["do"] == "down":
-                return  # who asked waits for the end of this process
+            line = stream.readline()
             try:
+                request = json.loads(line)
+                if request["do"] == "down":
+                    return  # who asked waits for the end of this process
                 reply: dict[str, Any] = {"ok": supervisor.answer(request)}
-            except (TestbedError, OSError, KeyError) as error:
-                reply = {"error": str(error)}
+            except (TestbedError, OSError, KeyError, TypeError, ValueError) as error:
+                reply = {"error": f"{type(error).__name__}: {error}"}
             stream.write(json.dumps(reply).encode() + b"\n")
 
 
