@@ -36,10 +36,11 @@ RESYNC_SECONDS = 5.0
 
 @dataclass
 class Listener:
-    """Who shows the run to a person."""
+    """Who shows the run to a person, or measures it."""
 
     on_event: Callable[[EmitEvent], None] = lambda _: None
     on_status: Callable[[JobStatus], None] = lambda _: None
+    on_report: Callable[[Report], None] = lambda _: None
 
 
 @dataclass
@@ -160,6 +161,8 @@ class LocalRunner:
 
     async def _authenticate(self, token: str, report: Report) -> Verdict:
         mine = report.job == self._key and hmac.compare_digest(token, token_of(self._secret, report.uid))
+        if mine:
+            self.listener.on_report(report)
         return "yes" if mine else "no"
 
     def _announce(self, server: web.AppRunner) -> None:

@@ -1,0 +1,111 @@
+"""Does a job that is cut end with the weights of one that is not? examples/digits.yaml, cut at random steps."""
+
+import argparse
+import random
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import _runs
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    faults: Callable[[random.Random], list[str]]
+    causes: dict[str, int]
+    most_lost: int = 0
+
+
+def _preempt_one(rng: random.Random) -> list[str]:
+    return [f"preempt-node:1@step:{rng.randrange(5, _runs.STEPS - 30)}"]
+
+
+def _kill(slot: int) -> Callable[[random.Random], list[str]]:
+    return lambda rng: [f"kill-node:{slot}@step:{rng.randrange(1, _runs.STEPS)}"]
+
+
+def _both(rng: random.Random) -> list[str]:
+    first = rng.randrange(5, _runs.STEPS - 100)
+    second = rng.randrange(first + 50, _runs.STEPS)
+    return [f"preempt-node:1@step:{first}", f"kill-node:0@step:{second}"]
+
+
+def _kill_all(rng: random.Random) -> list[str]:
+    step = rng.randrange(_runs.INTERVAL + 1, _runs.STEPS)
+    return [f"kill-node:{slot}@step:{step}" for slot in (0, 1)]
+
+
+NO_FAULT = Case("no fault", lambda _: [], {})
+CASES = [
+    Case("preempt slot 1", _preempt_one, {"Preempted": 1}),
+    Case("kill slot 0", _kill(0), {"MachineLost": 1}),
+    Case("kill slot 1", _kill(1), {"MachineLost": 1}),
+    Case("preempt 1, then kill 0", _both, {"Preempted": 1, "MachineLost": 1}),
+    Case("kill all at once", _kill_all, {"MachineLost": 2}, most_lost=_runs.INTERVAL),
+]
+
+
+def wrong(case: Case, final: dict[str, Any], digest: str) -> list[str]:
+    """What is not as it should be after a run of `case`, in words."""
+    if final["code"] != 0:
+        return [f"exit code {final['code']}"]
+    lost, resumed = final["goodput"]["lostSteps"], final["checkpoint"].get("resumedFromStep", 0)
+    checks = {
+        f"digest {final['weightsDigest']}": final["weightsDigest"] == digest,
+        f"{lost} steps lost": lost <= case.most_lost,
+        f"{final['executedSteps']} steps executed": final["executedSteps"] == final["steps"] + lost,
+        f"{final['steps']} steps": final["steps"] == _runs.STEPS,
+        f"resumed from {resumed}": resumed > 0 or not case.causes,
+        f"causes {final['restarts']['byCause']}": final["restarts"]["byCause"] == case.causes,
+        f"{final['restarts']['failures']} failures": final["restarts"]["failures"] == 0,
+    }
+    return [text for text, right in checks.items() if not right]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps-each", type=int, default=10, help="random steps for each kind of cut (default 10)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the steps (default 0)")
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    plan = [(NO_FAULT, list[str]())] + [(c, c.faults(rng)) for c in CASES for _ in range(arguments.steps_each)]
+    runs: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="relight-exactness-") as folder:
+        state = Path(folder) / "state"
+        digest = str(_runs.run(_runs.DIGITS, state)["weightsDigest"])
+        _runs.say(f"no fault: {digest}")
+        for number, (case, faults) in enumerate(plan, 1):
+            final = _runs.run(_runs.DIGITS, state, *_runs.faults(*faults))
+            problems = wrong(case, final, digest)
+            runs.append(
+                {
+                    "case": case.name,
+                    "faults": faults,
+                    "digest": final.get("weightsDigest"),
+                    "lostSteps": final.get("goodput", {}).get("lostSteps"),
+                    "executedSteps": final.get("executedSteps"),
+                    "resumedFromStep": final.get("checkpoint", {}).get("resumedFromStep"),
+                    "wrong": problems,
+                }
+            )
+            _runs.say(f"{number}/{len(plan)} {case.name} {' '.join(faults)}: {'; '.join(problems) or 'equal'}")
+    rows: list[tuple[object, ...]] = [("case", "runs", "equal", "most steps lost", "executed = total + lost")]
+    for case in (NO_FAULT, *CASES):
+        mine = [r for r in runs if r["case"] == case.name]
+        if mine:
+            equal = sum(r["digest"] == digest for r in mine)
+            sums = sum(r["executedSteps"] == _runs.STEPS + (r["lostSteps"] or 0) for r in mine)
+            rows.append((case.name, len(mine), equal, max(r["lostSteps"] or 0 for r in mine), sums))
+    print(_runs.table(rows))
+    good = sum(not r["wrong"] for r in runs)
+    _runs.write("exactness", {"seed": arguments.seed, "digest": digest, "equal": good, "runs": runs})
+    print(f"exactness: {good} of {len(runs)} equal")
+    return 0 if good == len(runs) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
