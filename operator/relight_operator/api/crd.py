@@ -129,8 +129,8 @@ def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Sc
     made: Schema = {key: schema[key] for key in _KEPT if key in schema}
     if isinstance(made.get("description"), str):
         made["description"] = " ".join(made["description"].split())
-    if isinstance(made.get("default"), (dict, list)) or made.get("default", ...) is None:
-        del made["default"]  # a server fills in single values; the models know the rest
+    if isinstance(made.get("default"), (dict, list)) or made.get("default", ...) in {None, ""}:
+        del made["default"]  # a server fills in single values (1.20 takes "" for null); the models know the rest
     if "const" in schema:
         made["enum"] = [schema["const"]]
     if "properties" in schema:
