@@ -15,62 +15,101 @@ from relight_operator.kube.pods import PodDefaults
 
 
 def _resources(_: click.Context, __: click.Parameter, value: str) -> dict[str, Any]:
-    try:
-        resources = json.loads(value)
-    except ValueError as error:
-        raise click.BadParameter(f"not JSON: {error}") from None
+    resources = _json(value)
     if not isinstance(resources, dict) or not set(resources) <= {"limits", "requests"}:
         raise click.BadParameter('wanted: {"limits": {...}, "requests": {...}}')
     return resources
 
 
-# No options from RELIGHT_* in the environment: Services named relight-... put their own addresses there.
-@click.command(context_settings={"show_default": True})
-@click.option("--trainer-image", required=True, help="Image of the training pods.")
-@click.option("--image-pull-policy", default="IfNotPresent", type=click.Choice(["Always", "IfNotPresent", "Never"]))
-@click.option("--image-pull-secret", multiple=True, help="Names of Secrets in the jobs' namespaces; may be repeated.")
-@click.option("--trainer-resources", default="{}", callback=_resources, help="Limits and requests of a pod, as JSON.")
+def _secrets(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:
+    secrets = _json(value)
+    if not isinstance(secrets, list) or not all(
+        isinstance(s, dict) and isinstance(s.get("name"), str) for s in secrets
+    ):
+        raise click.BadParameter('wanted: [{"name": "..."}]')
+    return tuple(s["name"] for s in secrets)
+
+
+def _json(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"not JSON: {error}") from None
+
+
+# The environment is the chart's way; only names that no Service of a namespace can put there.
+@click.command(context_settings={"show_default": True, "show_envvar": True})
+@click.option("--trainer-image", required=True, envvar="RELIGHT_TRAINER_IMAGE", help="Image of the training pods.")
+@click.option(
+    "--trainer-image-pull-policy",
+    default="IfNotPresent",
+    envvar="RELIGHT_TRAINER_IMAGE_PULL_POLICY",
+    type=click.Choice(["Always", "IfNotPresent", "Never"]),
+)
+@click.option(
+    "--trainer-image-pull-secrets",
+    default="[]",
+    envvar="RELIGHT_TRAINER_IMAGE_PULL_SECRETS",
+    callback=_secrets,
+    help="Secrets in the jobs' namespaces, as JSON: a list of {name}.",
+)
+@click.option(
+    "--trainer-resources",
+    default="{}",
+    envvar="RELIGHT_TRAINER_RESOURCES",
+    callback=_resources,
+    help="Limits and requests of a training pod, as JSON.",
+)
 @click.option("--trainer-user", default=10001, help="Numeric user of the training pods.")
 @click.option("--namespace", envvar="POD_NAMESPACE", default="relight", help="The operator's own namespace.")
 @click.option("--pod-name", envvar="POD_NAME", default="", help="The operator's own pod; empty outside a cluster.")
 @click.option("--watch-namespace", multiple=True, help="Watch this namespace only; may be repeated. Default: all.")
 @click.option(
-    "--coordinator-url", default="", help="How agents reach the operator. Default: the Service relight-coordinator."
+    "--coordinator",
+    required=True,
+    envvar="RELIGHT_COORDINATOR_HOST",
+    metavar="HOST[:PORT]",
+    help="Where agents reach the operator that leads.",
 )
-@click.option("--coordinator-port", default=8443, help="HTTPS, for agents.")
-@click.option("--http-port", default=8080, help="/healthz, /readyz and /metrics.")
-@click.option("--lease", default="relight-operator", help="Name of the Lease by which one replica leads.")
+@click.option("--coordinator-port", default=8443, help="Listens for agents, HTTPS.")
+@click.option("--http-port", default=8080, help="Listens for /healthz, /readyz and /metrics.")
+@click.option(
+    "--lease", default="relight", envvar="RELIGHT_LEASE", help="Name of the Lease by which one replica leads."
+)
+@click.option(
+    "--ca-secret", default="relight-ca", envvar="RELIGHT_CA_SECRET", help="Name of the Secret of the coordinator's CA."
+)
 @click.option("--workers", default=8, help="Jobs that are reconciled at the same time.")
 @click.option("--resync-seconds", default=300.0, help="Everything is read anew this often.")
-@click.option("--log-level", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
+@click.option(
+    "--log-level", default="info", envvar="RELIGHT_LOG_LEVEL", type=click.Choice(["debug", "info", "warning", "error"])
+)
 def main(log_level: str, **given: Any) -> None:
     """Run Relight's operator."""
-    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("kopf").setLevel(max(logging.getLevelName(log_level), logging.WARNING))
-    namespace, port = given["namespace"], given["coordinator_port"]
+    level = logging.getLevelName(log_level.upper())
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("kopf").setLevel(max(level, logging.WARNING))
     options = Options(
         defaults=PodDefaults(
             image=given["trainer_image"],
-            image_pull_policy=given["image_pull_policy"],
-            image_pull_secrets=tuple(given["image_pull_secret"]),
+            image_pull_policy=given["trainer_image_pull_policy"],
+            image_pull_secrets=given["trainer_image_pull_secrets"],
             resources=given["trainer_resources"],
             user=given["trainer_user"],
         ),
-        namespace=namespace,
-        coordinator_url=given["coordinator_url"] or f"https://relight-coordinator.{namespace}.svc:{port}",
-        pod_name=given["pod_name"],
         namespaces=tuple(given["watch_namespace"]),
-        coordinator_port=port,
-        http_port=given["http_port"],
-        lease=given["lease"],
-        workers=given["workers"],
-        resync_seconds=given["resync_seconds"],
+        **{name: given[name] for name in _SAME},
     )
     try:
         good = asyncio.run(_main(options))
     except KubeError as error:
         raise click.ClickException(f"{type(error).__name__}: {error}") from None
     sys.exit(0 if good else 1)
+
+
+_SAME = (
+    "namespace", "pod_name", "coordinator", "coordinator_port", "http_port", "lease", "ca_secret", "workers", "resync_seconds",
+)  # fmt: skip
 
 
 async def _main(options: Options) -> bool:

@@ -20,7 +20,7 @@ from relight_operator.coordinator.server import create_app
 from relight_operator.kube import certs
 from relight_operator.kube.backend import Backend
 from relight_operator.kube.client import JOBS, NODES, PODS, Client, KubeClient, connect
-from relight_operator.kube.errors import KubeError
+from relight_operator.kube.errors import KubeError, NotFound
 from relight_operator.kube.feeds import Feeds, Intake
 from relight_operator.kube.leader import Elector
 from relight_operator.kube.leading import Label, LeaderClient
@@ -31,9 +31,9 @@ from relight_operator.kube.workers import work
 from relight_operator.kube.workqueue import WorkQueue
 from relight_operator.metrics import CONTENT_TYPE, Metrics
 
-CA_SECRET = "relight-coordinator-ca"  # noqa: S105  # its name
 CERTIFICATE_SECONDS = 3600.0
 SHUTDOWN_SECONDS = 10.0
+CRD_SECONDS = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -44,12 +44,13 @@ class Options:
 
     defaults: PodDefaults
     namespace: str  # the operator's own: its Lease, its Secret, its Service
-    coordinator_url: str
+    coordinator: str  # host, or host:port, at which agents reach whoever leads
     pod_name: str = ""  # "" outside a cluster
     namespaces: tuple[str, ...] = ()  # to be watched; all where empty
     coordinator_port: int = 8443
     http_port: int = 8080
-    lease: str = "relight-operator"
+    lease: str = "relight"
+    ca_secret: str = "relight-ca"  # noqa: S105  # its name
     workers: int = 8
     resync_seconds: float = 300.0
 
@@ -73,7 +74,7 @@ class Operator:
             client=self.writes,
             mailbox=Mailbox(time.time, self.queue.add),
             defaults=o.defaults,
-            coordinator=lambda: Coordinator(o.coordinator_url, self.authority.bundle()),
+            coordinator=lambda: Coordinator(f"https://{o.coordinator}", self.authority.bundle()),
             clock=time.time,
         )
         self.metrics = Metrics(lambda: self.backend.store.jobs() if self.leads() else {})
@@ -95,51 +96,61 @@ class Operator:
         """Until `end`; whether that was asked for."""
         self._renew_leaf()
         async with self._servers():
-            self.feeds.start()
+            parts = [asyncio.create_task(self._guarded(p)) for p in (self._lead(), self._keep_certificates())]
             try:
-                async with asyncio.TaskGroup() as tasks:
-                    lead = tasks.create_task(self._guarded(self._lead()))
-                    certificates = tasks.create_task(self._guarded(self._keep_certificates()))
-                    await self.ended.wait()
-                    lead.cancel()
-                    certificates.cancel()
+                await self.ended.wait()
             finally:
+                for part in parts:
+                    part.cancel()
+                await asyncio.wait(parts)
                 await self.elector.release()
                 await self.feeds.stop()
         if self.reason:
             _log.error("ends: %s", self.reason)
         return not self.reason
 
-    async def _guarded(self, job: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, part: Coroutine[Any, Any, None]) -> None:
         try:
-            await job
+            await part
         except Exception as error:
             _log.exception("a part of the operator failed")
             self.end(f"{type(error).__name__}: {error}")
 
     async def _lead(self) -> None:
+        await self._wait_for_the_resource()
+        self.feeds.start()
         await self.elector.acquire()
-        # The lease must be renewed from now on, whatever the priming takes.
-        async with asyncio.TaskGroup() as tasks:
-            holding = tasks.create_task(self._hold())
-            label = Label(self.client, self.options.namespace, self.options.pod_name)
-            await label.take()
+        # From now on the lease must be renewed, whatever the priming takes.
+        others = [asyncio.create_task(self._guarded(p)) for p in (self._hold(), self._resync())]
+        workers = []
+        try:
+            await Label(self.client, self.options.namespace, self.options.pod_name).take()
             await self._prime()
             self.primed = True
             _log.info("%d jobs", len(self.backend.store.jobs()))
-            workers = [
-                asyncio.create_task(work(self.queue, self.reconciler.reconcile, self.metrics))
-                for _ in range(self.options.workers)
-            ]
-            resync = tasks.create_task(self._resync())
-            try:
-                await asyncio.wait(workers)  # they end with the queue; a cancellation leaves them to it
-            finally:
-                self.queue.close()
-                holding.cancel()
-                resync.cancel()
+            for _ in range(self.options.workers):
+                workers.append(asyncio.create_task(work(self.queue, self.reconciler.reconcile, self.metrics)))  # noqa: PERF401
+            await asyncio.wait(workers)  # they end with the queue; a cancellation leaves them to it
+        finally:
+            self.queue.close()
+            for other in others:
+                other.cancel()
+            if workers:
                 # What a worker has begun it finishes, for as long as the lease holds.
                 await asyncio.wait(workers, timeout=SHUTDOWN_SECONDS)
+
+    async def _wait_for_the_resource(self) -> None:
+        """Kopf looks once, at its start, which resources there are."""
+        said = False
+        while True:
+            try:
+                await self.client.list(JOBS, self.options.namespace)
+                return
+            except NotFound:
+                if not said:
+                    _log.error("the CustomResourceDefinition of TrainingJobs is not installed: waiting for it")
+                said = True
+            await asyncio.sleep(CRD_SECONDS)
 
     async def _hold(self) -> None:
         await self.elector.hold()
@@ -178,9 +189,8 @@ class Operator:
     # -- certificates
 
     def _renew_leaf(self) -> None:
-        o = self.options
-        service = f"relight-coordinator.{o.namespace}.svc"
-        hosts = dict.fromkeys([urlsplit(o.coordinator_url).hostname or service, service, "localhost"])
+        host = urlsplit(f"//{self.options.coordinator}").hostname or ""
+        hosts = dict.fromkeys([host, "localhost"])
         certs.load_into(self.context, certs.new_leaf(self.authority, hosts, dt.datetime.now(dt.UTC)))
 
     async def _keep_certificates(self) -> None:
@@ -190,9 +200,13 @@ class Operator:
             try:
                 now = dt.datetime.now(dt.UTC)
                 if self.leads():
-                    authority = await certs.renewed_authority(self.writes, self.options.namespace, CA_SECRET, now)
+                    authority = await certs.renewed_authority(
+                        self.writes, self.options.namespace, self.options.ca_secret, now
+                    )
                 else:
-                    authority = await certs.ensure_authority(self.client, self.options.namespace, CA_SECRET, now)
+                    authority = await certs.ensure_authority(
+                        self.client, self.options.namespace, self.options.ca_secret, now
+                    )
             except KubeError as error:
                 _log.warning("the coordinator's CA cannot be read: %s", error)
                 continue
@@ -237,7 +251,7 @@ class Operator:
 async def run(options: Options, stop: asyncio.Event) -> bool:
     """Run the operator until `stop`; False when it ended by itself. Raises KubeError when it cannot start."""
     async with connect() as client:
-        authority = await certs.ensure_authority(client, options.namespace, CA_SECRET, dt.datetime.now(dt.UTC))
+        authority = await certs.ensure_authority(client, options.namespace, options.ca_secret, dt.datetime.now(dt.UTC))
         operator = Operator(options, client, authority)
         stopping = asyncio.create_task(_stop(stop, operator))
         try:

@@ -82,7 +82,7 @@ class Feeds:
         try:
             kopf.run(
                 registry=registry,
-                settings=_settings(scanning=not self._namespaces),
+                settings=_settings(),
                 standalone=True,
                 clusterwide=not self._namespaces,
                 namespaces=list(self._namespaces),
@@ -116,10 +116,10 @@ def _registry(on_job: Handler, on_pod: Handler, on_node: Handler) -> kopf.Operat
     return registry
 
 
-def _settings(*, scanning: bool) -> kopf.OperatorSettings:
+def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
-    settings.scanning.disabled = not scanning
+    settings.scanning.disabled = True  # it would want to watch namespaces and CRDs
     settings.watching.connect_timeout = 10.0
     settings.watching.chunk_size = 500
     settings.watching.label_selectors["v1/pods"] = names.JOB_LABEL  # by the server: not every pod of the cluster

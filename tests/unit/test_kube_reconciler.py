@@ -1,0 +1,481 @@
+"""The reconciler on a fake client, with agents that report into the mailbox: its decisions, not the server's."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from kube_fake import FakeClient
+
+from relight_operator.api.status import JobStatus
+from relight_operator.coordinator.mailbox import Mailbox
+from relight_operator.coordinator.wire import Report
+from relight_operator.kube import status as wire
+from relight_operator.kube.backend import Backend
+from relight_operator.kube.client import JOBS
+from relight_operator.kube.errors import Conflict, Forbidden, PodSecurity, QuotaExceeded, Unavailable, error_of
+from relight_operator.kube.pods import Coordinator, PodDefaults
+from relight_operator.kube.reconciler import Reconciler
+from relight_operator.kube.spec import load
+
+pytestmark = pytest.mark.timeout(30)
+KEY = "ml/digits"
+SPEC: dict[str, Any] = {"nodes": 2, "trainer": {"module": ["train"]}, "retry": {"failures": 1}}
+
+
+class World:
+    """One operator, one fake server, agents by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+        self.client = FakeClient()
+        self.written: list[tuple[JobStatus, JobStatus]] = []
+        self.bundle = "CA 1"
+        self.seq = itertools.count(1)
+        self.start()
+
+    def start(self) -> None:
+        """A new operator, which remembers nothing."""
+        self.backend = Backend(
+            client=self.client,
+            mailbox=Mailbox(lambda: self.now, lambda _: None),
+            defaults=PodDefaults(image="trainer:1"),
+            coordinator=lambda: Coordinator("https://c", self.bundle),
+            clock=lambda: self.now,
+        )
+        self.reconciler = Reconciler(self.backend, lambda _, old, new: self.written.append((old, new)))
+
+    async def apply(self, spec: dict[str, Any] | None = None) -> None:
+        body = {"apiVersion": "relight.dev/v1alpha1", "kind": "TrainingJob", "spec": spec or SPEC}
+        await self.client.create(JOBS, "ml", {**body, "metadata": {"name": "digits", "namespace": "ml"}})
+
+    async def settle(self, rounds: int = 20) -> None:
+        """Watches deliver, and rounds follow until nothing is to be done at once."""
+        for _ in range(rounds):
+            for job in self.client.all("trainingjobs"):
+                self.backend.store.put_job(job)
+            for pod in self.client.all("pods"):
+                self.backend.store.put_pod(pod, self.now)
+            again = await self.reconciler.reconcile(KEY)
+            if again != 0.0:
+                return
+        pytest.fail("it does not come to rest")
+
+    @property
+    def status(self) -> JobStatus:
+        return wire.parse(self.client.named("trainingjobs", "digits").get("status"))
+
+    def pods(self) -> list[str]:
+        return sorted(p["metadata"]["name"] for p in self.client.all("pods"))
+
+    def reason(self, condition: str) -> str | None:
+        return next((c.reason for c in self.status.conditions if c.type == condition and c.status == "True"), None)
+
+    def run(self, name: str) -> None:
+        """The kubelet starts the pod, its agent reports ready."""
+        slot = int(name.split("-")[1])
+        status = {"phase": "Running", "podIP": f"10.0.0.{slot + 1}"}
+        self.client.edit("pods", name, {"status": status, "spec": {"nodeName": f"n{slot}"}})
+        self.report(name, state="Ready", port=4000 + slot)
+
+    def report(self, name: str, **said: Any) -> None:
+        _, slot, incarnation = name.split("-")
+        job = self.client.named("trainingjobs", "digits")
+        frozen = load(self.client.named("configmaps", job["status"]["spec"]["configMap"]))
+        report = {
+            "protocol": 1, "job": KEY, "job_uid": job["metadata"]["uid"], "slot": int(slot),
+            "incarnation": int(incarnation), "uid": self.client.named("pods", name)["metadata"]["uid"], "boot_id": "b",
+            "seq": next(self.seq), "config_hash": frozen.job_file.config_hash, **said,
+        }  # fmt: skip
+        self.backend.mailbox.post(Report.model_validate(report))
+
+    def end(self, name: str, code: int, message: str = "") -> None:
+        terminated = {"exitCode": code, "reason": "Error", "message": message}
+        statuses = [{"name": "agent", "state": {"terminated": terminated}}]
+        self.client.edit("pods", name, {"status": {"phase": "Failed", "containerStatuses": statuses}})
+
+    async def formed(self) -> None:
+        await self.apply()
+        await self.settle()
+        for name in self.pods():
+            self.run(name)
+        await self.settle()
+        assert self.status.world is not None
+
+
+def scenario(body: Callable[[World], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    def test() -> None:
+        asyncio.run(body(World()))
+
+    test.__name__, test.__doc__ = body.__name__, body.__doc__
+    return test
+
+
+def refuse(error: Exception, verb: str, plural: str, times: int = 10**6) -> Callable[[str, str, str], None]:
+    left = itertools.count(times, -1)
+
+    def before(v: str, p: str, _: str) -> None:
+        if (v, p) == (verb, plural) and next(left) > 0:
+            raise error
+
+    return before
+
+
+@scenario
+async def test_a_new_job_gets_its_frozen_spec_its_service_and_its_pods(w: World) -> None:
+    await w.apply()
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-0"]
+    (config_map,) = w.client.all("configmaps")
+    assert config_map["immutable"] is True
+    assert len(w.client.all("services")) == 1
+    job = w.client.named("trainingjobs", "digits")
+    assert job["status"]["spec"]["configMap"] == config_map["metadata"]["name"]
+    for made in (*w.client.all("pods"), config_map, *w.client.all("services")):
+        assert made["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+
+
+@scenario
+async def test_no_pod_is_created_before_the_status_announces_it(w: World) -> None:
+    await w.apply()
+    await w.settle()
+    asked = [(verb, plural) for verb, plural, _ in w.client.requests if (verb, plural) != ("create", "events")]
+    assert asked.index(("patch", "trainingjobs")) < asked.index(("create", "pods"))
+
+
+@scenario
+async def test_ready_members_form_a_generation(w: World) -> None:
+    await w.formed()
+    world = w.status.world
+    assert world is not None
+    assert [(m.slot, m.address) for m in world.members] == [(0, "10.0.0.1"), (1, "10.0.0.2")]
+    assert world.master_port == 4000
+    assert w.reason("PodsReady") == "AllRunning"
+
+
+@scenario
+async def test_a_settled_job_is_not_written_again(w: World) -> None:
+    await w.formed()
+    before = len(w.client.requests)
+    await w.settle()
+    await w.settle()
+    assert [r for r in w.client.requests[before:] if r[0] != "list"] == []
+
+
+@scenario
+async def test_a_pod_that_was_deleted_is_replaced_and_counted_once(w: World) -> None:
+    await w.formed()
+    gone = w.client.remove("pods", "digits-1-0")
+    gone["metadata"]["deletionTimestamp"] = "2023-11-14T22:13:20Z"
+    w.backend.store.remove_pod(gone, w.now)
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-1"]
+    assert (w.status.restarts.disruptions, w.status.restarts.by_cause) == (1, {"Deleted": 1})
+
+
+@scenario
+async def test_a_pod_that_vanished_unseen_is_found_missing(w: World) -> None:
+    """The watch never said a word: a recovering or suspect job is listed live."""
+    await w.formed()
+    w.client.remove("pods", "digits-1-0")
+    await w.settle()
+    assert w.pods() == ["digits-0-0"]
+    w.backend.store.suspect(KEY)
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-1"]
+    assert w.status.restarts.by_cause == {"Vanished": 1}
+
+
+@scenario
+async def test_a_deletion_that_never_happened_is_looked_up_before_it_is_believed(w: World) -> None:
+    """A label taken from a pod looks like its deletion to a watch that selects by it."""
+    await w.formed()
+    body = w.client.edit("pods", "digits-1-0", {"metadata": {"labels": {"relight.dev/job": None}}})
+    w.backend.store.lose_pod(KEY, body["metadata"]["uid"], w.now)
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-0"]
+    assert w.status.restarts.total == 0
+
+
+@scenario
+async def test_a_new_operator_goes_on_from_status_alone(w: World) -> None:
+    await w.formed()
+    world = w.status.world
+    w.start()
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-0"]
+    assert w.status.world == world
+    assert w.status.restarts.total == 0
+
+
+@scenario
+async def test_an_operator_that_died_after_a_create_adopts_what_it_made(w: World) -> None:
+    await w.apply()
+    await w.settle()
+    uids = {p["metadata"]["uid"] for p in w.client.all("pods")}
+    w.client.edit("trainingjobs", "digits", {"status": {"slots": [{"slot": 0}, {"slot": 1}]}})
+    w.start()
+    await w.settle()
+    assert {p["metadata"]["uid"] for p in w.client.all("pods")} == uids
+    assert {s.uid for s in w.status.slots} == uids
+
+
+@scenario
+async def test_a_create_whose_answer_was_lost_is_asked_for_again_by_name(w: World) -> None:
+    await w.apply()
+    w.client.before = refuse(Unavailable("timed out"), "create", "pods", times=1)
+    with pytest.raises(Unavailable):
+        await w.settle()
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-0"]
+
+
+@scenario
+async def test_a_stale_status_write_is_refused_and_the_job_read_anew(w: World) -> None:
+    await w.apply()
+    await w.settle()
+    w.client.edit("trainingjobs", "digits", {"metadata": {"labels": {"a": "b"}}})
+    for name in w.pods():
+        w.run(name)
+    for pod in w.client.all("pods"):
+        w.backend.store.put_pod(pod, w.now)
+    with pytest.raises(Conflict):
+        await w.reconciler.reconcile(KEY)
+    again = await w.reconciler.reconcile(KEY)
+    assert again == 0.0
+    assert w.status.world is not None
+
+
+@scenario
+async def test_a_failure_uses_up_the_budget_and_a_disruption_does_not(w: World) -> None:
+    await w.formed()
+    w.end("digits-1-0", 75, '{"exitCode": 75, "message": "saved"}')
+    await w.settle()
+    assert (w.status.restarts.disruptions, w.status.restarts.counted) == (1, 0)
+    w.now += 60
+    w.run("digits-1-1")
+    await w.settle()
+    w.end("digits-1-1", 64, '{"exitCode": 64, "message": "no such model"}')
+    await w.settle()
+    assert w.status.phase == "Failed"
+    assert w.status.last_failure is not None
+    assert w.status.last_failure.cause == "BadConfig"
+
+
+@scenario
+async def test_a_job_that_cannot_run_is_invalid_and_gets_no_pods(w: World) -> None:
+    await w.apply({"nodes": 0, "trainer": {"module": ["train"]}})
+    await w.settle()
+    assert (w.status.phase, w.pods()) == ("Invalid", [])
+    condition = w.status.conditions[0]
+    assert (condition.type, condition.status) == ("Invalid", "True")
+    assert "spec.nodes" in condition.message
+    assert [e["reason"] for e in w.client.all("events")] == ["Invalid"]
+
+
+@scenario
+async def test_an_invalid_job_that_is_mended_starts(w: World) -> None:
+    await w.apply({"nodes": 0, "trainer": {"module": ["train"]}})
+    await w.settle()
+    w.client.edit("trainingjobs", "digits", {"spec": SPEC, "metadata": {"generation": 2}})
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-0"]
+    assert w.reason("Invalid") is None
+
+
+@scenario
+async def test_a_local_path_is_no_place_for_checkpoints_in_a_cluster(w: World) -> None:
+    await w.apply({**SPEC, "checkpoint": {"uri": "file:///tmp/x"}})
+    await w.settle()
+    assert w.status.phase == "Invalid"
+    assert "spec.checkpoint.uri" in w.status.conditions[0].message
+
+
+@scenario
+async def test_an_edit_of_a_frozen_field_is_ignored_and_said(w: World) -> None:
+    await w.formed()
+    w.client.edit("trainingjobs", "digits", {"spec": {"nodes": 5}, "metadata": {"generation": 2}})
+    await w.settle()
+    assert w.reason("SpecChangeIgnored") == "Frozen"
+    assert w.pods() == ["digits-0-0", "digits-1-0"]
+    assert w.status.observed_generation == 2
+    w.client.edit("trainingjobs", "digits", {"spec": {"nodes": 2}, "metadata": {"generation": 3}})
+    await w.settle()
+    assert w.reason("SpecChangeIgnored") is None
+
+
+@scenario
+async def test_a_void_edit_of_a_running_job_leaves_it_running(w: World) -> None:
+    await w.formed()
+    w.client.edit("trainingjobs", "digits", {"spec": {"nodes": -1}, "metadata": {"generation": 2}})
+    await w.settle()
+    assert w.reason("SpecChangeIgnored") == "Invalid"
+    assert w.status.world is not None
+    assert w.status.phase != "Invalid"
+
+
+@scenario
+async def test_pods_stay_what_they_were_at_the_first_start(w: World) -> None:
+    """A new operator brings a new default image: the job keeps its own."""
+    await w.formed()
+    w.start()
+    w.reconciler = Reconciler(
+        Backend(
+            client=w.client, mailbox=w.backend.mailbox, defaults=PodDefaults(image="trainer:2"),
+            coordinator=w.backend.coordinator, clock=lambda: w.now, store=w.backend.store,
+        )
+    )  # fmt: skip
+    w.client.remove("pods", "digits-1-0")
+    w.backend.store.suspect(KEY)
+    await w.settle()
+    assert w.client.named("pods", "digits-1-1")["spec"]["containers"][0]["image"] == "trainer:1"
+
+
+@pytest.mark.parametrize(
+    ("error", "condition"),
+    [
+        (QuotaExceeded("exceeded quota: q"), "QuotaExceeded"),
+        (PodSecurity("violates PodSecurity"), "PodSecurity"),
+        (Forbidden("no"), "CreateForbidden"),
+        (error_of(422, {"message": "spec.x: invalid"}), "PodRefused"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else type(v).__name__,
+)
+def test_what_is_in_the_way_of_a_pod_is_said_and_tried_again(error: Exception, condition: str) -> None:
+    async def body() -> None:
+        w = World()
+        await w.apply()
+        w.client.before = refuse(error, "create", "pods")
+        await w.settle()
+        assert w.reason(condition) == condition
+        assert condition in {e["reason"] for e in w.client.all("events")}
+        w.client.before = lambda *_: None
+        await w.settle()
+        assert w.pods() == ["digits-0-0", "digits-1-0"]
+        assert w.reason(condition) is None
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("owner", "condition"),
+    [
+        ({"kind": "TrainingJob", "name": "digits", "uid": "old", "controller": True}, "WaitingForOldPods"),
+        ({"kind": "ReplicaSet", "name": "web", "uid": "x", "controller": True}, "NameConflict"),
+        (None, "NameConflict"),
+    ],
+    ids=["an earlier job's", "somebody's", "nobody's"],
+)
+def test_a_pod_name_that_is_taken_is_waited_for(owner: dict[str, Any] | None, condition: str) -> None:
+    async def body() -> None:
+        w = World()
+        metadata = {"name": "digits-1-0", "namespace": "ml", "ownerReferences": [owner] if owner else []}
+        metadata["labels"] = {"relight.dev/job": "digits"}
+        from relight_operator.kube.client import PODS
+
+        await w.client.create(PODS, "ml", {"metadata": metadata, "status": {"phase": "Running"}})
+        await w.apply()
+        await w.settle()
+        assert w.reason(condition) == condition
+        assert [s.uid is None for s in w.status.slots] == [False, True]
+        w.client.remove("pods", "digits-1-0")
+        await w.settle()
+        assert w.reason(condition) is None
+        assert all(s.uid is not None for s in w.status.slots)
+
+    asyncio.run(body())
+
+
+@scenario
+async def test_a_status_that_is_refused_is_written_without_what_is_only_told(w: World) -> None:
+    await w.formed()
+    w.client.before = refuse(error_of(500, {"message": "NaN"}), "patch", "trainingjobs", times=1)
+    for name in w.pods():
+        w.report(name, state="Running", generation=1, port=1, progress={"generation": 1, "step": 3, "total_steps": 9})
+    await w.settle()
+    # The first write was refused, its repetition without progress taken, and the next one carries it.
+    assert w.status.phase == "Running"
+
+
+@scenario
+async def test_old_ended_pods_are_removed_but_for_the_last(w: World) -> None:
+    await w.formed()
+    for incarnation in range(3):
+        w.end(f"digits-1-{incarnation}", 75, '{"exitCode": 75}')
+        await w.settle()
+        w.now += 120
+        w.run(f"digits-1-{incarnation + 1}")
+        await w.settle()
+    living = [p["metadata"]["name"] for p in w.client.all("pods") if "deletionTimestamp" not in p["metadata"]]
+    assert sorted(living) == ["digits-0-0", "digits-1-2", "digits-1-3"]
+
+
+@scenario
+async def test_members_on_a_dead_machine_are_replaced_after_the_wait(w: World) -> None:
+    await w.formed()
+    from relight_operator.kube.client import NODES
+
+    node = {"metadata": {"name": "n1"}, "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
+    await w.client.create(NODES, None, node)
+    w.backend.machines.put(node, w.now)
+    w.backend.heard[w.client.named("pods", "digits-1-0")["metadata"]["uid"]] = w.now + 5
+    w.now += 34
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-0"]
+    w.now += 1
+    await w.settle()
+    assert "digits-1-1" in w.pods()
+    assert w.status.restarts.by_cause == {"MachineLost": 1}
+    assert "digits-1-0" not in w.pods()  # by force: nobody is there to say that it has ended
+
+
+@scenario
+async def test_a_machine_that_answers_again_is_not_given_up(w: World) -> None:
+    await w.formed()
+    from relight_operator.kube.client import NODES
+
+    node = {"metadata": {"name": "n1"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+    await w.client.create(NODES, None, node)
+    silent = {"metadata": {"name": "n1"}, "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
+    w.backend.machines.put(silent, w.now)
+    w.now += 100
+    await w.settle()
+    assert w.status.restarts.total == 0
+
+
+@scenario
+async def test_a_new_certificate_reaches_running_pods(w: World) -> None:
+    await w.formed()
+    w.bundle = "CA 2 CA 1"
+    await w.settle()
+    bundles = {p["metadata"]["annotations"]["relight.dev/coordinator-ca"] for p in w.client.all("pods")}
+    assert bundles == {"CA 2 CA 1"}
+
+
+@scenario
+async def test_a_job_that_is_gone_is_forgotten(w: World) -> None:
+    await w.formed()
+    body = w.client.remove("trainingjobs", "digits")
+    w.backend.store.remove_job(body)
+    assert await w.reconciler.reconcile(KEY) is None
+    assert w.backend.store.jobs() == {}
+
+
+@scenario
+async def test_a_job_that_is_being_deleted_gets_nothing_new(w: World) -> None:
+    await w.formed()
+    w.client.edit("trainingjobs", "digits", {"metadata": {"deletionTimestamp": "2023-11-14T22:13:20Z"}})
+    w.client.remove("pods", "digits-1-0")
+    w.backend.store.suspect(KEY)
+    await w.settle()
+    assert w.pods() == ["digits-0-0"]
+
+
+@scenario
+async def test_events_follow_only_what_the_server_has_taken(w: World) -> None:
+    await w.apply()
+    w.client.before = refuse(Unavailable("down"), "patch", "trainingjobs")
+    with pytest.raises(Unavailable):
+        await w.settle()
+    assert w.client.all("events") == []
