@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tests.testbed.binaries import binaries
 from tests.testbed.cache import cache_root
 from tests.testbed.errors import TestbedError, TestbedUnavailableError
-from tests.testbed.host import enter, hierarchies, remove_leftovers
+from tests.testbed.host import enter, hierarchies, remove_leftovers, the_only_one
 from tests.testbed.layout import NODES, SOCKET, log_folder
 from tests.testbed.packages import install_packages
 from tests.testbed.seed import seed
@@ -90,10 +91,10 @@ class Cluster(ExistingCluster):
 
     @classmethod
     def running(cls) -> Self | None:
-        """The testbed that runs on this computer, if one does."""
+        """The testbed that runs on this computer, if one does; one that is starting is waited for."""
         try:
             status = _ask({"do": "status"})
-        except ConnectionRefusedError:
+        except ConnectionError:
             return None
         return cls(Path(status["kubeconfig"]), status["path"])
 
@@ -177,20 +178,21 @@ def prepare() -> None:
 
 
 def bring_down() -> None:
-    """Ends the testbed, if one runs, and removes what one that was killed left behind."""
+    """Ends the testbed, if one runs or is starting, and removes what one that was killed left behind."""
     try:
         with _connection() as connection:
             pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             supervisor = os.pidfd_open(pid)
-            connection.sendall(b'{"do": "down"}\n')
     except ConnectionRefusedError:
-        remove_leftovers()
+        with the_only_one():
+            remove_leftovers()
         return
     try:
-        readable, _, _ = select.select([supervisor], [], [], 60)
+        signal.pidfd_send_signal(supervisor, signal.SIGTERM)
+        ended, _, _ = select.select([supervisor], [], [], 120)
     finally:
         os.close(supervisor)
-    if not readable:
+    if not ended:
         raise TestbedError(f"the testbed's supervisor (pid {pid}) does not end; see {log_folder()}/supervisor.log")
 
 

@@ -6,15 +6,20 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
 import subprocess
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.testbed.errors import TestbedUnavailableError
-from tests.testbed.layout import CGROUP, CONTROL_ADDRESS, HOST_ADDRESS, HOST_LINK, POD_RANGE, Node, run_folder
+from tests.testbed.errors import TestbedError, TestbedUnavailableError
+from tests.testbed.layout import CGROUP, CONTROL_ADDRESS, HOST_ADDRESS, HOST_LINK, POD_RANGE, SOCKET, Node, run_folder
 from tests.testbed.shell import sh
 from tests.testbed.waiting import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CGROUPS = Path("/sys/fs/cgroup")
 PR_SET_PDEATHSIG = 1
@@ -69,6 +74,21 @@ def start_machine(name: str, program: list[str], log: Path) -> Machine:
     if launcher.poll() is not None:
         raise TestbedUnavailableError(f"unshare: this computer gives no namespaces: {log.read_text()[-500:]}")
     return Machine(name, launcher, int(children.read_text().split()[0]))
+
+
+@contextmanager
+def the_only_one() -> Iterator[socket.socket]:
+    """Holds SOCKET, which one process of this computer can have; clients may connect and are heard later.
+
+    Raises TestbedError while another has it.
+    """
+    with socket.socket(socket.AF_UNIX) as listener:
+        try:
+            listener.bind(SOCKET)
+        except OSError as error:
+            raise TestbedError("a testbed is running or starting already on this computer") from error
+        listener.listen()
+        yield listener
 
 
 # --- network: a switch in the control machine, one port for each node and one for this computer ---

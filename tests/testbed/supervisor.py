@@ -1,6 +1,6 @@
 """The process that owns a running cluster: starts it, kills and revives its machines when asked, and takes it all back at its end.
 
-It ends on `down`, on SIGTERM, and when the process that wanted the cluster has ended, however that came about. Should the supervisor itself be
+It ends on SIGTERM, which is what `down` sends, and when the process that wanted the cluster has ended, however that came about. Should the supervisor itself be
 killed, the kernel ends the machines with it; the empty cgroups and files that are left then go with the next `up` or `down`.
 """
 
@@ -30,7 +30,6 @@ from tests.testbed.layout import (
     CONTROL,
     CONTROL_ADDRESS,
     GPUS_PER_NODE,
-    SOCKET,
     Node,
     kubeconfig_path,
     log_folder,
@@ -235,7 +234,7 @@ class Supervisor:
 
 
 def serve(supervisor: Supervisor, listener: socket.socket, owner: int | None) -> None:
-    """Answers clients, one at a time, until asked to go or left alone by the owner."""
+    """Answers clients, one at a time, until the owner has ended."""
     watched: list[Any] = [listener, *([owner] if owner is not None else [])]
     while True:
         readable, _, _ = select.select(watched, [], [])
@@ -248,10 +247,7 @@ def serve(supervisor: Supervisor, listener: socket.socket, owner: int | None) ->
                 continue
             line = stream.readline()
             try:
-                request = json.loads(line)
-                if request["do"] == "down":
-                    return  # who asked waits for the end of this process
-                reply: dict[str, Any] = {"ok": supervisor.answer(request)}
+                reply: dict[str, Any] = {"ok": supervisor.answer(json.loads(line))}
             except (TestbedError, OSError, KeyError, TypeError, ValueError) as error:
                 reply = {"error": f"{type(error).__name__}: {error}"}
             stream.write(json.dumps(reply).encode() + b"\n")
@@ -274,40 +270,40 @@ def main() -> int:
         "--seed", type=Path, required=True, help="the containerd folder that every machine starts from"
     )
     chosen = arguments.parse_args()
-    listener = socket.socket(socket.AF_UNIX)
     try:
-        listener.bind(SOCKET)
-    except OSError:
-        print("error: a testbed is running already", flush=True)
+        with host.the_only_one() as listener:
+            own(chosen, listener)
+    except StoppedError:
+        return 0
+    except (TestbedError, OSError) as error:
+        with suppress(OSError):
+            traceback.print_exc()
+            print(f"error: {error}", flush=True)
         return 1
+    return 0
+
+
+def own(chosen: argparse.Namespace, listener: socket.socket) -> None:
+    """One cluster, from its start to its end."""
     owner = os.pidfd_open(chosen.owner) if chosen.owner else None
-
-    def stop(*_: object) -> None:
-        raise StoppedError
-
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     supervisor = Supervisor(binaries(), chosen.seed, lambda line: print(line, flush=True))
     try:
         supervisor.up()
-        listener.listen()
         print("ready", flush=True)
         log = os.open(log_folder() / "supervisor.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
         serve(supervisor, listener, owner)
-    except (TestbedError, OSError) as error:
-        with suppress(OSError):
-            traceback.print_exc()
-            print(f"error: {error}".replace("\n", "\\n"), flush=True)
-        return 1
-    except StoppedError:
-        return 0
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         supervisor.down()
-    return 0
+
+
+def stop(*_: object) -> None:
+    raise StoppedError
 
 
 if __name__ == "__main__":
