@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tests.testbed.cache import cache_root
+from tests.testbed.errors import TestbedError
 
 if TYPE_CHECKING:
     from pathlib import Path
