@@ -86,8 +86,8 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def write(name: str, result: dict[str, Any]) -> None:
-    """benchmarks/results/NAME.json, with what one must know of the machine to judge the numbers."""
+def write(folder: Path, name: str, result: dict[str, Any]) -> None:
+    """`folder`/NAME.json, with what one must know of the machine to judge the numbers."""
     where = {
         "cpus": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
@@ -95,9 +95,9 @@ def write(name: str, result: dict[str, Any]) -> None:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "load": round(os.getloadavg()[0], 2),
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(
         json.dumps({**result, "machine": where, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, indent=2) + "\n"
     )
-    say(f"written: {path.relative_to(ROOT)}")
+    say(f"written: {path}")

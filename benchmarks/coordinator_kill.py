@@ -7,9 +7,11 @@ end: one job, nothing counted twice, the weights of a job that nothing happened 
 import argparse
 import json
 import random
+import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +19,8 @@ from typing import Any, Self
 import _runs
 
 KILLS_A_JOB = 5
-LONGEST_SECONDS = 5.0  # from the start of a runner to its end
+# From the start of a runner (None), or from the first sight of the phase, to the runner's end at most.
+LONGEST_SECONDS = {None: 5.0, "Running": 1.0, "Recovering": 4.0}
 FAULTS = _runs.faults("preempt-node:1@step:100", "kill-node:0@step:200")
 CAUSES = {"Preempted": 1, "MachineLost": 1}
 
@@ -57,26 +60,34 @@ def stored(state: Path) -> dict[str, Any]:
         return {}
 
 
+def wait_for_a_moment(runner: subprocess.Popen[str], state: Path, rng: random.Random) -> bool:
+    """Let the runner be at work until a random instant of a random phase; False where it has ended before."""
+    phase = rng.choice([None, "Running", "Recovering"])
+    while phase is not None and stored(state).get("status", {}).get("phase") not in {phase, "Succeeded", "Failed"}:
+        if runner.poll() is not None:
+            return False
+        time.sleep(0.01)
+    try:
+        runner.wait(rng.uniform(0.0, LONGEST_SECONDS[phase]))
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
 def one_job(state: Path, kills: int, rng: random.Random) -> tuple[dict[str, Any], list[str], set[str], set[str]]:
     """(final status, the phase at each kill, the uids that the job has had, members that had two agents)."""
     phases: list[str] = []
     uids: set[str] = set()
     with Watch(state) as watch:
         runner = _runs.start(_runs.DIGITS, state, "--fresh", *FAULTS)
-        while len(phases) < kills:
-            try:
-                runner.wait(rng.uniform(0.05, LONGEST_SECONDS))
-                break  # it has completed before its time came
-            except _runs.subprocess.TimeoutExpired:
-                runner.kill()
-                runner.communicate()
+        while len(phases) < kills and wait_for_a_moment(runner, state, rng):
+            runner.kill()
+            runner.communicate()
             job = stored(state)
-            # A runner that was killed before it had cleared the folder leaves nothing, or the job before.
-            fresh = ["--fresh"] if not job or (not uids and job["status"]["phase"] == "Succeeded") else []
-            if not fresh:
+            if job:
                 uids.add(job["metadata"]["uid"])
-            phases.append(job["status"]["phase"] if not fresh else "before the first write")
-            runner = _runs.start(_runs.DIGITS, state, *fresh, *FAULTS)
+            phases.append(job["status"]["phase"] if job else "before the first write")
+            runner = _runs.start(_runs.DIGITS, state, *FAULTS)
         final = _runs.finish(runner)
         uids.add(stored(state)["metadata"]["uid"])
     return final, phases, uids, watch.found
@@ -86,6 +97,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="how often the runner is killed (default 50)")
     parser.add_argument("--seed", type=int, default=0, help="draws the moments (default 0)")
+    parser.add_argument(
+        "--results", type=Path, default=_runs.RESULTS, help="folder for the result (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     jobs: list[dict[str, Any]] = []
@@ -121,7 +135,7 @@ def main() -> int:
     print(_runs.table([("phase at the kill", "kills"), *sorted(phases.items())]))
     good = sum(not job["wrong"] for job in jobs)
     result = {"seed": arguments.seed, "kills": phases.total(), "phases": dict(phases), "jobs": jobs}
-    _runs.write("coordinator_kill", result)
+    _runs.write(arguments.results, "coordinator_kill", result)
     print(f"coordinator_kill: {phases.total()} kills in {len(jobs)} jobs, {good} of {len(jobs)} jobs as they should be")
     return 0 if good == len(jobs) else 1
 

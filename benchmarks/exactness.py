@@ -70,6 +70,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps-each", type=int, default=10, help="random steps for each kind of cut (default 10)")
     parser.add_argument("--seed", type=int, default=0, help="draws the steps (default 0)")
+    parser.add_argument(
+        "--results", type=Path, default=_runs.RESULTS, help="folder for the result (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     plan = [(NO_FAULT, list[str]())] + [(c, c.faults(rng)) for c in CASES for _ in range(arguments.steps_each)]
@@ -102,7 +105,7 @@ def main() -> int:
             rows.append((case.name, len(mine), equal, max(r["lostSteps"] or 0 for r in mine), sums))
     print(_runs.table(rows))
     good = sum(not r["wrong"] for r in runs)
-    _runs.write("exactness", {"seed": arguments.seed, "digest": digest, "equal": good, "runs": runs})
+    _runs.write(arguments.results, "exactness", {"seed": arguments.seed, "digest": digest, "equal": good, "runs": runs})
     print(f"exactness: {good} of {len(runs)} equal")
     return 0 if good == len(runs) else 1
 

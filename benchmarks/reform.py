@@ -178,6 +178,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="how many kills (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="draws the moments (default 0)")
+    parser.add_argument(
+        "--results", type=Path, default=_runs.RESULTS, help="folder for the result (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="relight-reform-") as folder:
         recoveries = asyncio.run(measure(Path(folder) / "state", arguments.kills, random.Random(arguments.seed)))
@@ -194,7 +197,7 @@ def main() -> int:
     print(_runs.table([("seconds", "p50", "p95"), *((n, f["p50"], f["p95"]) for n, f in figures.items())]))
     relative = [{m: round(r[m] - r["kill"], 4) for m in MOMENTS} for r in recoveries]
     rounded = {n: {k: round(v, 4) for k, v in f.items()} for n, f in figures.items()}
-    _runs.write("reform", {"kills": arguments.kills, "seconds": rounded, "recoveries": relative})
+    _runs.write(arguments.results, "reform", {"kills": arguments.kills, "seconds": rounded, "recoveries": relative})
     return 0
 
 

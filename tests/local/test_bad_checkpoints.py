@@ -46,7 +46,7 @@ def write_half(checkpoint: Path, rng: random.Random) -> str:
     return "manifest.json is missing"
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, lose_a_shard, write_half])
+@pytest.mark.parametrize("damage", [flip_a_bit, pytest.param(lose_a_shard, marks=pytest.mark.slow), write_half])
 def test_the_checkpoint_before_a_damaged_one_is_used_and_that_is_said(
     home: Home, cut: Path, digest: str, random_from_seed: random.Random, damage: Callable[[Path, random.Random], str]
 ) -> None:

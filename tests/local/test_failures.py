@@ -80,7 +80,12 @@ def test_a_worker_killed_by_a_signal_is_a_failure_of_the_job(home: Home) -> None
 
 @pytest.mark.parametrize(
     ("status", "code", "reason", "failures"),
-    [(0, 0, "Completed", 0), (3, 70, "RetriesExhausted", 2), (64, 64, "BadConfig", 1), (65, 65, "BadData", 1)],
+    [
+        pytest.param(0, 0, "Completed", 0, marks=pytest.mark.slow),
+        (3, 70, "RetriesExhausted", 2),
+        (64, 64, "BadConfig", 1),
+        pytest.param(65, 65, "BadData", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_what_a_script_exits_with_decides(home: Home, status: int, code: int, reason: str, failures: int) -> None:
     result = home.run(job(f"exit:{status}", failures=1))

@@ -1,0 +1,59 @@
+"""The programs of benchmarks/ in small: that they work, and what they claim."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SEED
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(name: str, results: Path, *arguments: object) -> dict[str, Any]:
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(BENCHMARKS / f"{name}.py"),
+            "--seed",
+            str(SEED),
+            "--results",
+            str(results),
+            *map(str, arguments),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return dict(json.loads((results / f"{name}.json").read_text()))
+
+
+@pytest.mark.timeout(240)
+def test_a_runner_that_is_killed_and_started_again_runs_the_same_job(tmp_path: Path) -> None:
+    result = run("coordinator_kill", tmp_path, "--kills", 3)
+    assert result["kills"] == 3
+    assert not any(job["wrong"] for job in result["jobs"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_cut_jobs_are_exact(tmp_path: Path) -> None:
+    result = run("exactness", tmp_path, "--steps-each", 1)
+    assert result["equal"] == len(result["runs"]) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_time_to_form_again_is_the_sum_of_its_parts(tmp_path: Path) -> None:
+    result = run("reform", tmp_path, "--kills", 2)
+    assert len(result["recoveries"]) == 2
+    for recovery in result["recoveries"]:
+        instants = list(recovery.values())
+        assert instants[0] == 0.0
+        assert instants == sorted(instants)
