@@ -18,15 +18,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGETS = ("operator", "trainer")
+REPOSITORY = "localhost/relight"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"{' and '.join(TARGETS)}, where none is named")
     parser.add_argument("--base", help="the base image; the Dockerfile says what it must have")
-    parser.add_argument(
-        "--repository", default="localhost/relight", help="images are REPOSITORY-TARGET:TAG (%(default)s)"
-    )
+    parser.add_argument("--repository", default=REPOSITORY, help="images are REPOSITORY-TARGET:TAG (%(default)s)")
     parser.add_argument(
         "--tag", default=project_version(), help="the project's version, which is the chart's default too"
     )
