@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN_FLAGS ?= --fresh --chaos preempt-node:1@step:100 --chaos kill-node:0@step:200
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint format crd docs constraints image clean
+.PHONY: help run test test-fast lint format crd docs constraints image chart clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ crd: $(STAMP)  ## write the chart's CRD, with and without CEL, from the models
 
 image:  ## build the operator's and the trainer's image, with docker or buildah (IMAGE_FLAGS="--base IMAGE --tag TAG")
 	$(PYTHON) .ci/images.py $(IMAGE_FLAGS)
+
+chart: $(STAMP)  ## check the Helm chart and the Dockerfile; fetches Helm and hadolint once
+	$(BIN)/python -m pytest tests/chart $(PYTEST_FLAGS)
 
 constraints: $(STAMP)  ## write constraints.txt from what is installed
 	( head -1 constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//' ) > constraints.new
