@@ -38,7 +38,7 @@ def _json(value: str) -> Any:
 
 
 # The environment is the chart's way; only names that no Service of a namespace can put there.
-@click.command(context_settings={"show_default": True, "show_envvar": True})
+@click.command(context_settings={"show_default": True})
 @click.option("--trainer-image", required=True, envvar="RELIGHT_TRAINER_IMAGE", help="Image of the training pods.")
 @click.option(
     "--trainer-image-pull-policy",

@@ -45,8 +45,8 @@ def parse(raw: Mapping[str, Any] | None) -> JobStatus:
 
 
 def dump(status: JobStatus) -> Json:
-    """The JSON object that is written."""
-    return _converted(status.dump(), _to_text)
+    """The JSON object that is written, without empty texts: absent means the same, and some servers take "" for null."""
+    return _converted(_without_empty(status.dump()), _to_text)
 
 
 def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Json:
@@ -88,6 +88,12 @@ def with_condition(status: JobStatus, condition: Condition) -> JobStatus:
         return status
     kept = [c for c in status.conditions if c.type != condition.type]
     return status.model_copy(update={"conditions": [*kept, condition]})
+
+
+def _without_empty(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_empty(v) for k, v in value.items() if v != ""}
+    return [_without_empty(v) for v in value] if isinstance(value, list) else value
 
 
 def _converted(value: Mapping[str, Any], convert: Callable[[Any], Any]) -> Json:
