@@ -263,8 +263,8 @@ class _Round:
     async def _write(self, noted: Annotated, beside: Body) -> bool:
         """Write the status if it has changed; whether it had. Events follow only what the server has taken."""
         after = noted.status.model_copy(update={"observed_generation": self.body["metadata"].get("generation", 0)})
-        kept = {k: v for k, v in (self.body.get("status") or {}).items() if k in beside}
-        patch = wire.merge_patch({**wire.dump(self.status), **kept}, {**wire.dump(after), **beside})
+        raw = self.body.get("status") or {}
+        patch = wire.merge_patch(raw, wire.dump(self.status), {**wire.dump(after), **beside})
         if not patch:
             return False
         answer = await self._patch(patch)

@@ -49,16 +49,20 @@ def dump(status: JobStatus) -> Json:
     return _converted(_without_empty(status.dump()), _to_text)
 
 
-def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> Json:
-    """The JSON merge patch (RFC 7396) that turns `old` into `new`: null where a key is to go; lists whole."""
-    patch: Json = {key: None for key in old if key not in new}
+def merge_patch(raw: Mapping[str, Any], known: Mapping[str, Any], new: Mapping[str, Any]) -> Json:
+    """The JSON merge patch (RFC 7396) that turns `raw`, as the server has it, into `new`: null where a key is to go.
+
+    `known` is what was understood of `raw`: keys beyond it are a newer version's, and stay. Lists are replaced whole.
+    """
+    patch: Json = {key: None for key in known if key in raw and key not in new}
     for key, value in new.items():
-        before = old.get(key)
+        before = raw.get(key)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
-            inner = merge_patch(before, value)
+            inside = known.get(key)
+            inner = merge_patch(before, inside if isinstance(inside, Mapping) else {}, value)
             if inner:
                 patch[key] = inner
-        elif key not in old or before != value:
+        elif key not in raw or before != value:
             patch[key] = value
     return patch
 
