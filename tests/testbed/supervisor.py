@@ -1,7 +1,7 @@
 """The process that owns a running cluster: starts it, kills and revives its machines when asked, and takes it all back at its end.
 
 It ends on SIGTERM, which is what `down` sends, and when the process that wanted the cluster has ended, however that came about. Should the supervisor itself be
-killed, the kernel ends the machines with it; the empty cgroups and files that are left then go with the next `up` or `down`.
+killed, the kernel ends the machines with it; the empty cgroups, the link and the files that are left then go with the next `up` or `down`.
 """
 
 from __future__ import annotations
