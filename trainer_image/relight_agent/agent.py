@@ -12,11 +12,12 @@ import signal
 import socket
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
 from relight_agent.exits import ExitCode, exit_of
-from relight_agent.files import Command, Outcome, clip, read_json
+from relight_agent.files import FLUSHED, SUPERSEDED, Command, Outcome, clip, read_json
 from relight_agent.generation import BAD_FORK, CommandGeneration, Generation, WorkerGeneration, World
 from relight_agent.identity import Identity
 from relight_agent.launcher import Launcher, inherited_env, python_of
@@ -110,7 +111,7 @@ class Agent:
     def _obey(self, command: Dict[str, Any]) -> None:
         op, generation = command.get("op"), int(command.get("generation") or 0)
         if op == "exit":
-            self._quit(int(command.get("code") or 0), "told to exit")
+            self._exit_as_told(int(command.get("code") or 0), superseded=command.get("id") == SUPERSEDED)
         elif op == "stop":
             self._leave(str(command.get("id")), "stop")
         elif op == "wait":
@@ -140,7 +141,12 @@ class Agent:
             assert self._launcher is not None
             self._generation = WorkerGeneration(self.me, world, self._reaper, self._launcher, cold=cold)
         self._reporter.update(
-            state="Running", generation=world.generation, outcome=None, outcome_generation=0, furthest_step=0, progress=None
+            state="Running",
+            generation=world.generation,
+            outcome=None,
+            outcome_generation=0,
+            furthest_step=0,
+            progress=None,
         )
 
     def _clean_up_before(self, generation: int) -> None:
@@ -300,13 +306,20 @@ class Agent:
         else:
             self._quit(ExitCode.STOPPED_UNSAVED, "stopped; nothing new was saved")
 
+    def _exit_as_told(self, code: int, *, superseded: bool) -> None:
+        """A job that has failed may be run again: what only this memory holds is saved before it goes."""
+        if self._running() and self._generation is not None:
+            self._generation.kill()
+        if code != ExitCode.COMPLETED and not superseded:
+            self._leave_by = time.monotonic() + FLUSH_SECONDS
+            self._flush()
+        self._quit(code, "told to exit")
+
     def _flush(self) -> bool:
         """Write this member's newest snapshot to the checkpoint folder, unless something as new is there already."""
         if self._is_command or not self.me.job.checkpoint_dir or not (Path(self.me.run_dir) / "snapshots").exists():
             return False
-        env = inherited_env(
-            self.me.job.env, {"RELIGHT_JOB_FILE": self.me.job_file, "RELIGHT_RUN_DIR": self.me.run_dir}
-        )
+        env = inherited_env(self.me.job.env, {"RELIGHT_JOB_FILE": self.me.job_file, "RELIGHT_RUN_DIR": self.me.run_dir})
         try:
             done = subprocess.run(
                 [python_of(self.me.job.python), "-m", "relight_trainer.flush"],
@@ -317,6 +330,10 @@ class Agent:
             )
         except (OSError, subprocess.TimeoutExpired):
             return False
+        step = read_json(Path(self.me.run_dir) / FLUSHED)
+        if done.returncode == 0 and isinstance(step, int):
+            progress = self._generation.progress() if self._generation is not None else None
+            self._reporter.observe(progress=replace(progress, checkpoint=step) if progress is not None else None)
         return done.returncode == 0
 
     def _watch_orphanhood(self) -> None:
@@ -348,7 +365,11 @@ class Agent:
 
 def write_termination_message(path: str, code: int, message: str, outcome: Optional[Outcome]) -> None:
     """The end in at most 4096 bytes of JSON. Written in place: kubelet mounts the file, so it cannot be renamed over."""
-    value: Dict[str, Any] = {"exitCode": code, "cause": str(exit_of(code).cause), "message": clip(message, MAX_WORDS_BYTES)}
+    value: Dict[str, Any] = {
+        "exitCode": code,
+        "cause": str(exit_of(code).cause),
+        "message": clip(message, MAX_WORDS_BYTES),
+    }
     if outcome is not None:
         value.update(outcome=outcome.kind, step=outcome.step, saved=outcome.saved)
         if outcome.kind == "failed":

@@ -30,6 +30,11 @@ MAX_METRICS = 32
 MAX_MESSAGE_BYTES = 1024
 MAX_NOTICES = 8
 
+# In the run folder: the step that `relight_trainer.flush` has brought into the checkpoint folder.
+FLUSHED = "flushed.json"
+# The id of the command to a member whose slot is another's.
+SUPERSEDED = "exit:superseded"
+
 
 def write_json(path: PathLike, value: Any, *, durable: bool = False) -> None:
     """Write `value` as JSON to `path` by rename; with `durable`, also through to the disk."""

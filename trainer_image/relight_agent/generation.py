@@ -204,7 +204,11 @@ class WorkerGeneration(Generation):
         if self._store_failed is not None:
             return self._failed(ExitCode.PEER_LOST, f"the process group's store could not start: {self._store_failed}")
         if self._dropped_at is not None or not died:
-            text = "ended because the generation was over" if self._dropped_at is not None else "never got to form its world"
+            text = (
+                "ended because the generation was over"
+                if self._dropped_at is not None
+                else "never got to form its world"
+            )
             return self._failed(ExitCode.PEER_LOST, text)
         outcome = self._failed(ExitCode.EXCEPTION, "a worker died without a word (killed, or a crash in native code)")
         return replace(outcome, rank=outcome.rank + local_rank)
@@ -336,7 +340,9 @@ class CommandGeneration(Generation):
         self._reaper.reap()
 
 
-_EXCEPTION_LINE = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit)\b(?::.*)?)$")
+_EXCEPTION_LINE = re.compile(
+    r"^(?:\[rank\d+\]:\s*)?((?:[A-Za-z_][\w.]*\.)?[A-Z]\w*(?:Error|Exception|Interrupt|Exit)\b(?::.*)?)$"
+)
 
 
 def last_exception(lines: List[str]) -> Optional[str]:

@@ -13,7 +13,9 @@ from typing import Any, Callable, Dict, Optional
 
 
 class Launcher:
-    def __init__(self, python: str, env: Dict[str, str], workdir: str, on_event: Callable[[Dict[str, Any]], None]) -> None:
+    def __init__(
+        self, python: str, env: Dict[str, str], workdir: str, on_event: Callable[[Dict[str, Any]], None]
+    ) -> None:
         """Start it; `on_event` is called from another thread with each message, and {"event": "closed"} at its end."""
         ours, theirs = socket.socketpair()
         with theirs:

@@ -122,7 +122,9 @@ class Reporter:
                     "message": clip(o.message),
                     "age": age(o.at),
                     "weightsDigest": result.get("weightsDigest"),
-                    "metrics": {clip(str(k), 64): clip(str(v), 64) for k, v in list((metrics or {}).items())[:MAX_METRICS]},
+                    "metrics": {
+                        clip(str(k), 64): clip(str(v), 64) for k, v in list((metrics or {}).items())[:MAX_METRICS]
+                    },
                 }
             return {
                 "protocol": PROTOCOL,

@@ -8,12 +8,12 @@ import os
 import sys
 from pathlib import Path
 
-from relight_agent.files import JobFile
+from relight_agent.files import FLUSHED, JobFile, write_json
 from relight_trainer.checkpoint import CheckpointError, CheckpointFolder, NoUsableCheckpoint, Snapshots, unpack
 
 
-def flush(job: JobFile, run_dir: Path) -> str | None:
-    """What has been saved, in words; None where there is no snapshot. Raises CheckpointError."""
+def flush(job: JobFile, run_dir: Path) -> int | None:
+    """The step that is saved now; None where there is no snapshot. Raises CheckpointError."""
     snapshots = Snapshots(run_dir / "snapshots", job_uid=job.uid, config_hash=job.config_hash)
     position = snapshots.newest()
     if position is None:
@@ -30,7 +30,7 @@ def flush(job: JobFile, run_dir: Path) -> str | None:
     except NoUsableCheckpoint:
         stored = None
     if stored is not None and (stored.created, stored.position) >= (job.created, position):
-        return f"a checkpoint of step {stored.position.step} is there already"
+        return stored.position.step
     state = unpack(snapshots.read())
     folder.save(
         state,
@@ -42,7 +42,7 @@ def flush(job: JobFile, run_dir: Path) -> str | None:
         world=1,
         exchange=_Alone(),
     )
-    return f"the snapshot of step {position.step} is saved"
+    return position.step
 
 
 class _Alone:
@@ -56,12 +56,17 @@ class _Alone:
 
 def main() -> int:
     try:
-        said = flush(JobFile.load(os.environ["RELIGHT_JOB_FILE"]), Path(os.environ["RELIGHT_RUN_DIR"]))
+        run_dir = Path(os.environ["RELIGHT_RUN_DIR"])
+        step = flush(JobFile.load(os.environ["RELIGHT_JOB_FILE"]), run_dir)
     except (CheckpointError, OSError, KeyError, ValueError) as error:
         print(f"relight: the snapshot could not be saved: {type(error).__name__}: {error}", flush=True)
         return 1
-    print(f"relight: {said or 'there is no snapshot to save'}", flush=True)
-    return 0 if said is not None else 1
+    if step is None:
+        print("relight: there is no snapshot to save", flush=True)
+        return 1
+    write_json(run_dir / FLUSHED, step)
+    print(f"relight: the state of step {step} is in the checkpoint folder", flush=True)
+    return 0
 
 
 if __name__ == "__main__":

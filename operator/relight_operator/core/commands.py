@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from relight_agent.exits import ExitCode
+from relight_agent.files import SUPERSEDED
 from relight_operator.api.status import TERMINAL, JobStatus, WorldStatus
 
 
@@ -26,7 +27,7 @@ def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> 
         # Members are created after the write that announces them: it is this status that is old.
         return AgentCommand(f"wait:{generation}", "wait", generation)
     if holder is None or holder.incarnation > incarnation or holder.uid not in (None, uid):
-        return AgentCommand("exit:superseded", "exit", code=ExitCode.STOPPED_UNSAVED)
+        return AgentCommand(SUPERSEDED, "exit", code=ExitCode.STOPPED_UNSAVED)
     if status.phase in TERMINAL:
         code = ExitCode.COMPLETED if status.phase == "Succeeded" else _failed_code(status)
         return AgentCommand(f"exit:{status.phase}", "exit", code=code)

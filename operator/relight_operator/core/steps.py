@@ -17,7 +17,8 @@ def hear(draft: Draft) -> None:
     world = draft.status.world
     if world is None:
         return
-    progress = _progress(draft, world)
+    reports = _reports(draft, world)
+    progress = _progress(reports)
     if progress is not None and progress.resumed_from is not None and world.resumed_from_step is None:
         _restored(draft, world, progress.resumed_from, progress.resumed_kind)
     furthest = _furthest(draft, world)
@@ -27,6 +28,8 @@ def hear(draft: Draft) -> None:
         _recovered(draft, world, progress, furthest)
     if progress is not None:
         _record(draft, progress)
+    for notice in (n for p in reports for n in p.notices):
+        _note(draft, notice)
 
 
 def close(draft: Draft) -> None:
@@ -45,13 +48,15 @@ def completed(draft: Draft, at: float) -> None:
         _count_recovery(draft, at - world.recovering_since, "completed")
 
 
-def _progress(draft: Draft, world: WorldStatus) -> AgentProgress | None:
-    """The furthest progress that a member of the present generation reports."""
-    reports = [
-        m.agent.progress
-        for m in draft.world_members()
-        if m.agent is not None and m.agent.progress is not None and m.agent.progress.generation == world.generation
-    ]
+def _reports(draft: Draft, world: WorldStatus) -> list[AgentProgress]:
+    """What the members of the present generation report, in the order of their ranks."""
+    agents = {m.uid: m.agent for m in draft.world_members()}
+    said = [agent.progress for m in world.members if (agent := agents.get(m.uid)) is not None]
+    return [p for p in said if p is not None and p.generation == world.generation]
+
+
+def _progress(reports: list[AgentProgress]) -> AgentProgress | None:
+    """The furthest report; of several the lowest rank's, since rank 0 alone knows what the whole world measured."""
     return max(reports, key=lambda p: (p.resumed_from is not None, p.step, p.first_step_at is not None), default=None)
 
 
@@ -115,10 +120,13 @@ def _record(draft: Draft, progress: AgentProgress) -> None:
         checkpoint.step = progress.checkpoint
     if progress.snapshot is not None:
         checkpoint.snapshot_step = progress.snapshot
-    for notice in progress.notices:
-        if notice not in checkpoint.notices:
-            checkpoint.notices = [*checkpoint.notices, notice][-MAX_NOTICES:]
-            draft.event("Notice", notice, warning=True)
+
+
+def _note(draft: Draft, notice: str) -> None:
+    checkpoint = draft.status.checkpoint
+    if notice not in checkpoint.notices:
+        checkpoint.notices = [*checkpoint.notices, notice][-MAX_NOTICES:]
+        draft.event("Notice", notice, warning=True)
 
 
 def _show(draft: Draft, progress: AgentProgress) -> None:

@@ -102,7 +102,9 @@ class ProcessMembers:
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(self._folder.iterdir()):
             value = read_json(path / "member.json")
-            if isinstance(value, dict) and path.name.startswith(f"{job}-"):
+            # One that was written down and never started is none yet: creating it starts it, under the same uid.
+            begun = (path / "started").exists() or _lock_holder(path / "lock") is not None
+            if isinstance(value, dict) and path.name.startswith(f"{job}-") and begun:
                 self._take(path, value)
 
     def all(self) -> list[Member]:
