@@ -157,6 +157,12 @@ def test_services_and_probes_name_ports_that_the_container_has(helm: Helm) -> No
     assert {rendered.container()[probe]["httpGet"]["port"] for probe in probes} <= ports
 
 
+def test_every_port_names_its_protocol_without_which_1_20_refuses_server_side_apply(helm: Helm) -> None:
+    rendered = helm.render()
+    ports = [port for s in rendered.of("Service") for port in s["spec"]["ports"]] + rendered.container()["ports"]
+    assert {port.get("protocol") for port in ports} == {"TCP"}
+
+
 def test_one_replica_has_no_disruption_budget_which_would_block_every_drain(helm: Helm) -> None:
     assert helm.render({"replicaCount": 1}).of("PodDisruptionBudget") == []
     assert helm.render({"podDisruptionBudget.enabled": False}).of("PodDisruptionBudget") == []
