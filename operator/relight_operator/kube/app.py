@@ -144,7 +144,7 @@ class Operator:
         said = False
         while True:
             try:
-                await self.client.list(JOBS, self.options.namespace)
+                await self.client.list(JOBS, (self.options.namespaces or (self.options.namespace,))[0])
                 return
             except NotFound:
                 if not said:

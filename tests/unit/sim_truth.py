@@ -1,0 +1,226 @@
+"""What is true of a simulated cluster, and what must hold for every write, command, creation and deletion."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from relight_agent.exits import Class, exit_of
+from relight_operator.api.status import TERMINAL, JobStatus, SlotStatus, WorldStatus
+from relight_operator.core.actions import Action, CreateMember, EmitEvent, WriteStatus
+
+if TYPE_CHECKING:
+    from sim_cluster import Cluster, Member
+
+    from relight_operator.core.commands import AgentCommand
+    from relight_operator.core.observed import AgentOutcome
+
+FREE = (Class.DISRUPTION, Class.MACHINE, Class.COLLATERAL)
+
+
+class Truth:
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.executed = 0
+        self.lost = 0
+        self.position = 0
+        self.exact = True  # until what a generation did died with all its members
+        self.worlds: dict[int, WorldStatus] = {}
+        self.losses = 0
+        self.failures = 0
+        self.final = False  # a failure that retrying cannot help has happened
+        self._outcomes: dict[tuple[str, int], AgentOutcome] = {}
+
+    # -- training
+
+    def restored(self, step: int) -> None:
+        self.lost += max(0, self.position - step)
+        assert step <= self.position, "a state from nowhere"
+        self.position = step
+
+    def stepped(self) -> None:
+        self.executed += 1
+        self.position += 1
+
+    def settled(self, member: Member, outcome: AgentOutcome) -> None:
+        self._outcomes[member.uid, outcome.generation] = outcome
+        if outcome.kind == "failed" and exit_of(outcome.exit_code).klass is Class.FINAL:
+            self.final = True
+
+    # -- checks
+
+    def check_run(self, member: Member, world: WorldStatus, told_from: JobStatus) -> None:
+        """An agent is about to start a generation."""
+        assert world == self.worlds[world.generation] or _identity(world) == _identity(self.worlds[world.generation])
+        assert member.uid in {m.uid for m in world.members}
+        slots = {s.slot: s.uid for s in told_from.slots}
+        assert all(slots[m.slot] == m.uid for m in world.members), "run of a world with a superseded member"
+        same = [
+            m
+            for m in self._cluster.living()
+            if m is not member and m.slot == member.slot and m.agent.running and m.agent.generation == world.generation
+        ]
+        assert not same, "two living members of one slot in one generation"
+
+    def check_exit(self, member: Member, command: AgentCommand) -> None:
+        status = self._cluster.store.status
+        slot = next((s for s in status.slots if s.slot == member.slot), None)
+        superseded = slot is None or slot.incarnation > member.incarnation or slot.uid not in (None, member.uid)
+        assert status.phase in TERMINAL or superseded, "a member that is wanted is told to exit"
+        assert command.code != 0 or status.phase == "Succeeded", "exit 0 before Succeeded was written"
+
+    def check_create(self, action: CreateMember, *, current: bool) -> None:
+        status = self._cluster.store.status
+        slot = next((s for s in status.slots if s.slot == action.slot), None)
+        assert slot is not None
+        assert slot.incarnation >= action.incarnation, "created before it was written"
+        if current:
+            assert slot.incarnation == action.incarnation
+            assert slot.uid is None
+            assert status.phase not in TERMINAL, "created after the end"
+
+    def check_delete(self, member: Member) -> None:
+        status = self._cluster.store.status
+        slot = next(s for s in status.slots if s.slot == member.slot)
+        holds = slot.incarnation == member.incarnation and slot.uid in (None, member.uid)
+        assert not holds or status.phase in TERMINAL or status.stop is not None, "a wanted member"
+
+    def check_plan(self, actions: tuple[Action, ...]) -> None:
+        writes = [a for a in actions if isinstance(a, WriteStatus)]
+        events = [a for a in actions if isinstance(a, EmitEvent)]
+        assert len(writes) <= 1
+        assert writes or not events, "an event without a write"
+        if writes:
+            first_event = next((i for i, a in enumerate(actions) if isinstance(a, EmitEvent)), len(actions))
+            assert actions.index(writes[0]) < first_event
+
+    def check_write(self, old: JobStatus, new: JobStatus) -> None:
+        assert old.phase not in TERMINAL, "a status written after the end"
+        self._check_world(old, new)
+        raised = self._check_slots(old, new)
+        self._check_counts(old, new, raised)
+        goodput = new.goodput
+        assert goodput.executed_steps == goodput.reached_step + goodput.lost_steps
+        if new.phase == "Succeeded":
+            assert new.world is not None
+            assert goodput.reached_step == self._cluster.total
+            assert all(s.completed == new.world.generation for s in new.slots)
+
+    def _check_world(self, old: JobStatus, new: JobStatus) -> None:
+        before, after = old.world, new.world
+        if after is None:
+            assert before is None
+            return
+        if before is not None and before.generation == after.generation:
+            assert _identity(before) == _identity(after), "a world changed after it was written"
+            return
+        assert after.generation == (before.generation if before else 0) + 1
+        assert old.stop is None
+        assert new.stop is None
+        slots = {s.slot: s.uid for s in new.slots}
+        assert [m.rank for m in after.members] == list(range(len(slots)))
+        assert {m.slot: m.uid for m in after.members} == slots
+        assert before is None or old.recovery is not None or new.recovery is None
+        self.worlds[after.generation] = after
+        if before is None:
+            return
+        old_uids = {m.uid for m in before.members}
+        for member in self._cluster.living():
+            still = member.agent.running and member.agent.generation <= before.generation
+            assert not (still and member.uid in old_uids and member.uid in slots.values()), (
+                "formed over running workers"
+            )
+        training = self._cluster.trainings.get(before.generation)
+        if training is not None and training.step is not None:
+            survived = any(
+                m.agent.generation == before.generation and m.uid in old_uids and m.uid in slots.values()
+                for m in self._cluster.living()
+            )
+            if survived and self.exact:
+                assert new.goodput.reached_step == self.position, "steps of a survivor were not counted"
+            self.exact = self.exact and new.goodput.reached_step == self.position
+
+    def _check_slots(self, old: JobStatus, new: JobStatus) -> list[SlotStatus]:
+        """Returns the slots, as they were, whose incarnation is raised."""
+        raised = []
+        after = {s.slot: s for s in new.slots}
+        for slot in old.slots:
+            now = after[slot.slot]
+            assert now.incarnation in (slot.incarnation, slot.incarnation + 1)
+            if now.incarnation > slot.incarnation:
+                assert now.uid is None, "an incarnation must be written before its member exists"
+                raised.append(slot)
+            elif slot.uid is not None:
+                assert now.uid == slot.uid, "another uid in the same incarnation"
+        return raised
+
+    def _check_counts(self, old: JobStatus, new: JobStatus, raised: list[SlotStatus]) -> None:
+        before, after = old.restarts, new.restarts
+        counted = after.total - before.total
+        assert counted == after.disruptions + after.failures - before.disruptions - before.failures
+        assert counted == sum(after.by_cause.values()) - sum(before.by_cause.values())
+        if old.stop is not None:
+            assert counted == 0, "something was counted during a stop"
+            return
+        dead = [s for s in raised if not self._lives(s)]
+        judged = counted - len(dead)
+        assert judged in (0, 1), "a loss or a failure was counted twice, or not at all"
+        self.losses += len(dead)
+        self.failures += judged
+        given_up = [s for s in raised if self._lives(s)]
+        assert not given_up or judged == 1
+        formed = old.world is not None and new.world is not None and new.world.generation > old.world.generation
+        just_judged = not _judged(old) and (formed or _judged(new))
+        if new.phase in TERMINAL or new.stop is not None:
+            return  # a job that fails or stops by then does not wait to hear from everybody
+        if not just_judged:
+            assert judged == 0, "a failure counted outside its judgement"
+        elif old.world is not None:
+            uids = {m.uid for m in old.world.members}
+            loss = any(s.uid in uids for s in dead) or any(
+                r is not None and r.loss for r in (old.recovery, new.recovery)
+            )
+            must, may = self._failures_of(old.world, new, loss=loss)
+            assert judged >= must, "a failure was not counted"
+            assert judged <= may, "a failure that never was"
+
+    def _failures_of(self, world: WorldStatus, new: JobStatus, *, loss: bool) -> tuple[int, int]:
+        """Whether a failure of this generation must be counted, and whether it may be: who is lost may or may not have
+        said what it died of."""
+        must = may = 0
+        holders = {s.uid for s in new.slots}
+        for seat in world.members:
+            outcome = self._outcomes.get((seat.uid, world.generation))
+            if outcome is None or outcome.kind != "failed":
+                continue
+            collateral = exit_of(outcome.exit_code).klass is Class.COLLATERAL
+            if collateral and loss:
+                continue
+            may = 1
+            member = self._cluster.members.get(seat.uid)
+            if seat.uid in holders and member is not None and member.alive:
+                must = 1
+        return must, may
+
+    def _lives(self, slot: SlotStatus) -> bool:
+        member = self._cluster.members.get(slot.uid or "")
+        if slot.uid is None:  # bound and lost in one write
+            named = (
+                m for m in self._cluster.members.values() if (m.slot, m.incarnation) == (slot.slot, slot.incarnation)
+            )
+            member = next(named, None)
+        return member is not None and member.alive
+
+
+def _judged(status: JobStatus) -> bool:
+    return status.recovery is not None and status.recovery.judged
+
+
+def _identity(world: WorldStatus) -> tuple[object, ...]:
+    return (
+        world.generation,
+        world.run_id,
+        world.master_slot,
+        world.master_address,
+        world.master_port,
+        tuple((m.rank, m.slot, m.uid, m.address) for m in world.members),
+    )

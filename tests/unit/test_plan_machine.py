@@ -1,0 +1,215 @@
+"""`plan()` under every interleaving that hypothesis can think of, with a crash between any two actions."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from sim_cluster import Cluster, Member
+
+from relight_agent.exits import Cause, ExitCode
+from relight_operator.api.job import JobSpec
+
+AGENT_ACTS = ["boot", "begin_wait", "answer_wait", "report", "leave", "notice", "complete"]
+PICK = st.integers(0, 7)
+# Hypothesis leaves whole rules out of a run: so that time moves on in every run, each fault brings some rounds along.
+ROUNDS = st.sampled_from([0, 1, 2, 3, 6])
+FROZEN = st.frozensets(st.integers(0, 2), max_size=2)
+CODES = st.sampled_from(
+    [
+        ExitCode.EXCEPTION,
+        ExitCode.EXCEPTION,
+        ExitCode.OUT_OF_MEMORY,
+        ExitCode.STORAGE_FAILED,
+        ExitCode.PEER_LOST,
+        ExitCode.MACHINE_UNHEALTHY,
+        ExitCode.BAD_DATA,
+    ]
+)
+
+
+def spec(nodes: int, failures: int, no_progress: int) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "nodes": nodes,
+            "trainer": {"script": ["train.py"]},
+            "retry": {"failures": failures, "noProgressLimit": no_progress, "resetOnProgress": False},
+        }
+    )
+
+
+class Faults(RuleBasedStateMachine):
+    cluster: Cluster
+
+    @initialize(
+        nodes=st.integers(1, 3),
+        failures=st.sampled_from([50, 2, 0]),
+        no_progress=st.sampled_from([50, 2]),
+        total=st.sampled_from([60, 30, 10, 1]),
+        rounds=st.sampled_from([0, 2, 6, 10]),
+    )
+    def begin(self, nodes: int, failures: int, no_progress: int, total: int, rounds: int) -> None:
+        self.cluster = Cluster(spec(nodes, failures, no_progress), total)
+        self.cluster.start_controller()
+        self.go(rounds)
+
+    def member(self, pick: int) -> Member | None:
+        living = self.cluster.living()
+        return living[pick % len(living)] if living else None
+
+    # -- what happens by itself
+
+    @rule(rounds=st.integers(1, 6), frozen=FROZEN, chatty=st.booleans())
+    def go(self, rounds: int, frozen: frozenset[int] = frozenset(), chatty: bool = True) -> None:
+        for _ in range(rounds):
+            self.cluster.round(frozen, chatty=chatty)
+
+    @rule(rounds=st.integers(3, 8))
+    def go_on(self, rounds: int) -> None:
+        self.go(rounds)
+
+    @rule(act=st.sampled_from(AGENT_ACTS), pick=PICK)
+    def agent_acts(self, act: str, pick: int) -> None:
+        if (member := self.member(pick)) is not None:
+            getattr(self.cluster, act)(member)
+
+    @rule(stale=FROZEN, fresh=st.booleans(), count=st.integers(0, 4))
+    def controller_acts(self, stale: frozenset[int], fresh: bool, count: int) -> None:
+        self.cluster.observe(fresh=fresh, stale=stale)
+        for _ in range(count):
+            self.cluster.apply_one()
+
+    @rule(count=st.integers(1, 4))
+    def controller_applies(self, count: int) -> None:
+        for _ in range(count):
+            self.cluster.apply_one()
+
+    @precondition(lambda self: self.cluster.network)
+    @rule(pick=PICK, keep=st.booleans())
+    def report_arrives(self, pick: int, keep: bool) -> None:
+        self.cluster.deliver(pick, keep=keep)
+
+    @precondition(lambda self: self.cluster.trainings)
+    @rule(steps=st.integers(1, 5), chatty=st.booleans(), back=st.integers(0, 1))
+    def workers_train(self, steps: int, chatty: bool, back: int) -> None:
+        generations = list(self.cluster.trainings)
+        for _ in range(steps):
+            self.cluster.train(generations[-1 - back % len(generations)], chatty=chatty)
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 10.0, 400.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.cluster.now += seconds
+
+    # -- faults
+
+    @rule(
+        how=st.sampled_from(["now", "lingering", "before the answer"]), back=st.booleans(), rounds=ROUNDS, frozen=FROZEN
+    )
+    def controller_crashes(self, how: str, back: bool, rounds: int, frozen: frozenset[int]) -> None:
+        if how == "before the answer":
+            self.cluster.apply_one(crash_before_acknowledged=True)
+        else:
+            self.cluster.crash(lingering=how == "lingering")
+        if back:
+            self.cluster.start_controller()
+            self.go(rounds, frozen)
+
+    @precondition(lambda self: self.cluster.old_leaders)
+    @rule()
+    def old_leader_acts(self) -> None:
+        self.cluster.apply_late()
+
+    @rule(
+        how=st.sampled_from(["killed", "vanished", "out of memory", "preempted", "all killed"]),
+        pick=PICK,
+        rounds=ROUNDS,
+        frozen=FROZEN,
+    )
+    def member_ends(self, how: str, pick: int, rounds: int, frozen: frozenset[int]) -> None:
+        cluster, member = self.cluster, self.member(pick)
+        if member is None:
+            pass
+        elif how == "killed":
+            cluster.end(member, Cause.MACHINE_LOST)
+        elif how == "vanished":
+            cluster.vanish(member)
+        elif how == "out of memory":
+            cluster.end(member, Cause.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY)
+        elif how == "preempted":
+            cluster.terminate(member)
+        else:
+            for living in cluster.living():
+                cluster.end(living, Cause.MACHINE_LOST)
+        self.go(rounds, frozen)
+
+    @rule(pick=PICK, code=CODES, rounds=ROUNDS, frozen=FROZEN)
+    def workers_fail(self, pick: int, code: ExitCode, rounds: int, frozen: frozenset[int]) -> None:
+        if (member := self.member(pick)) is not None:
+            self.cluster.fail(member, code)
+        self.go(rounds, frozen)
+
+    @rule(how=st.sampled_from([(False, None), (True, None), (False, "interrupt-1")]), rounds=ROUNDS, frozen=FROZEN)
+    def stop_is_wanted_or_not(self, how: tuple[bool, str | None], rounds: int, frozen: frozenset[int]) -> None:
+        suspend, self.cluster.stop = how
+        self.cluster.spec = self.cluster.spec.model_copy(update={"suspend": suspend})
+        self.go(rounds, frozen)
+
+    # -- in the end
+
+    def teardown(self) -> None:
+        if not hasattr(self, "cluster"):
+            return
+        cluster = self.cluster
+        cluster.stop, cluster.spec = None, cluster.spec.model_copy(update={"suspend": False})
+        cluster.quiet_down()
+        status, truth = cluster.store.status, cluster.truth
+        goodput = status.goodput
+        assert goodput.executed_steps == goodput.reached_step + goodput.lost_steps
+        assert goodput.lost_steps <= truth.lost
+        if status.phase == "Succeeded":
+            assert goodput.executed_steps == cluster.total + goodput.lost_steps
+        if truth.exact and status.phase == "Succeeded":
+            assert (goodput.executed_steps, goodput.lost_steps) == (truth.executed, truth.lost)
+        if status.phase == "Failed":
+            self.check_reason(next(c.reason for c in status.conditions if c.type == "Failed"))
+
+    def check_reason(self, reason: str) -> None:
+        restarts, retry = self.cluster.store.status.restarts, self.cluster.spec.retry
+        if reason == "RetriesExhausted":
+            assert restarts.failures > retry.failures
+        elif reason == "NoProgress":
+            assert restarts.without_progress >= retry.no_progress_limit
+        elif reason == "StartFailed":
+            assert max(s.failed_starts for s in self.cluster.store.status.slots) == 5
+        elif reason == "StorageFailed":
+            assert restarts.by_cause["StorageFailed"] > retry.failures
+        else:
+            assert reason == "BadData"
+            assert self.cluster.truth.final
+
+
+CHECKS = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
+
+
+@pytest.mark.timeout(120)
+def test_plan_survives_every_interleaving() -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(
+        Faults,
+        settings=settings(
+            max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, suppress_health_check=CHECKS
+        ),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_plan_survives_many_more_interleavings() -> None:
+    from hypothesis.stateful import run_state_machine_as_test
+
+    run_state_machine_as_test(
+        Faults,
+        settings=settings(
+            max_examples=1500, stateful_step_count=80, deadline=None, print_blob=True, suppress_health_check=CHECKS
+        ),
+    )
