@@ -12,7 +12,7 @@ from tests.testbed.waiting import wait_for
 pytestmark = pytest.mark.timeout(300)
 
 WEB = "import http.server as h, socketserver; h.SimpleHTTPRequestHandler.protocol_version='HTTP/1.0'; h.test(h.SimpleHTTPRequestHandler, port=8000)"
-SLEEP = "import signal; signal.sigwait({signal.SIGTERM})"
+SLEEP = "import signal as s; s.pthread_sigmask(s.SIG_BLOCK, [s.SIGTERM]); s.sigwait([s.SIGTERM])"
 
 
 def pod(name: str, image: str, program: str, **spec: Any) -> dict[str, Any]:
