@@ -250,6 +250,9 @@ class Cluster:
     def leave(self, member: Member) -> None:
         """An agent that is to leave does so once nothing runs."""
         agent = member.agent
+        training = self.trainings.get(agent.generation)
+        if agent.leaving and agent.running and training is not None and training.step is None:
+            self.fail(member, ExitCode.PEER_LOST)  # who has not begun is not waited for
         if not member.alive or not agent.leaving or agent.running:
             return
         if agent.outcome is not None and agent.outcome.kind == "completed" and not agent.by_signal:

@@ -23,7 +23,7 @@ class Truth:
         self.executed = 0
         self.lost = 0
         self.position = 0
-        self.exact = True  # until what a generation did died with all its members
+        self.exact = True  # until what a generation did has died, unheard, with all its members
         self.worlds: dict[int, WorldStatus] = {}
         self.losses = 0
         self.failures = 0
@@ -137,7 +137,8 @@ class Truth:
             )
             if survived and self.exact:
                 assert new.goodput.reached_step == self.position, "steps of a survivor were not counted"
-            self.exact = self.exact and new.goodput.reached_step == self.position
+            heard = survived or before.resumed_from_step is not None
+            self.exact = self.exact and heard and new.goodput.reached_step == self.position
 
     def _check_slots(self, old: JobStatus, new: JobStatus) -> list[SlotStatus]:
         """Returns the slots, as they were, whose incarnation is raised."""

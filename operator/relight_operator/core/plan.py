@@ -18,8 +18,9 @@ def plan(seen: Observed, now: float) -> tuple[Action, ...]:
     Events come after the write that they tell of: who cannot make that write does not tell them either.
     """
     draft = Draft(seen, now, seen.status.model_copy(deep=True))
-    _decide(draft)
-    describe(draft)
+    if seen.status.phase not in TERMINAL:  # what has ended stays as it was written
+        _decide(draft)
+        describe(draft)
     created, deleted, written = members.creates(draft), members.deletes(draft), _write(draft)
     requeue = [RequeueAfter(max(0.0, min(draft.wakeups)))] if draft.wakeups else []
     return (*created, *deleted, *written, *requeue)
@@ -27,8 +28,6 @@ def plan(seen: Observed, now: float) -> tuple[Action, ...]:
 
 def _decide(draft: Draft) -> None:
     status = draft.status
-    if status.phase in TERMINAL:
-        return
     slots.start(draft)
     slots.bind(draft)
     steps.hear(draft)
