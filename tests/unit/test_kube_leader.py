@@ -114,6 +114,16 @@ def test_two_that_try_at_once_do_not_both_get_it() -> None:
     assert (a.leads(), b.leads()) == (False, True)
 
 
+def test_a_container_that_was_restarted_takes_over_from_itself_at_once() -> None:
+    client, clock = FakeClient(), Clock()
+    asyncio.run(elector(client, clock, "pod-1_a").acquire())
+    names = {"namespace": "ns", "name": "relight"}
+    other = Elector(client, **names, identity="pod-2_b", place="pod-2_", clock=clock)
+    again = Elector(client, **names, identity="pod-1_c", place="pod-1_", clock=clock)
+    assert not asyncio.run(other._try())
+    assert asyncio.run(again._try())
+
+
 def test_who_does_not_lead_reads_and_does_not_write() -> None:
     async def body() -> None:
         client, leads = FakeClient(), [False]

@@ -65,8 +65,9 @@ class Operator:
 
     def __post_init__(self) -> None:
         o = self.options
-        identity = f"{o.pod_name or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-        self.elector = Elector(self.client, namespace=o.namespace, name=o.lease, identity=identity)
+        place = f"{o.pod_name}_" if o.pod_name else ""
+        identity = f"{place or socket.gethostname() + '_'}{uuid.uuid4().hex[:8]}"
+        self.elector = Elector(self.client, namespace=o.namespace, name=o.lease, identity=identity, place=place)
         self.queue = WorkQueue()
         self.primed = False
         self.writes: Client = LeaderClient(self.client, self.elector.leads)

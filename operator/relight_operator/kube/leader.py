@@ -22,7 +22,11 @@ _log = logging.getLogger(__name__)
 
 
 class Elector:
-    """`identity` is this process's own, never used again by another one."""
+    """`identity` is this process's own, never used again by another one.
+
+    `place` begins the identities of all processes of this very container: of those but one can live at a time, so what
+    an earlier one held is ours at once.
+    """
 
     def __init__(
         self,
@@ -31,6 +35,7 @@ class Elector:
         namespace: str,
         name: str,
         identity: str,
+        place: str = "",
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -38,6 +43,7 @@ class Elector:
         self._namespace = namespace
         self._name = name
         self._identity = identity
+        self._place = place
         self._clock = clock
         self._wall = wall
         self._valid_until = float("-inf")
@@ -119,9 +125,10 @@ class Elector:
 
     def _free(self, held: Mapping[str, Any]) -> bool:
         """Whether the other holder has given up, or not renewed for its whole duration, as seen from here."""
-        if not held.get("holderIdentity"):
+        holder = str(held.get("holderIdentity") or "")
+        if not holder or (self._place and holder.startswith(self._place)):
             return True
-        record = (held.get("holderIdentity"), held.get("renewTime"), held.get("leaseTransitions"))
+        record = (holder, held.get("renewTime"), held.get("leaseTransitions"))
         if record != self._seen:
             self._seen, self._seen_at = record, self._clock()
         return self._clock() >= self._seen_at + float(held.get("leaseDurationSeconds") or DURATION_SECONDS)
