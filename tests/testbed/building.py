@@ -89,7 +89,7 @@ def build_image(
                     f"--tag={reference}",
                 ),
                 *(f"--build-arg={argument}={value}" for argument, value in arguments.items()),
-                *(f"--volume={here}:{there}:ro" for here, there in volumes.items()),
+                *(f"--volume={volume}" for volume in volumes),
                 str(seen),
             )
         _buildah("push", "--quiet", reference, f"docker-archive:{folder}/image.tar:{reference}")
@@ -123,26 +123,24 @@ def _buildah(*words: str | Path) -> str:
 
 
 @contextmanager
-def _pip_settings() -> Iterator[dict[Path, str]]:
-    """What to mount, and where, so that pip in a build finds what pip finds here."""
+def _pip_settings() -> Iterator[list[str]]:
+    """What to mount (buildah's --volume) so that pip in a build finds what pip finds here."""
     settings = _settings_of(sh(sys.executable, "-m", "pip", "config", "list"))
-    volumes: dict[Path, str] = {}
-    lines = ["[global]"]
-    for setting, value in settings.items():
-        words = []
-        for word in value.split():
-            scheme = "file://" if word.startswith("file://") else ""
-            path = Path(urlsplit(word).path if scheme else word)
-            if path.is_absolute() and path.exists():
-                there = volumes.setdefault(path, f"/run/pip/{len(volumes)}")
-                words.append(scheme + there)
-            else:
-                words.append(word)
-        lines.append(f"{setting} = {' '.join(words)}")
+    lines = [f"{setting} = {' '.join(value.split())}" for setting, value in settings.items()]
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "pip.conf"
-        written.write_text("\n".join(lines) + "\n")
-        yield volumes | {written: "/etc/pip.conf"}
+        written.write_text("\n".join(["[global]", *lines]) + "\n")
+        yield [f"{written}:/etc/pip.conf:ro", *(f"{path}:{path}:ro" for path in _local_paths(settings))]
+
+
+def _local_paths(settings: Mapping[str, str]) -> list[Path]:
+    """Files and folders here that pip's settings name; of an index its parent folder, in which lies what it links to."""
+    found = set()
+    for word in " ".join(settings.values()).split():
+        path = Path(urlsplit(word).path).parent if word.startswith("file:") else Path(word)
+        if path.is_absolute() and path.exists() and path != Path("/"):
+            found.add(path)
+    return sorted(found)
 
 
 def _settings_of(listing: str) -> dict[str, str]:

@@ -1,0 +1,234 @@
+"""The operator, installed by its chart, against a real API server, scheduler and kubelets.
+
+`RELIGHT_TEST_IMAGES` names the folder of image archives that `make image` wrote (operator.tar, trainer.tar); without it
+the images are taken for being on the machines already.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.cluster.relight import CHART, RELEASE, SYSTEM, Job, Operator, waited_for
+from tests.testbed import Cluster, ExistingCluster
+from tests.testbed.images import Image
+
+pytestmark = pytest.mark.timeout(600)
+
+CONFIG = {
+    "model": {"type": "digits_cnn", "width": 16},
+    "data": {"type": "digits"},
+    "train": {"duration": "400ep", "global_batch": 64, "seed": 0, "threads": 1},
+}
+LONG = {"nodes": 2, "trainer": {"config": CONFIG}, "disruption": {"gracePeriod": "20s"}}
+SHORT = {**LONG, "trainer": {"config": {**CONFIG, "train": {**CONFIG["train"], "duration": "15ep"}}}}
+GPUS = "trainer.resources.limits.nvidia\\.com/gpu=8"
+
+
+@pytest.fixture(scope="module")
+def operator(cluster: ExistingCluster) -> Iterator[Operator]:
+    folder = os.environ.get("RELIGHT_TEST_IMAGES")
+    if folder and isinstance(cluster, Cluster):
+        for target in ("operator", "trainer"):
+            cluster.load_image(Image(f"localhost/relight-{target}:0.1.0", Path(folder) / f"{target}.tar"))
+    # Each member fills a machine, so that the scheduler has to preempt for real.
+    values = ("--set", GPUS) if isinstance(cluster, Cluster) else ()
+    cluster.helm("upgrade", "--install", RELEASE, CHART, f"-n={SYSTEM}", "--create-namespace", "--wait", *values)
+    yield Operator(cluster)
+    cluster.helm("uninstall", RELEASE, f"-n={SYSTEM}", "--wait", check=False)
+
+
+@pytest.fixture
+def job(operator: Operator, namespace: str) -> Iterator[Job]:
+    made = Job(operator.cluster, namespace, "digits")
+    yield made
+    made.kubectl("delete", "trainingjob", "digits", "--ignore-not-found", "--wait=false")
+
+
+def preempt(job: Job, pod: str) -> None:
+    node = job.cluster.get("pod", pod, f"-n={job.namespace}")["spec"]["nodeName"]
+    image = job.cluster.get("pod", pod, f"-n={job.namespace}")["spec"]["containers"][0]["image"]
+    priority = {
+        "apiVersion": "scheduling.k8s.io/v1",
+        "kind": "PriorityClass",
+        "metadata": {"name": "relight-test-high"},
+        "value": 1000,
+    }
+    limits = {"nvidia.com/gpu": 8}
+    container = {"name": "c", "image": image, "command": ["sleep", "5"], "resources": {"limits": limits}}
+    high = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "high", "namespace": job.namespace},
+        "spec": {
+            "priorityClassName": "relight-test-high",
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 1,
+            "nodeSelector": {"kubernetes.io/hostname": node},
+            "containers": [container],
+        },
+    }
+    for body in (priority, high):
+        job.cluster.kubectl("apply", "-f-", stdin=json.dumps(body))
+
+
+def evict(job: Job, pod: str) -> None:
+    metadata = {"name": pod, "namespace": job.namespace}
+    # Servers from 1.22 on know policy/v1, older ones its beta only.
+    served = job.cluster.kubectl("api-versions").split()
+    version = "policy/v1" if "policy/v1" in served else "policy/v1beta1"
+    body = json.dumps({"apiVersion": version, "kind": "Eviction", "metadata": metadata})
+    path = f"/api/v1/namespaces/{job.namespace}/pods/{pod}/eviction"
+    job.cluster.kubectl("create", "--raw", path, "-f", "-", stdin=body)
+
+
+def delete(job: Job, pod: str) -> None:
+    job.kubectl("delete", "pod", pod, "--wait=false")
+
+
+def delete_by_force(job: Job, pod: str) -> None:
+    job.kubectl("delete", "pod", pod, "--wait=false", "--force", "--grace-period=0")
+
+
+def recovered_from(job: Job, slot: int, fault: Callable[[Job, str], None]) -> dict[str, Any]:
+    """The status after the job has met the fault and trains again; the other slot's pod stayed."""
+    before = job.until_training()
+    uids = job.uids()
+    fault(job, job.pod(slot))
+    after = job.until_training(before["world"]["generation"] + 1)
+    assert job.uids()[1 - slot] == uids[1 - slot]
+    assert job.uids()[slot] != uids[slot]
+    return after
+
+
+def test_a_job_trains_to_its_end(job: Job) -> None:
+    job.apply(SHORT)
+    status = job.until_phase("Succeeded")
+    assert len(status["result"]["weightsDigest"]) == 64
+    assert status["progress"]["percent"] == 100
+    assert {"GenerationFormed", "Succeeded"} <= job.events()
+    pods = job.cluster.get("pods", f"-n={job.namespace}")["items"]
+    assert len({p["spec"]["nodeName"] for p in pods}) == 2
+    waited_for("the pods' end", lambda: all(
+        p["status"]["phase"] == "Succeeded" for p in job.cluster.get("pods", f"-n={job.namespace}")["items"]
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("slot", "fault", "causes"),
+    [
+        pytest.param(1, delete, {"Deleted"}, id="deleted"),
+        pytest.param(0, delete, {"Deleted"}, id="the master's pod deleted"),
+        pytest.param(1, delete_by_force, {"Deleted"}, id="deleted by force"),
+        # Before 1.26 an eviction leaves no trace but the deletion.
+        pytest.param(1, evict, {"Evicted", "Deleted"}, id="evicted"),
+    ],
+)
+def test_a_disruption_costs_no_step_and_no_budget(
+    job: Job, slot: int, fault: Callable[[Job, str], None], causes: set[str]
+) -> None:
+    job.apply(LONG)
+    after = recovered_from(job, slot, fault)
+    restarts = after["restarts"]
+    assert (restarts["disruptions"], restarts["counted"], restarts["total"]) == (1, 0, 1)
+    assert set(restarts["byCause"]) <= causes
+    assert after["goodput"]["lostSteps"] == 0
+
+
+def test_the_schedulers_preemption_is_called_so(job: Job, testbed: Cluster) -> None:
+    del testbed  # its machines have GPUs
+    job.apply(LONG)
+    after = recovered_from(job, 1, preempt)
+    assert after["restarts"]["byCause"] == {"Preempted": 1}
+    assert after["goodput"]["lostSteps"] == 0
+
+
+@pytest.mark.slow
+def test_a_dead_machine_is_left(job: Job, testbed: Cluster) -> None:
+    killed = []
+
+    def kill(job: Job, pod: str) -> None:
+        node = job.cluster.get("pod", pod, f"-n={job.namespace}")["spec"]["nodeName"]
+        killed.append(node)
+        testbed.kill_machine(node)
+
+    job.apply(LONG)
+    try:
+        after = recovered_from(job, 1, kill)
+        assert after["restarts"]["byCause"] == {"MachineLost": 1}
+        assert after["goodput"]["lostSteps"] == 0
+    finally:
+        for node in killed:
+            testbed.revive_machine(node)
+
+
+def test_the_leaders_end_in_mid_recovery_changes_nothing(job: Job, operator: Operator) -> None:
+    job.apply(LONG)
+
+    def both(job: Job, pod: str) -> None:
+        delete(job, pod)
+        operator.cluster.kubectl("delete", "pod", operator.leader(), f"-n={SYSTEM}", "--wait=false")
+
+    after = recovered_from(job, 1, both)
+    assert after["restarts"]["byCause"] == {"Deleted": 1}
+    pods = job.cluster.get("pods", f"-n={job.namespace}")["items"]
+    members = [
+        (p["metadata"]["labels"]["relight.dev/slot"], p["metadata"]["labels"]["relight.dev/incarnation"]) for p in pods
+    ]
+    assert len(members) == len(set(members))
+
+
+def test_training_goes_on_while_no_operator_is_there(job: Job, operator: Operator) -> None:
+    job.apply(LONG)
+    job.until_training()
+    generation = job.status()["world"]["generation"]
+    operator.scale(0)
+    try:
+        before = job.step()
+        time.sleep(5)
+    finally:
+        operator.scale(2)
+    waited_for("steps that were done meanwhile", lambda: job.step() > before)
+    status = job.until_training()
+    assert (status["world"]["generation"], status["restarts"]["total"]) == (generation, 0)
+
+
+def test_a_job_is_deleted_while_no_operator_is_there(job: Job, operator: Operator) -> None:
+    job.apply(LONG)
+    job.until_training()
+    operator.scale(0)
+    try:
+        began = time.monotonic()
+        job.kubectl("delete", "trainingjob", "digits", "--timeout=10s")
+        assert time.monotonic() - began < 10
+        for kind in ("pods", "services", "configmaps"):
+            selected = (kind, f"-n={job.namespace}", "-l=relight.dev/job=digits")
+            waited_for(f"no {kind}", lambda what=selected: not job.cluster.get(*what)["items"])  # type: ignore[misc]
+    finally:
+        operator.scale(2)
+
+
+def test_a_wrong_job_becomes_invalid_in_words(job: Job) -> None:
+    wrong = {**SHORT, "trainer": {"config": {**CONFIG, "model": {"type": "digits_cn"}}}}
+    job.apply(wrong)
+    status = job.until_phase("Invalid")
+    message = next(c["message"] for c in status["conditions"] if c["type"] == "Invalid")
+    assert "spec.trainer.config.model" in message
+    assert "digits_cnn" in message
+    assert job.cluster.get("pods", f"-n={job.namespace}")["items"] == []
+
+
+def test_an_edit_of_a_frozen_field_is_ignored_and_said(job: Job) -> None:
+    job.apply(LONG)
+    job.until_training()
+    job.kubectl("patch", "trainingjob", "digits", "--type=merge", "-p", '{"spec":{"nodes":3}}')
+
+    def said() -> bool:
+        conditions = job.status()["conditions"]
+        return any(c["type"] == "SpecChangeIgnored" and "spec.nodes" in c["message"] for c in conditions)
+
+    waited_for("the condition SpecChangeIgnored", said)
+    assert len(job.cluster.get("pods", f"-n={job.namespace}")["items"]) == 2
