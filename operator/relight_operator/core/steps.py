@@ -28,8 +28,7 @@ def hear(draft: Draft) -> None:
         _recovered(draft, world, progress, furthest)
     if progress is not None:
         _record(draft, progress)
-    for notice in (n for p in reports for n in p.notices):
-        _note(draft, notice)
+    _note(draft, list(dict.fromkeys(n for p in reports for n in p.notices)))
 
 
 def close(draft: Draft) -> None:
@@ -122,10 +121,15 @@ def _record(draft: Draft, progress: AgentProgress) -> None:
         checkpoint.snapshot_step = progress.snapshot
 
 
-def _note(draft: Draft, notice: str) -> None:
-    checkpoint = draft.status.checkpoint
-    if notice not in checkpoint.notices:
-        checkpoint.notices = [*checkpoint.notices, notice][-MAX_NOTICES:]
+def _note(draft: Draft, reported: list[str]) -> None:
+    """Keep and tell what is new. Only what nobody reports any more makes room: else two notices would chase each other."""
+    kept = draft.status.checkpoint.notices
+    past = [n for n in kept if n not in reported]
+    room = MAX_NOTICES - len(kept) + len(past)
+    new = [n for n in reported if n not in kept][:room]
+    dropped = past[: max(0, len(kept) + len(new) - MAX_NOTICES)]
+    draft.status.checkpoint.notices = [n for n in kept if n not in dropped] + new
+    for notice in new:
         draft.event("Notice", notice, warning=True)
 
 
