@@ -66,7 +66,9 @@ class Display:
         spec = job.spec
         processes = spec.workers_per_node
         nodes = "1 node" if spec.nodes == 1 else f"{spec.nodes} nodes"
-        self.line(f"{job.metadata.name}: {nodes} x {processes} process{'es' if processes > 1 else ''}, state in {state}")
+        self.line(
+            f"{job.metadata.name}: {nodes} x {processes} process{'es' if processes > 1 else ''}, state in {state}"
+        )
         for text in said:
             self.line(text)
 

@@ -36,7 +36,9 @@ from relight_operator.local.state import StateFolder, default_state_dir
     metavar="FAULT",
     help="Break something at an exact step: preempt-node:SLOT@step:N or kill-node:SLOT@step:N. May be repeated.",
 )
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="json: the final status on stdout.")
+@click.option(
+    "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="json: the final status on stdout."
+)
 def run_command(file: str, state_dir: Path | None, fresh: bool, faults: tuple[str, ...], output: str) -> int:
     r"""Run the TrainingJob in FILE (- is stdin) on this machine, its members as processes.
 
@@ -87,7 +89,9 @@ def check_script(job: TrainingJob, workdir: Path) -> None:
 
 async def _run(runner: Any, display: Display) -> JobStatus:
     def stop() -> None:
-        display.line("stopping: saving the state (again: do not wait)" if runner.stop is None else "killing the members")
+        display.line(
+            "stopping: saving the state (again: do not wait)" if runner.stop is None else "killing the members"
+        )
         runner.request_stop()
 
     loop = asyncio.get_running_loop()

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from relight_operator.errors import InvalidUsage
 
 _FORM = re.compile(r"(?P<action>preempt|kill)-node:(?P<slot>\d{1,4})@step:(?P<step>\d{1,15})")
-EXAMPLES = "preempt-node:1@step:40 (SIGTERM, with the grace period), kill-node:0@step:80 (SIGKILL of everything at once)"
+EXAMPLES = (
+    "preempt-node:1@step:40 (SIGTERM, with the grace period), kill-node:0@step:80 (SIGKILL of everything at once)"
+)
 
 
 @dataclass(frozen=True)

@@ -237,7 +237,9 @@ def classify(message: dict[str, Any] | None, status: int | None, log_tail: str, 
         if status is not None and status > 0:
             text = f"the agent ended with {status} and left no word: {log_tail}"
             return MemberEnd(Cause.VANISHED, CAUSE_CLASS[Cause.VANISHED], at, status, clip(text))
-        return MemberEnd(Cause.MACHINE_LOST, CAUSE_CLASS[Cause.MACHINE_LOST], at, status, "killed with all its processes")
+        return MemberEnd(
+            Cause.MACHINE_LOST, CAUSE_CLASS[Cause.MACHINE_LOST], at, status, "killed with all its processes"
+        )
     code, text = int(message["exitCode"]), clip(str(message.get("message", "")))
     meaning = exit_of(code)
     if code in (ExitCode.STOPPED_SAVED, ExitCode.STOPPED_UNSAVED):

@@ -67,9 +67,7 @@ class StateFolder:
         try:
             return _parse(value)
         except (TypeError, KeyError, ValueError) as error:
-            raise StateError(
-                f"{self.file} cannot be read ({error}): remove it, or start anew with --fresh"
-            ) from error
+            raise StateError(f"{self.file} cannot be read ({error}): remove it, or start anew with --fresh") from error
 
     def create(self, job: TrainingJob, status: JobStatus) -> StoredJob:
         """Store a new job: it gets its uid and its creation time here."""
