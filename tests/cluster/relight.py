@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.testbed import ExistingCluster
 
@@ -14,14 +14,22 @@ SYSTEM = "relight-system"
 RELEASE = "relight"
 POLL_SECONDS = 0.25
 
+T = TypeVar("T")
 
-def waited_for[T](what: str, found: Callable[[], T], seconds: float = 120) -> T:
+
+def waited_for(what: str, found: Callable[[], T], seconds: float = 120) -> T:
     """What `found` returns as soon as that is true. Fails with `what` after `seconds`."""
     until = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < until, f"{what}: not within {seconds:.0f} s"
         time.sleep(POLL_SECONDS)
     return value
+
+
+def items(cluster: ExistingCluster, *words: str) -> list[dict[str, Any]]:
+    """The objects that `kubectl get WORDS` lists."""
+    found = cluster.get(*words)
+    return list(found["items"]) if found else []
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Operator:
         self.cluster.kubectl("scale", f"deployment/{RELEASE}", f"--replicas={replicas}", f"-n={SYSTEM}")
         if replicas == 0:
             pods = ("pods", f"-n={SYSTEM}", f"-l=app.kubernetes.io/instance={RELEASE}")
-            waited_for("the operator's end", lambda: not self.cluster.get(*pods)["items"])
+            waited_for("the operator's end", lambda: not items(self.cluster, *pods))
         else:
             self.cluster.kubectl("rollout", "status", f"deployment/{RELEASE}", f"-n={SYSTEM}", "--timeout=120s")
 
@@ -104,5 +112,8 @@ class Job:
         return waited_for(f"{self.name}: {phase}", there, seconds)
 
     def events(self) -> set[str]:
-        found = self.cluster.get("events", f"-n={self.namespace}", f"--field-selector=involvedObject.name={self.name}")
-        return {e["reason"] for e in found["items"]}
+        selected = ("events", f"-n={self.namespace}", f"--field-selector=involvedObject.name={self.name}")
+        return {e["reason"] for e in items(self.cluster, *selected)}
+
+    def pods(self) -> list[dict[str, Any]]:
+        return items(self.cluster, "pods", f"-n={self.namespace}", f"-l=relight.dev/job={self.name}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cluster.relight import CHART, RELEASE, SYSTEM, Job, Operator, waited_for
+from tests.cluster.relight import CHART, RELEASE, SYSTEM, Job, Operator, items, waited_for
 from tests.testbed import Cluster, ExistingCluster
 from tests.testbed.images import Image
 
@@ -110,10 +110,10 @@ def test_a_job_trains_to_its_end(job: Job) -> None:
     assert len(status["result"]["weightsDigest"]) == 64
     assert status["progress"]["percent"] == 100
     assert {"GenerationFormed", "Succeeded"} <= job.events()
-    pods = job.cluster.get("pods", f"-n={job.namespace}")["items"]
+    pods = job.pods()
     assert len({p["spec"]["nodeName"] for p in pods}) == 2
     waited_for("the pods' end", lambda: all(
-        p["status"]["phase"] == "Succeeded" for p in job.cluster.get("pods", f"-n={job.namespace}")["items"]
+        p["status"]["phase"] == "Succeeded" for p in job.pods()
     ))  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def test_the_leaders_end_in_mid_recovery_changes_nothing(job: Job, operator: Ope
 
     after = recovered_from(job, 1, both)
     assert after["restarts"]["byCause"] == {"Deleted": 1}
-    pods = job.cluster.get("pods", f"-n={job.namespace}")["items"]
+    pods = job.pods()
     members = [
         (p["metadata"]["labels"]["relight.dev/slot"], p["metadata"]["labels"]["relight.dev/incarnation"]) for p in pods
     ]
@@ -206,7 +206,7 @@ def test_a_job_is_deleted_while_no_operator_is_there(job: Job, operator: Operato
         assert time.monotonic() - began < 10
         for kind in ("pods", "services", "configmaps"):
             selected = (kind, f"-n={job.namespace}", "-l=relight.dev/job=digits")
-            waited_for(f"no {kind}", lambda what=selected: not job.cluster.get(*what)["items"])  # type: ignore[misc]
+            waited_for(f"no {kind}", lambda what=selected: not items(job.cluster, *what))  # type: ignore[misc]
     finally:
         operator.scale(2)
 
@@ -218,7 +218,7 @@ def test_a_wrong_job_becomes_invalid_in_words(job: Job) -> None:
     message = next(c["message"] for c in status["conditions"] if c["type"] == "Invalid")
     assert "spec.trainer.config.model" in message
     assert "digits_cnn" in message
-    assert job.cluster.get("pods", f"-n={job.namespace}")["items"] == []
+    assert job.pods() == []
 
 
 def test_an_edit_of_a_frozen_field_is_ignored_and_said(job: Job) -> None:
@@ -231,4 +231,4 @@ def test_an_edit_of_a_frozen_field_is_ignored_and_said(job: Job) -> None:
         return any(c["type"] == "SpecChangeIgnored" and "spec.nodes" in c["message"] for c in conditions)
 
     waited_for("the condition SpecChangeIgnored", said)
-    assert len(job.cluster.get("pods", f"-n={job.namespace}")["items"]) == 2
+    assert len(job.pods()) == 2
