@@ -18,6 +18,7 @@ from tests.testbed.binaries import binaries
 from tests.testbed.cache import cache_root
 from tests.testbed.errors import TestbedError, TestbedUnavailableError
 from tests.testbed.host import enter, hierarchies, remove_leftovers, the_only_one
+from tests.testbed.images import pause_image
 from tests.testbed.layout import NODES, SOCKET, log_folder
 from tests.testbed.packages import install_packages
 from tests.testbed.seed import seed
@@ -174,7 +175,7 @@ def prepare() -> None:
     hierarchies()
     install_packages()
     binaries()
-    seed([])
+    pause_image()
 
 
 def bring_down() -> None:
