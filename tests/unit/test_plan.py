@@ -707,3 +707,29 @@ def test_progress_is_shown_as_people_read_it() -> None:
     assert status.progress is not None
     expected = ProgressStatus(step=10, total_steps=100, percent=10, text="10% 10/100", eta_seconds=9990, updated=NOW)
     assert status.progress == expected
+
+
+def test_steps_of_a_generation_that_never_said_where_it_began_are_counted_when_it_is_left_behind() -> None:
+    agents = agent("Running", 2, furthest_step=14)
+    dead = [member(0, agent=agents, end=ended(Cause.MACHINE_LOST)), member(1, "u9", 1, agent=agents)]
+    status = after(seen(second_generation(), *dead))
+    assert status.goodput.reached_step == 10
+    dead[1] = replace(dead[1], end=ended(Cause.MACHINE_LOST))
+    status = after(seen(status, *dead))
+    status = after(seen(status, *dead, member(0, "n0", 1), member(1, "n1", 2)))
+    assert status.world is not None
+    assert (status.world.generation, status.world.previous_furthest_step) == (3, 14)
+    assert (status.goodput.reached_step, status.goodput.executed_steps) == (14, 14)
+
+
+def test_another_member_of_the_same_name_is_not_the_one_that_was_recorded() -> None:
+    status = after(seen(running(), member(0, agent=busy()), member(1, "other")))
+    assert (status.slots[1].incarnation, status.restarts.by_cause) == (1, {"Vanished": 1})
+
+
+def test_completions_of_a_generation_that_came_to_nothing_are_forgotten() -> None:
+    given = recovering()
+    given.slots[0].completed = 1
+    status = after(seen(given, member(0, agent=outcome("completed")), member(1, "u9", 1)))
+    assert status.world is not None
+    assert (status.world.generation, status.slots[0].completed, status.result) == (2, None, None)
