@@ -103,6 +103,7 @@ class Agent:
             self._reporter.update(terminating_at=time.monotonic())
         elif kind == "command":
             self._obey(value)
+            self._reporter.acknowledge(str(value.get("id")))
         elif kind == "launcher":
             self._on_launcher(value)
         elif kind == "refused":

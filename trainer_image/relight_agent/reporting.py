@@ -46,7 +46,8 @@ class Reporter:
         self._state = State()
         self._seq = 0
         self._changed = threading.Event()
-        self._last_command = ""
+        self._last_command = ""  # the newest one heard
+        self._acknowledged = ""  # the newest one obeyed
         self._refusals = 0
         self.answered_at = time.monotonic()  # when the coordinator last said anything
         self._closing = False
@@ -67,6 +68,12 @@ class Reporter:
         with self._lock:
             for name, value in changes.items():
                 setattr(self._state, name, value)
+
+    def acknowledge(self, command: str) -> None:
+        """The agent has obeyed `command`: nothing that it was told before will be begun any more."""
+        with self._lock:
+            self._acknowledged = command
+        self._changed.set()
 
     def last_words(self, timeout: float) -> None:
         """One more report before the agent ends, if anybody listens."""
@@ -147,7 +154,7 @@ class Reporter:
                 "timings": state.timings,
                 "progress": progress,
                 "outcome": outcome,
-                "acknowledged": self._last_command,
+                "acknowledged": self._acknowledged,
             }
 
     def _post(self, channel: Channel, path: str, body: Dict[str, Any], timeout: float) -> Optional[Dict[str, Any]]:
