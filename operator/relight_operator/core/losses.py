@@ -14,7 +14,16 @@ START_BACKOFF_SECONDS = 1.0
 START_BACKOFF_MAX_SECONDS = 60.0
 MAX_FAILED_STARTS = 5
 # Ends that somebody outside the job brought about: they say nothing of whether it can start.
-TAKEN = frozenset({Cause.PREEMPTED, Cause.DELETED, Cause.STOPPED})
+TAKEN = frozenset(
+    {
+        Cause.PREEMPTED,
+        Cause.DELETED,
+        Cause.STOPPED,
+        Cause.EVICTED,
+        Cause.MACHINE_SHUTDOWN,
+        Cause.MACHINE_PRESSURE,
+    }
+)
 
 
 def lose(draft: Draft) -> None:
