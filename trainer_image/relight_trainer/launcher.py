@@ -25,7 +25,7 @@ from relight_trainer import hygiene
 # torch._dynamo is what torch imports when it first formats an exception: 1.8 s at the worst moment.
 WARM = ("torch", "torch.distributed", "torch._dynamo", "relight_trainer.generation")
 # In a user's own image only torch is sure to be there.
-WARM_IF_INSTALLED = ("relight_trainer.train", "relight_trainer.client")
+WARM_IF_INSTALLED = ("relight_trainer.train", "relight_trainer.client", "relight_trainer.metrics")
 
 
 def preload() -> float:

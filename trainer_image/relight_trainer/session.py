@@ -9,12 +9,13 @@ for each step:
 session.complete(...)
 """
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from torch import Tensor, nn
 
@@ -60,6 +61,14 @@ class Cursor:
     weights_digest: str = ""
 
 
+class Pace(NamedTuple):
+    """What a worker's generation has done: steps, the samples of the whole job in them, and the seconds they took."""
+
+    steps: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+
 class Stopped(Exception):
     """All ranks have stopped at the same step."""
 
@@ -82,6 +91,9 @@ class Session:
         self.total_steps = 0  # 0 where unknown
         self.batches_per_epoch = 0  # 0 where unknown
         self.peers = Peers()
+        self.pace = Pace()
+        self.checkpoint_time: float | None = None  # unix seconds, of this generation's newest
+        self._entered_at = 0.0
         self._context = context
         self._notices: list[str] = []
         self._progress = Progress(context.generation, step=0, formed_at=time.monotonic())
@@ -116,6 +128,17 @@ class Session:
         self._chaos = Chaos(context)
         self._objects: Mapping[str, Stateful] = {}
         self._buffers: EqualBuffers | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """The progress as far as it has been noted: the step in it may be a second old, the snapshot's is not."""
+        return self._progress
+
+    @property
+    def checkpoint_step(self) -> int | None:
+        """The step of the newest committed checkpoint, where there is one."""
+        known = self._progress.checkpoint
+        return self._context.committed_step if known is None else known
 
     def say(self, text: str) -> None:
         """Tell a person: in the log, and in status through the progress."""
@@ -152,12 +175,14 @@ class Session:
         self._stop.at_boundary(self.cursor.step)
         self._heartbeat.beat(_TRAIN, self.cursor.step)
         self._report(restored_at=time.monotonic())
+        self._serve_metrics()
         return restored
 
     def enter(self) -> None:
         """Begin the next step. Raises Stopped, everything saved, where all ranks have agreed to stop here."""
         if not self._stop.enter(self.cursor.step):
             self._leave()
+        self._entered_at = time.monotonic()
 
     def leaving(self) -> bool:
         """Whether all ranks have agreed to stop here: for polling in evaluation."""
@@ -168,10 +193,13 @@ class Session:
         assert self._buffers is not None
         self._buffers.sync()
         epoch_ended = cursor.epoch > self.cursor.epoch
+        samples = cursor.samples - self.cursor.samples
         self.cursor = cursor
         self._stop.at_boundary(cursor.step)
         self._write_snapshot()
         self._heartbeat.beat(_TRAIN, cursor.step)
+        seconds = time.monotonic() - self._entered_at
+        self.pace = Pace(self.pace.steps + 1, self.pace.samples + samples, self.pace.seconds + seconds)
         if self._progress.first_step_at is None:
             self._report(first_step_at=time.monotonic())
         elif time.monotonic() >= self._progress_due:
@@ -220,6 +248,19 @@ class Session:
         result = {"weightsDigest": self.cursor.weights_digest, "metrics": self.cursor.metrics}
         return Outcome("completed", rank=self._context.rank, step=self.cursor.step, at=time.monotonic(), result=result)
 
+    def _serve_metrics(self) -> None:
+        port = int(os.environ.get("RELIGHT_METRICS_PORT") or 0)
+        context = self._context
+        if not port or context.local_rank != 0:
+            return
+        try:
+            from relight_trainer import metrics
+        except ModuleNotFoundError as error:  # in a user's own image only torch is sure to be there
+            self.say(f"metrics are off: {error}")
+            return
+        collector = metrics.SessionCollector(self, node_rank=context.node_rank, job_wide=context.rank == 0)
+        metrics.serve(port, collector, self.say)
+
     def _requested(self) -> bool:
         command = self._context.folder.command()
         return command is not None and command.op in {"save", "stop"}
@@ -260,6 +301,7 @@ class Session:
             exchange=self._exchange,
         )
         self._due.saved()
+        self.checkpoint_time = time.time()
         self._heartbeat.beat(_TRAIN, self.cursor.step)
         self._report(checkpoint=self.cursor.step)
 

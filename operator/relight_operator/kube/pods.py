@@ -191,6 +191,7 @@ def _environment(member: CreateMember, coordinator: Coordinator) -> list[dict[st
         "RELIGHT_COORDINATOR_URL": coordinator.url,
         "RELIGHT_CA_FILE": f"{names.MOUNT}/ca.crt",
         "RELIGHT_TOKEN_FILE": f"{names.MOUNT}/token",
+        "RELIGHT_METRICS_PORT": str(names.METRICS_PORT),
         "PYTHONHASHSEED": "0",  # before any interpreter starts: forked workers could not set it
         # A number without a name in /etc/passwd: libraries that ask for their user or home would fail.
         "HOME": "/tmp",  # noqa: S108
