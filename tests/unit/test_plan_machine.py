@@ -210,6 +210,6 @@ def test_plan_survives_many_more_interleavings() -> None:
     run_state_machine_as_test(
         Faults,
         settings=settings(
-            max_examples=1500, stateful_step_count=80, deadline=None, print_blob=True, suppress_health_check=CHECKS
+            max_examples=300, stateful_step_count=60, deadline=None, print_blob=True, suppress_health_check=CHECKS
         ),
     )
