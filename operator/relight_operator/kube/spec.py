@@ -3,21 +3,17 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from relight_agent.files import JobFile, from_dict
 from relight_operator.api.job import JobSpec, TrainingJob
 from relight_operator.api.problems import Problem
-from relight_operator.api.status import JobStatus
+from relight_operator.frozen import MUTABLE, frozen_changes, job_file
 from relight_operator.kube import names
 from relight_operator.kube.names import Owner
 from relight_operator.kube.pods import PodDefaults, job_labels
 from relight_operator.kube.status import unix_seconds
-from relight_operator.local.runner import job_file
-from relight_operator.local.start import MUTABLE, frozen_changes
-from relight_operator.local.state import StoredJob
 
 SPEC_KEY = "spec.json"
 
@@ -43,10 +39,9 @@ def problems_in_a_cluster(job: TrainingJob) -> list[Problem]:
 def freeze(job: TrainingJob, owner: Owner, defaults: PodDefaults) -> Frozen:
     """What `job`, as the server has it now, is from its first start on."""
     created = unix_seconds(job.metadata.creation_timestamp or "")
-    stored = StoredJob(job, JobStatus(), 0, owner.uid, created)
     folder = f"{names.CHECKPOINTS}/{owner.namespace}/{owner.name}" if job.spec.checkpoint else ""
     # Relative paths of a script are the image's business: its working folder is the agent's.
-    file = replace(job_file(stored, Path(), Path(names.CHECKPOINTS)), workdir=".", checkpoint_dir=folder)
+    file = job_file(job, uid=owner.uid, created=created, workdir=".", checkpoint_dir=folder)
     digest = hashlib.sha256(_canonical([_spec(job.spec), asdict(defaults), asdict(file)]).encode()).hexdigest()[:10]
     return Frozen(f"{owner.name}-spec-{digest}", digest, job.spec, file, defaults)
 

@@ -15,9 +15,8 @@ from typing import Any
 
 from aiohttp import web
 
-from relight_agent.files import JobFile, write_json
-from relight_operator.api.durations import seconds
-from relight_operator.api.job import JobSpec, TrainingJob
+from relight_agent.files import write_json
+from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import TERMINAL, JobStatus
 from relight_operator.coordinator.mailbox import Mailbox
 from relight_operator.coordinator.server import Verdict, create_app
@@ -25,10 +24,10 @@ from relight_operator.coordinator.wire import Report
 from relight_operator.core.actions import CreateMember, DeleteMember, EmitEvent, RequeueAfter, WriteStatus
 from relight_operator.core.observed import Observed, SlotView
 from relight_operator.core.plan import plan
+from relight_operator.frozen import config_hash, job_file
 from relight_operator.local.chaos import Fault
 from relight_operator.local.members import ADDRESS, MACHINE, Member, ProcessMembers, token_of
 from relight_operator.local.state import StateFolder, StoredJob
-from relight_trainer import config as trainer_config
 
 PROGRESS_SECONDS = 1.0
 RESYNC_SECONDS = 5.0
@@ -185,57 +184,15 @@ class LocalRunner:
 
     def _write_job_file(self) -> Path:
         path = self.folder.path / "job-file.json"
-        job_file(self.stored, self.workdir, self.folder.path).write(path)
+        location = checkpoint_folder(self.stored.job, self.folder.path)
+        job_file(
+            self.stored.job,
+            uid=self.stored.uid,
+            created=self.stored.created,
+            workdir=str(self.workdir),
+            checkpoint_dir=str(location) if location else "",
+        ).write(path)
         return path
-
-
-def config_hash(spec: JobSpec) -> str:
-    """The identity of what is trained: equal hashes may share states. Over the validated model, never over text."""
-    if spec.trainer.config is not None:
-        return trainer_config.config_hash(_canonical(spec.trainer.config))
-    entry = {"script": spec.trainer.script, "module": spec.trainer.module, "command": spec.trainer.command}
-    return trainer_config.config_hash(entry)
-
-
-def job_file(stored: StoredJob, workdir: Path, state: Path) -> JobFile:
-    """What every member of the job is given."""
-    job, spec = stored.job, stored.job.spec
-    checkpoint = spec.checkpoint
-    interval = checkpoint.interval if checkpoint else None
-    location = checkpoint_folder(job, state)
-    return JobFile(
-        namespace=job.metadata.namespace,
-        name=job.metadata.name,
-        uid=stored.uid,
-        created=stored.created,
-        nodes=spec.nodes,
-        proc_per_node=spec.workers_per_node,
-        entry=_entry(spec),
-        config_hash=config_hash(spec),
-        workdir=str(workdir),
-        env={e.name: e.value for e in spec.trainer.env},
-        python=spec.trainer.python or "",
-        checkpoint_dir=str(location) if location else "",
-        checkpoint_seconds=seconds(interval.time) if interval and interval.time else 0.0,
-        checkpoint_steps=(interval.steps or 0) if interval else 0,
-        checkpoint_epochs=(interval.epochs or 0) if interval else 0,
-        checkpoint_keep=checkpoint.keep if checkpoint else 3,
-        grace_seconds=seconds(spec.disruption.grace_period),
-    )
-
-
-def _canonical(config: dict[str, Any]) -> dict[str, Any]:
-    return trainer_config.canonical(trainer_config.parse(config))
-
-
-def _entry(spec: JobSpec) -> dict[str, Any]:
-    trainer = spec.trainer
-    if trainer.config is not None:
-        return {"kind": "config", "config": _canonical(trainer.config)}
-    for kind, argv in (("script", trainer.script), ("module", trainer.module), ("command", trainer.command)):
-        if argv is not None:
-            return {"kind": kind, "argv": list(argv)}
-    raise AssertionError("a validated job has an entry")
 
 
 def checkpoint_folder(job: TrainingJob, state: Path) -> Path | None:

@@ -4,15 +4,13 @@ import datetime as dt
 import shutil
 from pathlib import Path
 
-from relight_operator.api.job import JobSpec, TrainingJob
+from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import TERMINAL, JobStatus, RecoveryStatus, Restarts
 from relight_operator.errors import InvalidUsage
+from relight_operator.frozen import frozen_changes
 from relight_operator.local.members import kill_leftovers
 from relight_operator.local.runner import checkpoint_folder, run_root
 from relight_operator.local.state import StateFolder, StoredJob
-
-# Everything else is frozen at the first start.
-MUTABLE = frozenset({"suspend", "retry", "disruption", "activeDeadlineSeconds"})
 
 
 def begin(folder: StateFolder, job: TrainingJob, *, fresh: bool) -> tuple[StoredJob, list[str]]:
@@ -44,19 +42,6 @@ def _with(folder: StateFolder, stored: StoredJob, job: TrainingJob) -> StoredJob
         return stored
     folder.write_spec(job, stored.version)
     return folder.load() or stored
-
-
-def frozen_changes(old: JobSpec, new: JobSpec) -> list[str]:
-    """The paths of frozen fields that differ, the deepest that tells them apart."""
-    before, after = (s.model_dump(mode="json", by_alias=True, exclude_none=True) for s in (old, new))
-    return [p for p in _differences(before, after, "spec") if p.split(".")[1] not in MUTABLE]
-
-
-def _differences(old: object, new: object, path: str) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new})
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}")]
-    return [] if old == new else [path]
 
 
 def revived(status: JobStatus) -> JobStatus:

@@ -1,0 +1,75 @@
+"""What a job is from its first start on: which fields are frozen then, and what its members are given. Pure."""
+
+from typing import Any
+
+from relight_agent.files import JobFile
+from relight_operator.api.durations import seconds
+from relight_operator.api.job import JobSpec, TrainingJob
+from relight_trainer import config as trainer_config
+
+# Everything else is frozen at the first start.
+MUTABLE = frozenset({"suspend", "retry", "disruption", "activeDeadlineSeconds"})
+
+
+def frozen_changes(old: JobSpec, new: JobSpec) -> list[str]:
+    """The paths of frozen fields that differ, the deepest that tells them apart."""
+    before, after = (s.model_dump(mode="json", by_alias=True, exclude_none=True) for s in (old, new))
+    return [p for p in _differences(before, after, "spec") if p.split(".")[1] not in MUTABLE]
+
+
+def _differences(old: object, new: object, path: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}")]
+    return [] if old == new else [path]
+
+
+def config_hash(spec: JobSpec) -> str:
+    """The identity of what is trained: equal hashes may share states. Over the validated model, never over text."""
+    if spec.trainer.config is not None:
+        return trainer_config.config_hash(_canonical(spec.trainer.config))
+    entry = {"script": spec.trainer.script, "module": spec.trainer.module, "command": spec.trainer.command}
+    return trainer_config.config_hash(entry)
+
+
+def job_file(job: TrainingJob, *, uid: str, created: float, workdir: str, checkpoint_dir: str) -> JobFile:
+    """What every member of the job is given.
+
+    `created` in unix seconds; `checkpoint_dir` is the job's own folder of durable state, "" where it has none.
+    """
+    spec = job.spec
+    checkpoint = spec.checkpoint
+    interval = checkpoint.interval if checkpoint else None
+    return JobFile(
+        namespace=job.metadata.namespace,
+        name=job.metadata.name,
+        uid=uid,
+        created=created,
+        nodes=spec.nodes,
+        proc_per_node=spec.workers_per_node,
+        entry=_entry(spec),
+        config_hash=config_hash(spec),
+        workdir=workdir,
+        env={e.name: e.value for e in spec.trainer.env},
+        python=spec.trainer.python or "",
+        checkpoint_dir=checkpoint_dir,
+        checkpoint_seconds=seconds(interval.time) if interval and interval.time else 0.0,
+        checkpoint_steps=(interval.steps or 0) if interval else 0,
+        checkpoint_epochs=(interval.epochs or 0) if interval else 0,
+        checkpoint_keep=checkpoint.keep if checkpoint else 3,
+        grace_seconds=seconds(spec.disruption.grace_period),
+    )
+
+
+def _canonical(config: dict[str, Any]) -> dict[str, Any]:
+    return trainer_config.canonical(trainer_config.parse(config))
+
+
+def _entry(spec: JobSpec) -> dict[str, Any]:
+    trainer = spec.trainer
+    if trainer.config is not None:
+        return {"kind": "config", "config": _canonical(trainer.config)}
+    for kind, argv in (("script", trainer.script), ("module", trainer.module), ("command", trainer.command)):
+        if argv is not None:
+            return {"kind": kind, "argv": list(argv)}
+    raise AssertionError("a validated job has an entry")
