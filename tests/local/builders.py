@@ -102,7 +102,8 @@ class Result:
 class Running:
     """One `relight run` that has been started."""
 
-    def __init__(self, home: "Home", file: Path, arguments: Sequence[str], *, output: str) -> None:
+    def __init__(self, home: "Home", file: Path, arguments: Sequence[str], *, output: str, **more: Any) -> None:
+        """`more` goes to Popen."""
         self._home = home
         self._json = output == "json"
         self._out, self._err = (home.path / f"{k}-{home.started}" for k in ("out", "err"))
@@ -125,6 +126,7 @@ class Running:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                **more,
             )
 
     def interrupt(self) -> None:
@@ -172,11 +174,11 @@ class Home:
         self.started = 0
         self._runs: list[Running] = []
 
-    def start(self, job: Job, *arguments: str | Iterable[str], output: str = "json") -> Running:
+    def start(self, job: Job, *arguments: str | Iterable[str], output: str = "json", **more: Any) -> Running:
         self.path.mkdir(parents=True, exist_ok=True)
         self.started += 1
         flat = [a for group in arguments for a in ([group] if isinstance(group, str) else group)]
-        run = Running(self, job.write(self.path), flat, output=output)
+        run = Running(self, job.write(self.path), flat, output=output, **more)
         self._runs.append(run)
         return run
 

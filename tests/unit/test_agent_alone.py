@@ -130,6 +130,67 @@ def test_exit_ends_a_running_command_and_everything_below_it(tmp_path: Path) -> 
     assert not is_alive(below)
 
 
+def run_command(tmp_path: Path, argv: list[str], **more: Any) -> dict[str, Any]:
+    """The outcome that the agent reports of a command."""
+    world = {
+        "generation": 1, "runId": "r", "masterSlot": 0, "masterAddress": "127.0.0.1", "masterPort": 1,
+        "members": [{"rank": 0, "slot": 0, "uid": "me", "address": "127.0.0.1"}],
+    }  # fmt: skip
+    answer: dict[str, Any] = {"command": {"id": "run:1", "op": "run", "generation": 1, "world": world}}
+    with coordinator((200, answer)) as (url, told):
+        agent = start_agent(tmp_path, url, argv=argv, **more)
+        while not told or not told[-1]["outcome"]:
+            assert agent.poll() is None
+            time.sleep(0.01)
+        outcome = told[-1]["outcome"]
+        answer["command"] = {"id": "exit:Failed", "op": "exit", "code": 70}
+        assert agent.wait(20) == 70
+    assert isinstance(outcome, dict)
+    return outcome
+
+
+def test_a_commands_own_75_is_a_failure_and_no_disruption(tmp_path: Path) -> None:
+    """Many programs end with it, "try again": free of charge, that would be for ever."""
+    outcome = run_command(tmp_path, ["sh", "-c", "exit 75"])
+    assert (outcome["kind"], outcome["exitCode"]) == ("failed", 70)
+    assert "exit code 75" in outcome["message"]
+
+
+def test_a_progress_bar_without_line_ends_does_not_hide_the_exception(tmp_path: Path) -> None:
+    text = "import sys; sys.stderr.write('\\r50%' * 3_000_000 + '\\rValueError: eleven'); sys.exit(3)"
+    outcome = run_command(tmp_path, [sys.executable, "-c", text])
+    assert outcome["message"] == "ValueError: eleven (exit code 3)"
+
+
+def test_a_nul_in_an_argument_is_a_wrong_configuration(tmp_path: Path) -> None:
+    outcome = run_command(tmp_path, ["true", "a\0b"])
+    assert (outcome["kind"], outcome["exitCode"]) == ("failed", 64)
+
+
+def test_a_command_that_ends_well_when_told_to_end_has_not_completed(tmp_path: Path) -> None:
+    world = {
+        "generation": 1, "runId": "r", "masterSlot": 0, "masterAddress": "127.0.0.1", "masterPort": 1,
+        "members": [{"rank": 0, "slot": 0, "uid": "me", "address": "127.0.0.1"}],
+    }  # fmt: skip
+    answer: dict[str, Any] = {"command": {"id": "run:1", "op": "run", "generation": 1, "world": world}}
+    started = tmp_path / "started"
+    with coordinator((200, answer)) as (url, _):
+        agent = start_agent(tmp_path, url, argv=["sh", "-c", f"trap 'exit 0' TERM; touch {started}; sleep 1000 & wait"])
+        while not started.exists():
+            assert agent.poll() is None
+            time.sleep(0.01)
+        agent.send_signal(signal.SIGTERM)
+        assert agent.wait(20) == 76
+    assert end_of(tmp_path)["outcome"] == "stopped"
+
+
+def test_an_agent_that_cannot_go_on_says_so(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("in the way of the run folder")
+    agent = start_agent(tmp_path, UNREACHABLE)
+    assert agent.wait(20) == 73
+    assert "FileExistsError" in end_of(tmp_path)["message"]
+
+
 def test_a_missing_variable_is_named(tmp_path: Path) -> None:
     env = {"PATH": os.environ["PATH"], "RELIGHT_TERMINATION_LOG": str(tmp_path / "end.json")}
 

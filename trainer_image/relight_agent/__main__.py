@@ -3,6 +3,10 @@
 import os
 import sys
 
+# `python -m` puts the working folder first: a user's `queue.py` there must not become the library's.
+if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+    del sys.path[0]
+
 from relight_agent.agent import Agent, write_termination_message
 from relight_agent.exits import ExitCode
 from relight_agent.identity import Identity

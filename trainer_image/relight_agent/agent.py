@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
@@ -20,7 +21,7 @@ from relight_agent.exits import ExitCode, exit_of
 from relight_agent.files import FLUSHED, SUPERSEDED, Command, Outcome, clip, read_json
 from relight_agent.generation import BAD_FORK, CommandGeneration, Generation, WorkerGeneration, World
 from relight_agent.identity import Identity
-from relight_agent.launcher import Launcher, inherited_env, python_of
+from relight_agent.launcher import Launcher, inherited_env, python_module, python_of
 from relight_agent.processes import Reaper, become_subreaper, descendants, kill_all
 from relight_agent.reporting import Reporter, process_age
 
@@ -31,6 +32,7 @@ MAX_LAUNCHER_DEATHS = 3
 MAX_TERMINATION_BYTES = 4096
 MAX_WORDS_BYTES = 900  # of each of two messages in there, which JSON's escapes may double
 FLUSH_SECONDS = 60.0
+STOP_SECONDS = 120.0  # for a stop of the whole job, where the grace period is shorter: nobody kills then
 # Workers that have not begun to train hold nothing new: they are not waited for when the member must go.
 START_LEAVE_SECONDS = 2.0
 
@@ -65,6 +67,15 @@ class Agent:
 
     def run(self) -> int:
         """Returns the exit code; by then all descendants have ended and the termination message is written."""
+        try:
+            self._serve()
+        except Exception as error:  # PID 1 does not die without a word, nor leaves anything behind
+            traceback.print_exc()
+            self._quit(ExitCode.MACHINE_UNHEALTHY, f"the agent cannot go on: {type(error).__name__}: {error}")
+        assert self._exit is not None
+        return self._end(*self._exit)
+
+    def _serve(self) -> None:
         become_subreaper()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _: self._events.put(("signal", n)))
@@ -78,7 +89,6 @@ class Agent:
         self._reporter.start()
         while self._exit is None:
             self._step()
-        return self._end(*self._exit)
 
     def _step(self) -> None:
         try:
@@ -164,8 +174,10 @@ class Agent:
             self._launcher = Launcher(
                 python_of(self.me.job.python), env, self.me.job.workdir, lambda m: self._events.put(("launcher", m))
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in a variable
             self._quit(ExitCode.BAD_CONFIG, f"the trainer's Python cannot be started: {error}")
+        else:
+            self._reaper.watch(self._launcher.pid)
 
     def _on_launcher(self, message: Dict[str, Any]) -> None:
         event = message.get("event")
@@ -273,13 +285,18 @@ class Agent:
 
     def _leave(self, reason: str, op: str) -> None:
         """Save and go: for SIGTERM within the grace period, for a stop of the whole job at leisure."""
+        grace = self.me.job.grace_seconds
+        now = time.monotonic()
+        leave_by = now + grace - grace_margin(grace)
         if self._leaving is not None:
-            return  # a second SIGTERM changes nothing
+            # A second SIGTERM changes nothing; one that comes in a stop at leisure ends the leisure.
+            if reason == "SIGTERM" != self._leaving:
+                self._leaving, self._leave_by = reason, min(self._leave_by, leave_by)
+            return
         self._leaving = reason
         self._pending = None
-        grace = self.me.job.grace_seconds
-        self._asked_at = time.monotonic()
-        self._leave_by = self._asked_at + grace - grace_margin(grace)
+        self._asked_at = now
+        self._leave_by = leave_by if reason == "SIGTERM" else max(leave_by, now + STOP_SECONDS)
         if self._running() and self._generation is not None:
             self._reporter.update(state="Stopping")
             self._generation.ask(Command(id=reason, op=op, deadline=self._leave_by))
@@ -323,13 +340,13 @@ class Agent:
         env = inherited_env(self.me.job.env, {"RELIGHT_JOB_FILE": self.me.job_file, "RELIGHT_RUN_DIR": self.me.run_dir})
         try:
             done = subprocess.run(
-                [python_of(self.me.job.python), "-m", "relight_trainer.flush"],
+                python_module(python_of(self.me.job.python), "relight_trainer.flush"),
                 env=env,
                 stdin=subprocess.DEVNULL,
                 timeout=min(FLUSH_SECONDS, max(1.0, self._leave_by - time.monotonic())),
                 check=False,
             )
-        except (OSError, subprocess.TimeoutExpired):
+        except (OSError, ValueError, subprocess.TimeoutExpired):
             return False
         step = read_json(Path(self.me.run_dir) / FLUSHED)
         if done.returncode == 0 and isinstance(step, int):

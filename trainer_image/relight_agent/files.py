@@ -40,12 +40,19 @@ def write_json(path: PathLike, value: Any, *, durable: bool = False) -> None:
     """Write `value` as JSON to `path` by rename; with `durable`, also through to the disk."""
     path = os.fspath(path)
     temporary = f"{path}.{os.getpid()}.{time.monotonic_ns()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(value, file, allow_nan=False, separators=(",", ":"))
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(value, file, allow_nan=False, separators=(",", ":"))
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        try:
+            os.unlink(temporary)  # half a file on a full disk would stay for ever
+        except OSError:
+            pass
+        raise
     if durable:
         fsync_folder(os.path.dirname(path) or ".")
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 
-from relight_agent.exits import CLASS_ORDER, ExitCode, exit_of
+from relight_agent.exits import CLASS_ORDER, Class, ExitCode, exit_of
 from relight_agent.files import Command, GenerationFolder, Heartbeat, Outcome, Progress, clip, read_json
 from relight_agent.identity import Identity
 from relight_agent.launcher import Launcher, inherited_env, path_of, python_of
@@ -24,6 +24,7 @@ CHECKPOINT_SECONDS = 15.0
 # A plain command's processes get this long after SIGTERM when the generation is dropped.
 COMMAND_TERM_SECONDS = 5.0
 BAD_FORK = "bad fork:"
+MAX_LINE_BYTES = 4096  # of a command's stderr, from the end of a line
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,11 @@ class WorkerGeneration(Generation):
         return any(b is not None and b[0] != "start" for b in self._heartbeats())
 
     def ask(self, command: Command) -> None:
-        self.folder.write_command(command)
+        try:
+            self.folder.write_command(command)
+        except OSError as error:  # full, or removed: what remains is to end without a new save
+            print(f"relight-agent: the workers cannot be asked to save: {error}", file=sys.stderr, flush=True)
+            self.drop()
 
     def poll(self) -> Optional[Outcome]:
         if self.outcome is not None:
@@ -263,18 +268,31 @@ class CommandGeneration(Generation):
                 stderr=subprocess.PIPE,
                 start_new_session=True,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL in an argument or a variable
             self._process = None
             self.outcome = self._failed(ExitCode.BAD_CONFIG, f"trainer.command cannot be started: {error}")
             return
-        threading.Thread(target=self._pump, args=(self._process,), name="stderr", daemon=True).start()
+        reaper.watch(self._process.pid)
+        self._pumping = threading.Thread(target=self._pump, args=(self._process,), name="stderr", daemon=True)
+        self._pumping.start()
 
     def _pump(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stderr is not None
-        for line in process.stderr:
-            sys.stderr.buffer.write(line)
-            sys.stderr.flush()
-            self._tail.append(line.decode("utf-8", "replace").rstrip())
+        line = b""
+        with process.stderr as stderr:
+            while chunk := os.read(stderr.fileno(), 65536):
+                try:
+                    sys.stderr.buffer.write(chunk)
+                    sys.stderr.flush()
+                except OSError:
+                    pass  # a full disk; who did not read on would make the command wait for ever
+                # A progress bar ends its lines with a carriage return.
+                *lines, line = (line + chunk).replace(b"\r", b"\n").split(b"\n")
+                line = line[-MAX_LINE_BYTES:]
+                self._tail.extend(
+                    found[-MAX_LINE_BYTES:].decode("utf-8", "replace").rstrip() for found in lines if found
+                )
+        self._tail.append(line.decode("utf-8", "replace").rstrip())
 
     def furthest_step(self) -> int:
         return 0
@@ -292,7 +310,7 @@ class CommandGeneration(Generation):
             self._terminate_for = patience
             try:
                 os.killpg(self._process.pid, signal.SIGTERM)
-            except ProcessLookupError:
+            except (ProcessLookupError, PermissionError):
                 pass
 
     def poll(self) -> Optional[Outcome]:
@@ -306,15 +324,17 @@ class CommandGeneration(Generation):
         self._process.returncode = status if status is not None else -signal.SIGKILL
         rank = self.world.node_rank * self.me.job.proc_per_node
         now = time.monotonic()
-        if status == 0:
-            self.outcome = Outcome("completed", rank, at=now)
-        elif self._terminated_at is not None and self._dropped_at is None:
-            self.outcome = Outcome("stopped", rank, at=now)
-        elif self._dropped_at is not None:
+        # A command that has been told to end may well end with 0: it has not completed for that.
+        if self._dropped_at is not None:
             self.outcome = self._failed(ExitCode.PEER_LOST, "ended because the generation was over")
+        elif self._terminated_at is not None:
+            self.outcome = Outcome("stopped", rank, at=now)
+        elif status == 0:
+            self.outcome = Outcome("completed", rank, at=now)
         else:
-            code = ExitCode(status) if status in set(ExitCode) else ExitCode.EXCEPTION
-            self.outcome = self._failed(code, self._reason(status or 0))
+            # What it wrote last may still be in the pipe.
+            self._pumping.join(LAST_WORD_SECONDS)
+            self.outcome = self._failed(code_of_command(status or 0), self._reason(status or 0))
         return self.outcome
 
     def _reason(self, status: int) -> str:
@@ -338,6 +358,21 @@ class CommandGeneration(Generation):
 
         kill_all(select)
         self._reaper.reap()
+
+
+def code_of_command(status: int) -> ExitCode:
+    """What a plain command's exit status means. It knows nothing of disruptions: those codes are a stranger's here.
+
+    >>> code_of_command(75).name, code_of_command(65).name
+    ('EXCEPTION', 'BAD_DATA')
+    """
+    told = status in set(ExitCode) and exit_of(status).klass in (
+        Class.FINAL,
+        Class.COUNTED,
+        Class.STORAGE,
+        Class.MACHINE,
+    )
+    return ExitCode(status) if told else ExitCode.EXCEPTION
 
 
 _EXCEPTION_LINE = re.compile(

@@ -9,7 +9,23 @@ import socket
 import subprocess
 import sys
 import threading
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
+
+# What `python -m MODULE` does, but that the working folder is not searched: a user's `queue.py` there must not become
+# the library's. (`-P` would do, from Python 3.11 on.) In its place comes the library, before PYTHONPATH.
+_RUN_MODULE = """\
+import sys
+if not sys.path[0]:
+    import os
+    sys.path[0] = os.path.dirname(os.__file__)
+import runpy
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+
+
+def python_module(python: str, module: str) -> List[str]:
+    """The command line that runs `module` with a job's interpreter."""
+    return [python, "-c", _RUN_MODULE, module]
 
 
 class Launcher:
@@ -20,7 +36,7 @@ class Launcher:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [python, "-m", "relight_trainer.launcher"],
+                python_module(python, "relight_trainer.launcher"),
                 env={**env, "RELIGHT_LAUNCHER_FD": str(theirs.fileno())},
                 cwd=workdir,
                 stdin=subprocess.DEVNULL,

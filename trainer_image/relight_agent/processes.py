@@ -74,8 +74,8 @@ def kill_all(select: Callable[[List[Process]], Set[int]], *, timeout: float = 5.
         for pid in victims:
             try:
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            except (ProcessLookupError, PermissionError):
+                pass  # it ended, or it has become another user's
         time.sleep(0.002)
 
 
@@ -90,10 +90,15 @@ def is_alive(pid: int) -> bool:
 
 
 class Reaper:
-    """Collects the exit statuses of all children, own and adopted, as an init must."""
+    """Collects all children that have ended, own and adopted, as an init must; remembers those that are watched."""
 
     def __init__(self) -> None:
+        self._watched: Set[int] = set()
         self._ended: Dict[int, int] = {}
+
+    def watch(self, pid: int) -> None:
+        """Remember how this child ends. Of all others nothing is kept: their number has no bound, and pids return."""
+        self._watched.add(pid)
 
     def reap(self) -> None:
         while True:
@@ -103,9 +108,11 @@ class Reaper:
                 return
             if pid == 0:
                 return
-            self._ended[pid] = os.waitstatus_to_exitcode(status)
+            if pid in self._watched:
+                self._watched.remove(pid)
+                self._ended[pid] = os.waitstatus_to_exitcode(status)
 
     def status(self, pid: int) -> Optional[int]:
-        """The exit code (negative: the signal) of a child that has ended; each is told once."""
+        """The exit code (negative: the signal) of a watched child that has ended; each is told once."""
         self.reap()
         return self._ended.pop(pid, None)

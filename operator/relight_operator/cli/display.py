@@ -1,9 +1,13 @@
 """What `relight run` shows: a progress bar on a terminal, plain lines elsewhere, a summary at the end."""
 
+import io
+import os
+import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self, TextIO, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,9 +29,56 @@ PLAIN_SECONDS = 5.0
 PLAIN_PERCENT = 10
 
 
+class Outlet(io.TextIOBase):
+    """A stream that may fail without harm: training does not end because a terminal, a disk or a reader has gone."""
+
+    def __init__(self, stream: TextIO | None, on_reader_gone: Callable[[], None]) -> None:
+        """`stream` is None where it was closed before the start. `on_reader_gone` may be called from any thread."""
+        self._stream = stream
+        self._on_reader_gone = on_reader_gone
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path that the terminal cannot spell
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute in typeshed
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if self._stream is not None:
+            try:
+                self._stream.write(text)
+                self._stream.flush()
+            except OSError as error:
+                self._lost(self._stream, error)
+        return len(text)
+
+    def _lost(self, stream: TextIO, error: OSError) -> None:
+        self._stream = None
+        # What is still buffered would be tried again, and complained about, when the interpreter ends.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+        if isinstance(error, BrokenPipeError):
+            self._on_reader_gone()
+
+
 class Display:
-    def __init__(self, stream: TextIO) -> None:
-        self._console = Console(file=stream, highlight=False, soft_wrap=True)
+    def __init__(self, stream: TextIO | None) -> None:
+        self.reader_gone = False
+        self.on_reader_gone: Callable[[], None] = lambda: None
+        outlet = Outlet(stream, self._reader_gone)
+        self._console = Console(file=cast("TextIO", outlet), highlight=False, soft_wrap=True)
         self._started = time.monotonic()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
@@ -57,6 +108,10 @@ class Display:
     ) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+    def _reader_gone(self) -> None:
+        self.reader_gone = True
+        self.on_reader_gone()
 
     def line(self, text: str, style: str | None = None) -> None:
         elapsed = time.monotonic() - self._started
@@ -101,8 +156,8 @@ class Display:
             self._console.print(escape(text))
 
 
-def summary(job: TrainingJob, status: JobStatus, state: Path, file: str) -> list[str]:
-    """What happened, in words; pure."""
+def summary(job: TrainingJob, status: JobStatus, state: Path, again: list[str]) -> list[str]:
+    """What happened, in words; pure. `again`: the command line that goes on with this job."""
     name, restarts, goodput = job.metadata.name, status.restarts, status.goodput
     took = ""
     if status.start_time is not None and status.completion_time is not None:
@@ -132,6 +187,8 @@ def summary(job: TrainingJob, status: JobStatus, state: Path, file: str) -> list
     if status.phase == "Suspended":
         step = status.checkpoint.step
         saved = f"saved at step {step}" if step is not None else "nothing had been saved yet"
-        lines.append(f"  stopped     {saved}; go on with: relight run {file}")
+        if job.spec.suspend:
+            saved += "; spec.suspend is true: set it to false, then"
+        lines.append(f"  stopped     {saved}; go on with: {shlex.join(again)}")
     lines.append(f"  state       {state}")
     return lines

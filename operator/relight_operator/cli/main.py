@@ -1,5 +1,7 @@
 """`relight` and `kubectl relight`."""
 
+import contextlib
+import os
 import sys
 
 import click
@@ -72,6 +74,7 @@ def group() -> None: ...
 
 def main() -> None:
     """The console script. Whatever goes wrong ends in words and an exit code, never in a traceback."""
+    _hold_standard_descriptors()
     try:
         code = group.main(standalone_mode=False, prog_name="relight")
     except click.exceptions.Abort:
@@ -84,9 +87,31 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        sys.stderr.close()
+        _drop_output()
         sys.exit(141)
     except OSError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(74)
+    except Exception as error:
+        if os.environ.get("RELIGHT_TRACEBACK"):
+            raise
+        click.echo(
+            f"error: {type(error).__name__}: {error} (a bug in relight; RELIGHT_TRACEBACK=1 shows where)", err=True
+        )
+        sys.exit(70)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _hold_standard_descriptors() -> None:
+    """Open what was closed of 0, 1 and 2: the next file would get that number, and be printed into."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+
+
+def _drop_output() -> None:
+    """Nobody reads any more: what is still buffered must not be complained about when the interpreter ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(null, stream.fileno())

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import sys
+import time
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from relight_operator.cli.display import Display, summary
 from relight_operator.errors import InvalidJob
 from relight_operator.local import chaos
 from relight_operator.local.state import StateFolder, default_state_dir
+
+AGAIN_SECONDS = 0.3  # between two signals that are two wishes
 
 
 @click.command("run", short_help="Run a TrainingJob here, without a cluster.")
@@ -71,7 +74,8 @@ def run_command(file: str, state_dir: Path | None, fresh: bool, faults: tuple[st
                 status = asyncio.run(_run(LocalRunner(folder, stored, workdir, listener, parsed), display))
     if output == "json":
         click.echo(json.dumps(final(status), indent=2))
-    display.end(summary(job, status, folder.path, file))
+    again = ["relight", "run", file, *(["--state-dir", str(state_dir)] if state_dir else [])]
+    display.end(summary(job, status, folder.path, again))
     return exit_code(status)
 
 
@@ -88,15 +92,38 @@ def check_script(job: TrainingJob, workdir: Path) -> None:
 
 
 async def _run(runner: Any, display: Display) -> JobStatus:
+    asked_at = 0.0
+
     def stop() -> None:
-        display.line(
-            "stopping: saving the state (again: do not wait)" if runner.stop is None else "killing the members"
-        )
+        nonlocal asked_at
+        if runner.stop is None:
+            asked_at = time.monotonic()
+            display.line("stopping: saving the state (again: do not wait)")
+        else:
+            display.line("killing the members")
         runner.request_stop()
 
+    def ask_again() -> None:
+        # A terminal and a shell may both pass one Ctrl-C on: that is one wish, not two.
+        if runner.stop is None or time.monotonic() > asked_at + AGAIN_SECONDS:
+            stop()
+
+    def hang_up() -> None:
+        if runner.stop is None:
+            stop()
+
     loop = asyncio.get_running_loop()
+
+    def reader_gone() -> None:
+        loop.call_soon_threadsafe(hang_up)
+
+    display.on_reader_gone = reader_gone
+    if display.reader_gone:
+        reader_gone()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(number, ask_again)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
     status: JobStatus = await runner.run()
     return status
 
@@ -116,5 +143,5 @@ def exit_code(status: JobStatus) -> int:
         return ExitCode.COMPLETED
     if status.phase == "Failed":
         code = status.last_failure.exit_code if status.last_failure else None
-        return code or ExitCode.EXCEPTION
+        return code if code and code in set(ExitCode) else ExitCode.EXCEPTION
     return 130

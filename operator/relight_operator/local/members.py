@@ -28,6 +28,7 @@ from relight_agent.files import clip, read_json, write_json
 from relight_agent.processes import Process, kill_all
 from relight_operator.api.job import RESERVED_ENV, RESERVED_ENV_PREFIXES
 from relight_operator.core.observed import MemberEnd
+from relight_operator.errors import StateError
 
 ADDRESS = "127.0.0.1"
 MACHINE = "local"
@@ -46,7 +47,6 @@ class Member:
     pidfd: int | None = None
     end: MemberEnd | None = None
     deleting: bool = False
-    created_at: float = 0.0
 
 
 def token_of(secret: bytes, uid: str) -> str:
@@ -56,23 +56,22 @@ def token_of(secret: bytes, uid: str) -> str:
 
 def kill_leftovers(folder: Path) -> int:
     """SIGKILL the members of an earlier runner that still live, with all their processes; how many there were."""
-    living = [path.parent for path in folder.glob("*/lock") if _lock_holder(path) is not None]
-    for path in living:
-        value = read_json(path / "member.json")
-        if isinstance(value, dict):
-            kill_container(str(value["uid"]))
-    return len(living)
+    living = sum(_lock_holder(path) is not None for path in folder.glob("*/lock"))
+    values = [read_json(path) for path in folder.glob("*/member.json")]
+    # Also of those whose agent has ended: what it had started may have outlived it.
+    kill_container(*(str(v["uid"]) for v in values if isinstance(v, dict) and "uid" in v))
+    return living
 
 
-def kill_container(uid: str) -> None:
-    """SIGKILL whatever was started in a member, as a container runtime does when its first process has ended.
+def kill_container(*uids: str) -> None:
+    """SIGKILL whatever was started in these members, as a container runtime does when its first process has ended.
 
     What a member starts inherits its environment, and that names the member.
     """
-    mark = f"RELIGHT_UID={uid}".encode()
+    marks = {f"RELIGHT_UID={uid}".encode() for uid in uids}
 
     def select(seen: list[Process]) -> set[int]:
-        return {p.pid for p in seen if mark in _environment(p.pid)}
+        return {p.pid for p in seen if not marks.isdisjoint(_environment(p.pid))} if marks else set()
 
     kill_all(select)
 
@@ -85,11 +84,19 @@ def _environment(pid: int) -> list[bytes]:
 
 
 class ProcessMembers:
-    """`on_change` is called in the event loop when a member has ended."""
+    """`on_change` is called in the event loop when a member has ended. `clock` gives unix seconds."""
 
     def __init__(
-        self, folder: Path, run_root: Path, environment: dict[str, str], secret: bytes, on_change: Callable[[], None]
+        self,
+        folder: Path,
+        run_root: Path,
+        environment: dict[str, str],
+        secret: bytes,
+        on_change: Callable[[], None],
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._clock = clock
         self._folder = folder
         self._run_root = run_root
         self._environment = environment
@@ -114,7 +121,7 @@ class ProcessMembers:
         """Start the member, or return the one that exists already under this name."""
         name = f"{job}-{slot}-{incarnation}"
         known = self._members.get(name)
-        if known is not None:
+        if known is not None and (known.pid is not None or known.end is not None):
             return known
         path = self._folder / name
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -139,6 +146,14 @@ class ProcessMembers:
     def kill_all(self) -> None:
         for member in self._members.values():
             self._signal(member, signal.SIGKILL)
+
+    async def end_all(self, grace: float) -> None:
+        """SIGTERM to all, and SIGKILL after `grace` seconds; returns when none lives."""
+        living = [m for m in self._members.values() if m.end is None]
+        for member in living:
+            self.delete(member.name, member.uid, grace)
+        while any(m.end is None and m.pidfd is not None for m in living):  # noqa: ASYNC110  # each has a pidfd of its own
+            await asyncio.sleep(0.02)
 
     # -- one member
 
@@ -170,7 +185,6 @@ class ProcessMembers:
             "RELIGHT_TOKEN_FILE": str(token),
             "RELIGHT_TERMINATION_LOG": str(path / "termination.json"),
         }
-        member.created_at = time.time()
         with (path / "lock").open("a", encoding="ascii") as lock, (path / "log").open("ab") as log:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # From here on the member has been started for whoever finds the folder: with the lock free, it has ended.
@@ -212,7 +226,7 @@ class ProcessMembers:
                 status = os.waitstatus_to_exitcode(raw) if ended == pid else None
         path = self._folder / member.name
         member.end = classify(
-            read_termination_message(str(path / "termination.json")), status, _tail(path / "log"), at=time.time()
+            read_termination_message(str(path / "termination.json")), status, _tail(path / "log"), at=self._clock()
         )
         # The member's processes and memory end with it, as a pod's containers and /dev/shm do.
         kill_container(member.uid)
@@ -254,7 +268,9 @@ def _reserved(name: str) -> bool:
 
 def _tail(path: Path) -> str:
     try:
-        data = path.read_bytes()[-LOG_TAIL_BYTES:]
+        with path.open("rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_TAIL_BYTES))
+            data = log.read(LOG_TAIL_BYTES)
     except OSError:
         return ""
     return " | ".join(data.decode("utf-8", "replace").split("\n")[-4:]).strip(" |")
@@ -280,7 +296,9 @@ def _lock_holder(path: Path) -> int | None:
             if _free(path):
                 return None
             time.sleep(0.01)
-    raise RuntimeError(f"{path} is locked, but no process that could be seen holds it")
+    raise StateError(
+        f"{path} is locked, but no process that could be seen holds it: does the job run on another machine?"
+    )
 
 
 def _holds(descriptors: Path, inode: os.stat_result) -> bool:

@@ -16,12 +16,13 @@ from typing import Any
 from aiohttp import web
 
 from relight_agent.files import write_json
+from relight_operator.api.durations import seconds
 from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import TERMINAL, JobStatus
 from relight_operator.coordinator.mailbox import Mailbox
 from relight_operator.coordinator.server import Verdict, create_app
 from relight_operator.coordinator.wire import Report
-from relight_operator.core.actions import CreateMember, DeleteMember, EmitEvent, RequeueAfter, WriteStatus
+from relight_operator.core.actions import Action, CreateMember, DeleteMember, EmitEvent, RequeueAfter, WriteStatus
 from relight_operator.core.observed import Observed, SlotView
 from relight_operator.core.plan import plan
 from relight_operator.frozen import config_hash, job_file
@@ -31,6 +32,7 @@ from relight_operator.local.state import StateFolder, StoredJob
 
 PROGRESS_SECONDS = 1.0
 RESYNC_SECONDS = 5.0
+RETRY_SECONDS = 1.0
 
 
 @dataclass
@@ -53,6 +55,8 @@ class LocalRunner:
     faults: tuple[Fault, ...] = ()
     stop: str | None = None
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _address: tuple[Any, ...] = ()
+    _announced: bool = False
 
     def __post_init__(self) -> None:
         self.status = self.stored.status
@@ -66,7 +70,12 @@ class LocalRunner:
         self._run_root = run_root(self.folder.path)
         self._job_file = self._write_job_file()
         self._members = ProcessMembers(
-            self.folder.path / "members", self._run_root, self._environment(), self._secret, self._wake.set
+            self.folder.path / "members",
+            self._run_root,
+            self._environment(),
+            self._secret,
+            self._wake.set,
+            clock=self._now,
         )
 
     def request_stop(self) -> None:
@@ -78,7 +87,10 @@ class LocalRunner:
         self._wake.set()
 
     async def run(self) -> JobStatus:
-        """The final status: Succeeded, Failed, or Suspended after a stop."""
+        """The final status: Succeeded, Failed, or Suspended after a stop.
+
+        Raises StateError or OSError where the state cannot be kept; by then every member has saved and ended.
+        """
         self._run_root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._members.adopt(self._name)
         await self._mailbox.publish(self._key, self.status)
@@ -88,9 +100,15 @@ class LocalRunner:
         await server.setup()
         site = web.TCPSite(server, ADDRESS, 0)
         await site.start()
-        self._announce(server)
+        self._address = server.addresses[0]
         try:
             await self._reconcile()
+        except BaseException as error:
+            # Nobody would be left to look after them.
+            self.listener.on_event(EmitEvent("Stopping", f"{error}: every member saves and ends", warning=True))
+            await self._members.end_all(seconds(self.stored.job.spec.disruption.grace_period))
+            shutil.rmtree(self._run_root, ignore_errors=True)
+            raise
         finally:
             self._members.close()
             await server.cleanup()
@@ -102,26 +120,24 @@ class LocalRunner:
         return self._epoch + time.monotonic()
 
     async def _reconcile(self) -> None:
+        trouble = ""
         while True:
             self._wake.clear()
-            actions = plan(self._observe(), self._now())
-            delay, wrote = RESYNC_SECONDS, False
-            for action in actions:
-                if isinstance(action, CreateMember):
-                    self._members.create(self._name, action.slot, action.incarnation)
-                    self._wake.set()
-                elif isinstance(action, DeleteMember):
-                    self._members.delete(f"{self._name}-{action.slot}-{action.incarnation}", action.uid, action.grace)
-                elif isinstance(action, WriteStatus):
-                    self._version = self.folder.write_status(action.status, self._version)
-                    self.status, wrote = action.status, True
-                    await self._mailbox.publish(self._key, self.status)
-                    self.listener.on_status(self.status)
-                elif isinstance(action, EmitEvent):
-                    self.listener.on_event(action)
-                elif isinstance(action, RequeueAfter):
-                    delay = min(delay, action.seconds)
-            if wrote:
+            version = self._version
+            try:
+                self._announce()
+                delay = await self._apply(plan(self._observe(), self._now()))
+            except OSError as error:
+                # A full disk, no process to be had: what runs goes on meanwhile. Who wants to stop is not kept waiting.
+                if self.stop is not None:
+                    raise
+                if str(error) != trouble:
+                    trouble = str(error)
+                    self.listener.on_event(EmitEvent("TryingAgain", trouble, warning=True))
+                delay = RETRY_SECONDS
+            else:
+                trouble = ""
+            if self._version != version:
                 continue
             if self._over():
                 return
@@ -131,8 +147,29 @@ class LocalRunner:
             except TimeoutError:
                 pass
 
+    async def _apply(self, actions: tuple[Action, ...]) -> float:
+        """The seconds after which to look again, if nothing happens."""
+        delay = RESYNC_SECONDS
+        for action in actions:
+            if isinstance(action, CreateMember):
+                self._members.create(self._name, action.slot, action.incarnation)
+                self._wake.set()
+            elif isinstance(action, DeleteMember):
+                self._members.delete(f"{self._name}-{action.slot}-{action.incarnation}", action.uid, action.grace)
+            elif isinstance(action, WriteStatus):
+                self._version = self.folder.write_status(action.status, self._version)
+                self.status = action.status
+                await self._mailbox.publish(self._key, self.status)
+                self.listener.on_status(self.status)
+            elif isinstance(action, EmitEvent):
+                self.listener.on_event(action)
+            elif isinstance(action, RequeueAfter):
+                delay = min(delay, action.seconds)
+        return delay
+
     def _over(self) -> bool:
-        ended = self.status.phase in TERMINAL or (self.status.phase == "Suspended" and self.stop is not None)
+        suspended = self.stop is not None or self.stored.job.spec.suspend
+        ended = self.status.phase in TERMINAL or (self.status.phase == "Suspended" and suspended)
         return ended and all(m.end is not None for m in self._members.all())
 
     def _observe(self) -> Observed:
@@ -159,14 +196,20 @@ class LocalRunner:
         )
 
     async def _authenticate(self, token: str, report: Report) -> Verdict:
-        mine = report.job == self._key and hmac.compare_digest(token, token_of(self._secret, report.uid))
+        mine = report.job == self._key and hmac.compare_digest(
+            token.encode("utf-8", "replace"), token_of(self._secret, report.uid).encode()
+        )
         if mine:
             self.listener.on_report(report)
         return "yes" if mine else "no"
 
-    def _announce(self, server: web.AppRunner) -> None:
-        host, port = server.addresses[0][:2]
+    def _announce(self) -> None:
+        """Say where the coordinator is, and again where somebody removed the file: agents look it up every time."""
+        host, port = self._address[:2]
         file = self.folder.path / "coordinator.url"
+        if self._announced and file.exists():
+            return
+        self._announced = True
         temporary = file.with_suffix(".tmp")
         temporary.write_text(f"http://{host}:{port}\n", encoding="ascii")
         temporary.replace(file)
@@ -214,7 +257,7 @@ def run_root(state: Path) -> Path:
     """Where members keep what must not touch a disk: a tmpfs where there is one."""
     shm = Path("/dev/shm")  # noqa: S108  # a folder of our own, mode 0700, in the system's tmpfs
     base = shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
-    digest = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:12]
     return base / f"relight-{os.getuid()}-{digest}"
 
 

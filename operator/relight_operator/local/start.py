@@ -4,6 +4,7 @@ import datetime as dt
 import shutil
 from pathlib import Path
 
+from relight_agent.files import read_json
 from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import TERMINAL, JobStatus, RecoveryStatus, Restarts
 from relight_operator.errors import InvalidUsage
@@ -16,6 +17,7 @@ from relight_operator.local.state import StateFolder, StoredJob
 def begin(folder: StateFolder, job: TrainingJob, *, fresh: bool) -> tuple[StoredJob, list[str]]:
     """The stored job to run, and what a person should know about it. Raises InvalidUsage."""
     said: list[str] = []
+    check_owner(folder, job)
     if fresh:
         said += clear(folder, job)
     stored = folder.load()
@@ -35,6 +37,18 @@ def begin(folder: StateFolder, job: TrainingJob, *, fresh: bool) -> tuple[Stored
     elif stored.status.world is not None and stored.status.phase not in TERMINAL:
         said.append("going on where the last run stopped (--fresh starts anew)")
     return stored, said
+
+
+def check_owner(folder: StateFolder, job: TrainingJob) -> None:
+    """Raises InvalidUsage where another job lives in the folder: --fresh would delete that one's checkpoints."""
+    value = read_json(folder.file)
+    metadata = value.get("metadata") if isinstance(value, dict) else None
+    if not isinstance(metadata, dict):
+        return
+    theirs = f"{metadata.get('namespace')}/{metadata.get('name')}"
+    ours = f"{job.metadata.namespace}/{job.metadata.name}"
+    if theirs != ours:
+        raise InvalidUsage(f"{folder.path} holds the state of job {theirs}, not of {ours}: name another --state-dir")
 
 
 def _with(folder: StateFolder, stored: StoredJob, job: TrainingJob) -> StoredJob:

@@ -13,7 +13,7 @@ from typing import Any
 from relight_agent.files import read_json, write_json
 from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import JobStatus
-from relight_operator.errors import Conflict, StateError
+from relight_operator.errors import Conflict, InvalidUsage, StateError
 
 
 class AlreadyRunning(StateError):
@@ -94,9 +94,10 @@ class StateFolder:
 
     def _expect(self, version: int) -> StoredJob:
         stored = self.load()
-        if stored is None or stored.version != version:
-            found = stored.version if stored else "nothing"
-            raise Conflict(f"{self.file}: version {found}, expected {version}")
+        if stored is None:
+            raise Conflict(f"{self.file} is gone: somebody removed it while the job was running")
+        if stored.version != version:
+            raise Conflict(f"{self.file}: version {stored.version}, expected {version}: somebody else wrote it")
         return stored
 
     @contextlib.contextmanager
@@ -121,6 +122,13 @@ def _parse(value: Any) -> StoredJob:
 
 
 def default_state_dir(namespace: str, name: str) -> Path:
-    """`$XDG_STATE_HOME/relight/<namespace>/<name>`, by default below ~/.local/state."""
-    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(home) / "relight" / namespace / name
+    """`$XDG_STATE_HOME/relight/<namespace>/<name>`, by default below ~/.local/state. Raises InvalidUsage."""
+    base = Path(os.environ.get("XDG_STATE_HOME") or "")
+    if not base.is_absolute():  # as its specification wants it
+        try:
+            base = Path.home() / ".local" / "state"
+        except RuntimeError:
+            raise InvalidUsage(
+                "this user has no home folder: say with --state-dir where the state is to live"
+            ) from None
+    return base / "relight" / namespace / name
