@@ -32,11 +32,14 @@ def main() -> int:
     parser.add_argument(
         "--archives", type=Path, metavar="FOLDER", help="also write FOLDER/TARGET.tar in docker's format"
     )
+    parser.add_argument(
+        "--engine", choices=("docker", "buildah"), help="without it docker, if its daemon answers, else buildah"
+    )
     given = parser.parse_args()
     unknown = set(given.targets) - set(TARGETS)
     if unknown:
         parser.error(f"unknown target: {', '.join(sorted(unknown))}; allowed: {', '.join(TARGETS)}")
-    engine = find_engine()
+    engine = given.engine or find_engine()
     if engine is None:
         print("make image needs docker with its daemon running, or buildah; neither is here", file=sys.stderr)
         return 69
@@ -68,7 +71,7 @@ def build(engine: str, target: str, image: str, base: str | None) -> None:
         file.flush()
         command = [engine, "build", "--target", target, "--tag", image, "--secret", f"id=pip,src={file.name}"]
         if engine == "buildah":
-            command += ["--layers"]
+            command += ["--layers", "--pull=false"]  # a base that is here is used as it is
             for path in local_paths(configuration.values()):
                 command += ["--volume", f"{path}:{path}:ro"]
         if base:

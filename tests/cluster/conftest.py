@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.cluster.relight import CHART, RELEASE, SYSTEM, Job, Operator
 from tests.testbed import Cluster, ExistingCluster, TestbedUnavailableError
-from tests.testbed.building import base_image
+from tests.testbed.building import base_image, relight_image
 from tests.testbed.cluster import prepare
-from tests.testbed.images import Image
+from tests.testbed.images import Image, reference_of
 
 PUBLIC_PYTHON = "docker.io/library/python:3.11-slim"
+TARGETS = ("operator", "trainer")
+GPUS = "trainer.resources.limits.nvidia\\.com/gpu=8"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,8 +36,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in here:
         item.add_marker(pytest.mark.cluster)
-    # those that start and end testbeds of their own need the computer before the shared one has it
-    items.sort(key=lambda item: "cluster" in getattr(item, "fixturenames", ()))
+    items.sort(key=place)
+
+
+def place(item: pytest.Item) -> int:
+    """Those that start and end testbeds of their own need the computer before the shared one has it; one judges all others."""
+    return ("cluster" in getattr(item, "fixturenames", ())) + (item.get_closest_marker("at_the_end") is not None)
 
 
 def unavailable(reason: TestbedUnavailableError) -> None:
@@ -44,9 +51,22 @@ def unavailable(reason: TestbedUnavailableError) -> None:
 
 
 @pytest.fixture(scope="session")
-def images() -> list[Image]:
+def relight_images() -> dict[str, Image]:
+    """`operator` and `trainer`: of this checkout, from the cache or built for it, or those in the folder `$RELIGHT_TEST_IMAGES`.
+
+    `make image IMAGE_FLAGS="--archives FOLDER"` writes such a folder.
+    """
+    folder = os.environ.get("RELIGHT_TEST_IMAGES")
+    if folder is None:
+        return {target: relight_image(target) for target in TARGETS}
+    archives = {target: Path(folder) / f"{target}.tar" for target in TARGETS}
+    return {target: Image(reference_of(archive), archive) for target, archive in archives.items()}
+
+
+@pytest.fixture(scope="session")
+def images(relight_images: dict[str, Image]) -> list[Image]:
     """The images that the testbed's machines have from the start."""
-    return [base_image()]
+    return [base_image(), *relight_images.values()]
 
 
 @pytest.fixture(scope="session")
@@ -98,3 +118,37 @@ def python_image(cluster: ExistingCluster) -> str:
     image = base_image()
     cluster.load_image(image)
     return image.reference
+
+
+@pytest.fixture(scope="session")
+def values(request: pytest.FixtureRequest, cluster: ExistingCluster) -> list[str]:
+    """What Helm is told beside the chart's own values. In another cluster than the testbed: the file `$RELIGHT_TEST_VALUES`.
+
+    In the testbed each member fills a machine, so that the scheduler has to preempt for real.
+    """
+    if not isinstance(cluster, Cluster):
+        file = os.environ.get("RELIGHT_TEST_VALUES")
+        return [f"--values={file}"] if file else []
+    found = [f"--set={GPUS}"]
+    for target, where in (("operator", "image"), ("trainer", "trainer.image")):
+        image = request.getfixturevalue("relight_images")[target]
+        cluster.load_image(image)
+        repository, _, tag = image.reference.rpartition(":")
+        found.append(f"--set-string={where}.repository={repository},{where}.tag={tag}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def operator(cluster: ExistingCluster, values: list[str]) -> Iterator[Operator]:
+    """Relight, installed by its chart for all tests of the session."""
+    cluster.helm("upgrade", "--install", RELEASE, CHART, f"-n={SYSTEM}", "--create-namespace", "--wait", *values)
+    yield Operator(cluster)
+    cluster.helm("uninstall", RELEASE, f"-n={SYSTEM}", "--wait", check=False)
+
+
+@pytest.fixture
+def job(operator: Operator, namespace: str) -> Iterator[Job]:
+    """A TrainingJob's name in a namespace of the test's own; it ends with the test."""
+    made = Job(operator.cluster, namespace, "digits")
+    yield made
+    made.kubectl("delete", "trainingjob", "digits", "--ignore-not-found", "--wait=false")

@@ -1,20 +1,13 @@
-"""The operator, installed by its chart, against a real API server, scheduler and kubelets.
-
-`RELIGHT_TEST_IMAGES` names the folder of image archives that `make image` wrote (operator.tar, trainer.tar); without it
-the images are taken for being on the machines already.
-"""
+"""The operator, installed by its chart, against a real API server, scheduler and kubelets."""
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.cluster.relight import CHART, RELEASE, SYSTEM, Job, Operator, items, waited_for
-from tests.testbed import Cluster, ExistingCluster
-from tests.testbed.images import Image
+from tests.cluster.relight import SYSTEM, Job, Operator, items, waited_for
+from tests.testbed import Cluster
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -25,27 +18,6 @@ CONFIG = {
 }
 LONG = {"nodes": 2, "trainer": {"config": CONFIG}, "disruption": {"gracePeriod": "20s"}}
 SHORT = {**LONG, "trainer": {"config": {**CONFIG, "train": {**CONFIG["train"], "duration": "15ep"}}}}
-GPUS = "trainer.resources.limits.nvidia\\.com/gpu=8"
-
-
-@pytest.fixture(scope="module")
-def operator(cluster: ExistingCluster) -> Iterator[Operator]:
-    folder = os.environ.get("RELIGHT_TEST_IMAGES")
-    if folder and isinstance(cluster, Cluster):
-        for target in ("operator", "trainer"):
-            cluster.load_image(Image(f"localhost/relight-{target}:0.1.0", Path(folder) / f"{target}.tar"))
-    # Each member fills a machine, so that the scheduler has to preempt for real.
-    values = ("--set", GPUS) if isinstance(cluster, Cluster) else ()
-    cluster.helm("upgrade", "--install", RELEASE, CHART, f"-n={SYSTEM}", "--create-namespace", "--wait", *values)
-    yield Operator(cluster)
-    cluster.helm("uninstall", RELEASE, f"-n={SYSTEM}", "--wait", check=False)
-
-
-@pytest.fixture
-def job(operator: Operator, namespace: str) -> Iterator[Job]:
-    made = Job(operator.cluster, namespace, "digits")
-    yield made
-    made.kubectl("delete", "trainingjob", "digits", "--ignore-not-found", "--wait=false")
 
 
 def preempt(job: Job, pod: str) -> None:

@@ -1,28 +1,23 @@
-"""Images built with buildah: a Debian base with Python, and what a Dockerfile makes of it. Kept in the cache by content."""
+"""Images built with buildah: a Debian base with Python, and Relight's own as `make image` makes them. Kept in the cache by content."""
 
 from __future__ import annotations
 
-import ast
 import os
 import shutil
 import sys
 import tempfile
-from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from tests.testbed.cache import cache_root, cached, key_of, locked
 from tests.testbed.images import Image
 from tests.testbed.packages import MIRROR, SUITE
 from tests.testbed.shell import sh
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
 REPOSITORY = Path(__file__).parents[2]
 KEPT = 3  # of each image: a trainer with torch takes over a gigabyte
 BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates")
+MAKER = (".ci/images.py", "Dockerfile", ".dockerignore")  # beside what the last of these lets into a build
 
 
 def base_image() -> Image:
@@ -50,105 +45,59 @@ def base_image() -> Image:
     return Image(reference, cached(f"image-base-{key}", build) / "image.tar")
 
 
-def build_image(
-    target: str,
-    dockerfile: Path,
-    *,
-    name: str | None = None,
-    context: Path = REPOSITORY,
-    paths: Sequence[str] = (),
-    arguments: Mapping[str, str] | None = None,
-) -> Image:
-    """Builds one target of a Dockerfile from `base_image()`, whose name its build argument BASE gets.
+def relight_image(target: str) -> Image:
+    """Relight's `operator` or `trainer` on `base_image()`, by the command behind `make image`.
 
-    `paths` are those parts of `context` that the build may see, all files that git does not ignore by default: the image is
-    built again when one of them, the Dockerfile, an argument or the base has changed. pip inside the build is configured as
-    pip is here, packages and certificates on this computer included.
+    It is built again when something that may go into it has changed; its tag says what it was made of.
     """
     base = base_image()
-    files = _files(context, paths)
-    arguments = {"BASE": base.reference} | dict(arguments or {})
-    contents = [part for file in files for part in (file, (context / file).read_bytes())]
-    key = key_of(target, dockerfile.read_bytes(), repr(sorted(arguments.items())), *contents)
-    reference = f"relight.dev/{name or target}:{key}"
+    files = [*MAKER, *_files()]
+    contents = [part for file in files for part in (file, (REPOSITORY / file).read_bytes())]
+    key = key_of(base.reference, *contents)
+    repository = "relight.dev/testbed/relight"
 
     def build(folder: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=cache_root()) as temporary, _pip_settings() as volumes:
-            seen = Path(temporary)
+        # A copy: the checkout may be edited while this goes on.
+        with tempfile.TemporaryDirectory(dir=cache_root()) as copy:
             for file in files:
-                (seen / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(context / file, seen / file)
+                (Path(copy) / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(REPOSITORY / file, Path(copy) / file)
             _buildah("pull", "--quiet", f"docker-archive:{base.archive}")
-            _buildah(
-                *(
-                    "bud",
-                    "--layers",
-                    "--pull=false",
-                    f"--target={target}",
-                    f"--file={dockerfile.absolute()}",
-                    f"--tag={reference}",
-                ),
-                *(f"--build-arg={argument}={value}" for argument, value in arguments.items()),
-                *(f"--volume={volume}" for volume in volumes),
-                str(seen),
+            _in_storage(
+                *(sys.executable, f"{copy}/.ci/images.py", target, "--engine=buildah", f"--archives={copy}/archives"),
+                *(f"--base={base.reference}", f"--repository={repository}", f"--tag={key}"),
             )
-        _buildah("push", "--quiet", reference, f"docker-archive:{folder}/image.tar:{reference}")
+            shutil.move(f"{copy}/archives/{target}.tar", folder / "image.tar")
 
-    return Image(reference, cached(f"image-{name or target}-{key}", build, keep=KEPT) / "image.tar")
+    return Image(f"{repository}-{target}:{key}", cached(f"image-{target}-{key}", build, keep=KEPT) / "image.tar")
 
 
-def _files(context: Path, paths: Sequence[str]) -> list[str]:
-    """The files under `context`, by relative name; those that git ignores are left out where there is git."""
-    if not (context / ".git").exists():
-        found = [
-            path.relative_to(context)
-            for root in paths or ["."]
-            for path in (context / root).rglob("*")
-            if path.is_file()
-        ]
-        return sorted(map(str, found))
-    listed = sh("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *paths, cwd=context)
-    return sorted({name for name in listed.split("\0") if name and (context / name).is_file()})
+def _files() -> list[str]:
+    """What .dockerignore lets into a build, by name below the checkout."""
+    lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
+    seen = [REPOSITORY / line[1:] for line in lines if line.startswith("!")]
+    unseen = [line.removeprefix("**/") for line in lines if line.startswith("**/")]
+    below = [path for root in seen for path in (root.rglob("*") if root.is_dir() else [root]) if path.is_file()]
+    names = (path.relative_to(REPOSITORY) for path in below)
+    return sorted(str(name) for name in names if not any(fnmatch(part, u) for part in name.parts for u in unseen))
 
 
 def _buildah(*words: str | Path) -> str:
-    """buildah with its storage in the cache, in a mount namespace so that none of its mounts stays."""
+    return _in_storage("buildah", *words)
+
+
+def _in_storage(*words: str | Path) -> str:
+    """A command whose buildah keeps its storage in the cache, in a mount namespace so that none of its mounts stays."""
     storage = cache_root() / "buildah"
     with locked(cache_root() / ".locks/buildah"):
-        return sh(
-            *("unshare", "--mount", "--", "buildah", "--root", storage / "storage", "--runroot", storage / "run"),
-            *("--storage-driver", "overlay", *words),
-            env=os.environ | {"BUILDAH_ISOLATION": "chroot", "TMPDIR": "/tmp"},
+        storage.mkdir(exist_ok=True)
+        configuration = storage / "storage.conf"
+        configuration.write_text(
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{storage}/storage"\nrunroot = "{storage}/run"\n'
         )
-
-
-@contextmanager
-def _pip_settings() -> Iterator[list[str]]:
-    """What to mount (buildah's --volume) so that pip in a build finds what pip finds here."""
-    settings = _settings_of(sh(sys.executable, "-m", "pip", "config", "list"))
-    lines = [f"{setting} = {' '.join(value.split())}" for setting, value in settings.items()]
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "pip.conf"
-        written.write_text("\n".join(["[global]", *lines]) + "\n")
-        yield [f"{written}:/etc/pip.conf:ro", *(f"{path}:{path}:ro" for path in _local_paths(settings))]
-
-
-def _local_paths(settings: Mapping[str, str]) -> list[Path]:
-    """Files and folders here that pip's settings name; of an index its parent folder, in which lies what it links to."""
-    found = set()
-    for word in " ".join(settings.values()).split():
-        path = Path(urlsplit(word).path).parent if word.startswith("file:") else Path(word)
-        if path.is_absolute() and path.exists() and path != Path("/"):
-            found.add(path)
-    return sorted(found)
-
-
-def _settings_of(listing: str) -> dict[str, str]:
-    """`pip config list` as a mapping; what the environment says wins, as it does with pip."""
-    found: dict[str, str] = {}
-    for line in sorted(listing.splitlines(), key=lambda line: line.startswith(":env:")):
-        name, _, value = line.partition("=")
-        setting = name.rpartition(".")[2]
-        if setting not in {"config-file", "require-virtualenv", "user", "prefix", "target", "log", "cache-dir"}:
-            found[setting] = str(ast.literal_eval(value))
-    return found
+        settings = {
+            "CONTAINERS_STORAGE_CONF": str(configuration),
+            "BUILDAH_ISOLATION": "chroot",
+            "TMPDIR": "/tmp",
+        }
+        return sh("unshare", "--mount", "--", *words, env=os.environ | settings)

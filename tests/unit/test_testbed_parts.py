@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.testbed import cache, dns
-from tests.testbed.building import _settings_of
 from tests.testbed.configs import User, token_file
 
 # `dig web.default.svc.cluster.local A`, as bytes on the wire
@@ -88,11 +87,6 @@ def test_garbage_gets_no_answer_or_a_refusal_and_never_an_error(query: bytes) ->
 def test_users_groups_stand_in_one_column() -> None:
     (row,) = csv.reader([token_file([User("node", "secret", ("a", "b"))])])
     assert row == ["secret", "node", "node", "a,b"]
-
-
-def test_what_the_environment_says_wins_over_pip_conf() -> None:
-    listing = ":env:.timeout='5'\nglobal.timeout='9'\nglobal.find-links='/wheels'\n:env:.require-virtualenv='1'\n"
-    assert _settings_of(listing) == {"timeout": "5", "find-links": "/wheels"}
 
 
 def test_what_is_cached_is_built_once_and_old_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
