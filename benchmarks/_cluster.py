@@ -1,0 +1,150 @@
+"""What the programs on a cluster share: the testbed, Relight installed there, jobs, and what a watch of them shows.
+
+All instants are CLOCK_MONOTONIC seconds of this computer, which carries all machines of the testbed: one clock.
+"""
+
+import json
+import re
+import secrets
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import _runs
+from relight_agent.files import GenerationFolder, Progress
+
+sys.path.append(str(_runs.ROOT))  # the testbed is the tests' own
+
+from tests.cluster import faults
+from tests.cluster.relight import CHART, RELEASE, SYSTEM, Job, Operator, items, waited_for
+from tests.testbed import Cluster
+
+JOBS = "/apis/relight.dev/v1alpha1/namespaces/{}/trainingjobs"
+PODS = "/api/v1/namespaces/{}/pods"
+GPUS = "trainer.resources.limits.nvidia\\.com/gpu=8"
+
+
+def spec_of(steps: int) -> dict[str, Any]:
+    """A job of two members, each of which fills a machine, without storage: what is not in memory is lost."""
+    config = {
+        "model": {"type": "digits_cnn", "width": 16},
+        "data": {"type": "digits"},
+        "train": {"duration": f"{steps}st", "global_batch": 64, "seed": 0, "threads": 1},
+    }
+    return {"nodes": 2, "trainer": {"config": config}, "disruption": {"gracePeriod": "20s"}}
+
+
+@contextmanager
+def installed(settings: Sequence[str]) -> Iterator[Operator]:
+    """Relight on the testbed that runs, or on one that is started for it; `settings` are Helm's KEY=VALUE."""
+    found = Cluster.running()
+    cluster = found or Cluster.up()
+    words = [word for setting in (GPUS, *settings) for word in ("--set", setting)]
+    cluster.helm("upgrade", "--install", RELEASE, CHART, f"-n={SYSTEM}", "--create-namespace", "--wait", *words)
+    try:
+        yield Operator(cluster)
+    finally:
+        if found is None:
+            cluster.down()
+
+
+@contextmanager
+def applied(operator: Operator, spec: dict[str, Any]) -> Iterator[Job]:
+    namespace = f"relight-bench-{secrets.token_hex(4)}"
+    operator.cluster.kubectl("create", "namespace", namespace)
+    try:
+        job = Job(operator.cluster, namespace, "digits")
+        job.apply(spec)
+        yield job
+    finally:
+        operator.cluster.kubectl("delete", "namespace", namespace, "--timeout=60s", check=False)
+
+
+class Sight(NamedTuple):
+    """One event of a watch."""
+
+    at: float
+    kind: str  # ADDED | MODIFIED | DELETED
+    body: dict[str, Any]
+
+
+@dataclass
+class Watch:
+    """Everything that the server says of the objects at `path`, each with the instant at which it came."""
+
+    cluster: Cluster
+    path: str
+    sights: list[Sight] = field(default_factory=list)
+
+    @contextmanager
+    def open(self) -> Iterator["Watch"]:
+        command = ["kubectl", f"--kubeconfig={self.cluster.kubeconfig}", "get", "--raw", f"{self.path}?watch=true"]
+        environment = self.cluster._env  # noqa: SLF001  # where its kubectl is
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            reader = threading.Thread(target=self._read, args=[process], daemon=True)
+            reader.start()
+            try:
+                yield self
+            finally:
+                process.terminate()
+                reader.join()
+
+    def _read(self, process: "subprocess.Popen[str]") -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            event = json.loads(line)
+            self.sights.append(Sight(time.monotonic(), event["type"], event["object"]))
+
+    def first(self, matches: Callable[[Sight], object], after: float = 0.0) -> float | None:
+        """When the first event that `matches` came."""
+        return next((s.at for s in list(self.sights) if s.at >= after and matches(s)), None)
+
+
+def progress_of(uid: str, generation: int) -> Progress | None:
+    """What the pod's worker says of this generation, read from the pod's memory."""
+    folder = _folder(uid, generation)
+    return folder.progress() if folder else None
+
+
+def step_of(uid: str, generation: int) -> int:
+    """The pod's furthest step in this generation, to the step."""
+    folder = _folder(uid, generation)
+    return folder.furthest_step(1) if folder else 0
+
+
+def _folder(uid: str, generation: int) -> GenerationFolder | None:
+    try:
+        pid = faults.agent_of(uid)
+    except ProcessLookupError:
+        return None
+    return GenerationFolder(f"/proc/{pid}/root/dev/shm/relight/gen-{generation}")
+
+
+def train_until(job: Job, step: int) -> dict[str, Any]:
+    """The status once the job has done `step` steps."""
+    status = job.until_training()
+    slots = {s["slot"]: s["uid"] for s in status["slots"]}
+    generation = status["world"]["generation"]
+    waited_for(f"step {step}", lambda: step_of(slots[0], generation) >= step, 300)
+    return job.status()
+
+
+def counters(operator: Operator, name: str) -> dict[str, float]:
+    """A counter of the operator by the value of its one label, all replicas together."""
+    total: dict[str, float] = {}
+    for pod in items(operator.cluster, "pods", f"-n={SYSTEM}", f"-l=app.kubernetes.io/instance={RELEASE}"):
+        address = pod["status"].get("podIP")
+        try:
+            with urllib.request.urlopen(f"http://{address}:8080/metrics", timeout=5) as answer:
+                text = answer.read().decode()
+        except OSError:
+            continue  # it ends, or its machine is dead
+        for label, value in re.findall(rf'^{name}{{\w+="([^"]*)"}} (\S+)$', text, re.MULTILINE):
+            total[label] = total.get(label, 0.0) + float(value)
+    return total

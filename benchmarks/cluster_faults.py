@@ -1,0 +1,254 @@
+"""A member of a job in a real cluster is taken away, in each of eight ways: what did it cost?
+
+Each time a job of its own, at a random step; it must end with the weights of a job that nobody disturbed. A fault's
+instant is when the API server shows it, or the SIGKILL; all instants are on one clock, CLOCK_MONOTONIC of the computer
+that carries the testbed's machines. It starts the testbed, or uses the one that runs.
+"""
+
+import argparse
+import itertools
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _cluster
+import _runs
+from _cluster import Job, Operator, Sight, Watch, faults, items, waited_for
+from relight_agent.files import Progress
+
+# What happens, in order; each is an instant.
+MOMENTS = (
+    "fault", "detected", "pod created", "scheduled", "agent up", "launcher ready", "generation formed",
+    "process group formed", "restored", "first step",
+)  # fmt: skip
+
+
+class Fault(NamedTuple):
+    slot: int
+    act: Callable[[Job, str], None]
+    causes: frozenset[str]  # that name it right; before Kubernetes 1.26 an eviction is a deletion
+    undo: Callable[[Job, str], None] | None = None  # is given the machine
+    through_api: bool = True
+    may_lose_steps: bool = False
+
+
+def revive(job: Job, node: str) -> None:
+    job.cluster.revive_machine(node)  # type: ignore[attr-defined]  # the testbed
+
+
+FAULTS = {
+    "delete": Fault(1, faults.delete, frozenset({"Deleted"})),
+    "delete the master's": Fault(0, faults.delete, frozenset({"Deleted"})),
+    "eviction API": Fault(1, faults.evict, frozenset({"Evicted", "Deleted"})),
+    "preemption": Fault(1, faults.preempt, frozenset({"Preempted"})),
+    "drain": Fault(1, faults.drain, frozenset({"Evicted", "Deleted"}), undo=faults.uncordon),
+    "SIGKILL of PID 1": Fault(1, faults.kill_process, frozenset({"MachineUnhealthy"}), through_api=False),
+    "machine killed": Fault(
+        1, faults.kill_machine, frozenset({"MachineLost"}), undo=revive, through_api=False, may_lose_steps=True
+    ),
+    "delete by force": Fault(1, faults.delete_by_force, frozenset({"Deleted"})),
+}
+
+
+def meet(operator: Operator, name: str, steps: int, digest: str, rng: random.Random) -> dict[str, Any]:
+    """One job, one fault; what was found."""
+    fault = FAULTS[name]
+    counted = _cluster.counters(operator, "relight_disruptions_total")
+    node = ""
+    with _cluster.applied(operator, _cluster.spec_of(steps)) as job:
+        assert isinstance(operator.cluster, _cluster.Cluster)
+        jobs = Watch(operator.cluster, _cluster.JOBS.format(job.namespace))
+        pods = Watch(operator.cluster, _cluster.PODS.format(job.namespace))
+        try:
+            with jobs.open(), pods.open():
+                at_step = rng.randint(steps // 5, steps // 2)
+                before = _cluster.train_until(job, at_step)
+                uids, pod = job.uids(), job.pod(fault.slot)
+                node = faults.node_of(job, pod)
+                began = time.monotonic()
+                fault.act(job, pod)
+                instants, after = follow(job, before, fault, began, jobs, pods)
+            if fault.undo is not None:
+                fault.undo(job, node)
+                node = ""
+            end = waited_for("the end", lambda: _ended(job), 600)
+            events = [
+                e["message"] for e in items(job.cluster, "events", f"-n={job.namespace}") if e["reason"] == "MemberLost"
+            ]
+        finally:
+            if node and fault.undo is not None:
+                fault.undo(job, node)
+    metric = Counter(_cluster.counters(operator, "relight_disruptions_total"))
+    metric.subtract(counted)
+    causes = end["restarts"].get("byCause", {})
+    checks = {
+        "succeeded": end["phase"] == "Succeeded",
+        "same digest": (end.get("result") or {}).get("weightsDigest") == digest,
+        "survivor kept": {s["slot"]: s["uid"] for s in end["slots"]}[1 - fault.slot] == uids[1 - fault.slot],
+        "cause in status": sum(causes.values()) == 1 and set(causes) <= fault.causes,
+        "cause in Event": len(events) == 1 and any(c in events[0] for c in causes),
+        "cause in metric": any(metric[c] > 0 for c in causes),
+        "budget untouched": (end["restarts"]["counted"], end["restarts"]["failures"]) == (0, 0),
+        "no step lost": fault.may_lose_steps or end["goodput"]["lostSteps"] == 0,
+    }
+    return {
+        "fault": name,
+        "at step": at_step,
+        "cause": ",".join(causes),
+        "lost steps": end["goodput"]["lostSteps"],
+        "recovery seconds, as status says": (after.get("goodput") or {}).get("lastRecoverySeconds"),
+        "instants": {m: round(v - instants["fault"], 3) for m, v in instants.items()},
+        "wrong": [what for what, good in checks.items() if not good],
+    }
+
+
+def follow(  # noqa: PLR0917  # what was seen of the job, and what was done to it
+    job: Job, before: dict[str, Any], fault: Fault, began: float, jobs: Watch, pods: Watch
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """The instants of the recovery, and the status after it."""
+    generation = before["world"]["generation"]
+    holder = next(s for s in before["slots"] if s["slot"] == fault.slot)
+    survivor = next(s for s in before["slots"] if s["slot"] != fault.slot)
+    old = f"{job.name}-{fault.slot}-{holder['incarnation']}"
+    new = f"{job.name}-{fault.slot}-{holder['incarnation'] + 1}"
+
+    def slot_now(status: Mapping[str, Any]) -> Mapping[str, Any]:
+        return next((s for s in status.get("slots") or () if s["slot"] == fault.slot), {})
+
+    def status(s: Sight) -> dict[str, Any]:
+        return s.body.get("status") or {}
+
+    def is_new(s: Sight) -> bool:
+        return bool(s.body["metadata"]["name"] == new)
+
+    formed = waited_for(
+        "a new generation",
+        lambda: jobs.first(lambda s: (status(s).get("world") or {}).get("generation", 0) > generation),
+        240,
+    )
+    pid = waited_for("the replacement's agent", lambda: _agent(job.uids()[fault.slot]))
+    up = faults.started_at(pid)
+    number = job.status()["world"]["generation"]
+    progress = waited_for("a step", lambda: _first_step(survivor["uid"], number), 60)
+    assert progress.formed_at is not None
+    assert progress.restored_at is not None
+    assert progress.first_step_at is not None
+    shown = pods.first(
+        lambda s: (
+            s.body["metadata"]["name"] == old and ("deletionTimestamp" in s.body["metadata"] or s.kind == "DELETED")
+        ),
+        began,
+    )
+    found: dict[str, float | None] = {
+        "fault": shown if fault.through_api and shown is not None else began,
+        "detected": jobs.first(
+            lambda s: status(s).get("recovery") or slot_now(status(s)).get("incarnation") != holder["incarnation"],
+            began,
+        ),
+        "pod created": pods.first(is_new, began),
+        "scheduled": pods.first(lambda s: is_new(s) and s.body["spec"].get("nodeName"), began),
+        "agent up": up,
+        "launcher ready": jobs.first(
+            lambda s: (
+                slot_now(status(s)).get("incarnation") == holder["incarnation"] + 1
+                and slot_now(status(s)).get("state") in {"Ready", "Running"}
+            ),
+            began,
+        ),
+        "generation formed": formed,
+        "process group formed": progress.formed_at,
+        "restored": progress.restored_at,
+        "first step": progress.first_step_at,
+    }
+    after = job.until_training(generation + 1)
+    # A status that says two things at once was the first to say either.
+    if found["launcher ready"] is None or found["launcher ready"] > formed:
+        found["launcher ready"] = formed
+    return {m: v for m, v in found.items() if v is not None}, after
+
+
+def _agent(uid: str) -> int | None:
+    try:
+        return faults.agent_of(uid)
+    except ProcessLookupError:
+        return None
+
+
+def _first_step(uid: str, generation: int) -> Progress | None:
+    progress = _cluster.progress_of(uid, generation)
+    return progress if progress is not None and progress.first_step_at is not None else None
+
+
+def _ended(job: Job) -> dict[str, Any] | None:
+    status = job.status()
+    return status if status.get("phase") in {"Succeeded", "Failed"} else None
+
+
+def summary(runs: list[dict[str, Any]]) -> list[tuple[object, ...]]:
+    """Medians of the phases per fault, in seconds."""
+    spans = list(itertools.pairwise(MOMENTS))
+    rows: list[tuple[object, ...]] = [("fault", "n", "cause", "lost", *(f"-> {b}" for _, b in spans), "total", "wrong")]
+    for name in FAULTS:
+        those = [r for r in runs if r["fault"] == name]
+        if not those:
+            continue
+
+        def median(a: str, b: str, those: list[dict[str, Any]] = those) -> object:
+            took = [r["instants"][b] - r["instants"][a] for r in those if a in r["instants"] and b in r["instants"]]
+            return _runs.percentile(took, 0.5) if took else "?"
+
+        rows.append(
+            (
+                name,
+                len(those),
+                ",".join(sorted({r["cause"] for r in those})),
+                max(r["lost steps"] for r in those),
+                *(median(a, b) for a, b in spans),
+                median("fault", "first step"),
+                ", ".join(sorted({w for r in those for w in r["wrong"]})) or "-",
+            )
+        )
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=5, help="each fault (default 5)")
+    parser.add_argument("--steps", type=int, default=2500, help="of a job, about 60 s on two cores (default 2500)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the steps (default 0)")
+    parser.add_argument("--only", action="append", choices=list(FAULTS), help="this fault; may be repeated")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for Helm, as the images' names"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=_runs.RESULTS, help="folder for the result (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
+    runs: list[dict[str, Any]] = []
+    with _cluster.installed(arguments.set) as operator:
+        began = time.monotonic()
+        with _cluster.applied(operator, _cluster.spec_of(arguments.steps)) as job:
+            digest = job.until_phase("Succeeded", 600)["result"]["weightsDigest"]
+        undisturbed = time.monotonic() - began
+        _runs.say(f"undisturbed: {undisturbed:.0f} s, {digest[:16]}")
+        for number, name in itertools.product(range(arguments.times), arguments.only or FAULTS):
+            found = meet(operator, name, arguments.steps, digest, rng)
+            runs.append(found)
+            wrong = f" WRONG: {', '.join(found['wrong'])}" if found["wrong"] else ""
+            _runs.say(
+                f"{number + 1}/{arguments.times} {name} at step {found['at step']}: {found['cause']}, "
+                f"{found['lost steps']} lost, {found['instants']['first step']:.2f} s{wrong}"
+            )
+    print(_runs.table(summary(runs)))
+    result = {"steps": arguments.steps, "undisturbedSeconds": round(undisturbed, 1), "digest": digest, "runs": runs}
+    _runs.write(arguments.results, "cluster_faults", result)
+    return 1 if any(r["wrong"] for r in runs) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
