@@ -1,5 +1,6 @@
 """The trainer's metrics: the run's own numbers, read while it runs, and never in its way."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 import worlds
+from launching import Member
 from prometheus_client.parser import text_string_to_metric_families
 from test_train_exact import job, result
 from tests.testbed.cache import cache_root
@@ -206,6 +207,47 @@ def test_the_next_generation_serves_on_the_same_port_at_once_and_counts_its_own_
         assert values["relight_train_samples_total"] == (cursor.step - 4) * 64
 
 
+OWN_SCRIPT = """
+import time
+import torch
+from prometheus_client import Gauge
+from relight_trainer import client
+
+reward = Gauge("reward", "The script's own.")
+run = client.start(model=torch.nn.Linear(2, 1), init=True)
+for _ in run.steps([torch.ones(2)] * 100_000, epochs=1):
+    reward.set(run.step + 0.5)
+    run.log(loss=run.step / 2)
+    time.sleep(0.01)
+"""
+
+
+def test_workers_of_a_warm_launcher_serve_an_own_script_and_hand_the_port_on(tmp_path: Path) -> None:
+    script = tmp_path / "own.py"
+    script.write_text(OWN_SCRIPT)
+    port, *masters = free_ports(3)
+    with Member(tmp_path, 0, [str(script)], env={"RELIGHT_METRICS_PORT": str(port)}) as member:
+        member.expect("ready")
+        reached = 0.0
+        for generation, master in enumerate(masters, 1):
+            # The second is ordered while the first one trains, and serves.
+            member.run(generation, rank=0, nodes=1, port=master, host_store=True)
+            member.started()
+
+            def further(generation: int = generation, reached: float = reached) -> dict[str, float] | None:
+                with contextlib.suppress(OSError):
+                    values = series(scrape(port))
+                    of_it = values['relight_train_generation{node_rank="0"}'] == generation
+                    return values if of_it and values["relight_train_step"] > reached else None
+                return None
+
+            values = wait_for(further)
+            reached = values["relight_train_step"]
+            assert abs(2 * values["relight_train_loss"] - reached) <= 1  # logged in mid-step
+            assert "relight_train_samples_total" not in values  # a list has no batch size
+            assert "\nreward " in scrape(port)
+
+
 def patient(context: WorkerContext, port: int, released: str) -> Any:
     """What was said until the metrics could be scraped."""
     from relight_trainer import metrics
@@ -262,7 +304,7 @@ def test_an_image_without_the_library_trains_and_says_so(tmp_path: Path) -> None
     assert "prometheus_client" in notice
 
 
-@contextmanager
+@contextlib.contextmanager
 def prometheus(folder: Path, targets: list[int]) -> Iterator[Callable[[str], dict[str, float]]]:
     """A Prometheus that scrapes `targets`; gives its answer to a query, by target and labels."""
     binary = program("prometheus")

@@ -70,10 +70,11 @@ class SessionCollector(Collector):
             yield GaugeMetricFamily(
                 "relight_train_total_steps", "Optimizer steps that the job is to do.", session.total_steps
             )
-        # Not the cursor's number: that one falls when steps are lost, and a counter that falls has begun at 0 again.
-        yield CounterMetricFamily(
-            "relight_train_samples", "Samples that this generation has trained on.", session.pace.samples
-        )
+        if cursor.samples or not cursor.step:  # else not known: a script's loader need not tell its batch size
+            # Not the cursor's number: that one falls when steps are lost, and a counter that falls has begun at 0 again.
+            yield CounterMetricFamily(
+                "relight_train_samples", "Samples that this generation has trained on.", session.pace.samples
+            )
         loss = _number(cursor.metrics.get("loss"))
         if loss is not None:
             yield GaugeMetricFamily("relight_train_loss", "The training loss that was logged last.", loss)
