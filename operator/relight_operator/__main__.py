@@ -8,7 +8,10 @@ import sys
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
+from relight_operator.api.job import Resources
+from relight_operator.api.problems import problems_of
 from relight_operator.kube.app import Options, run
 from relight_operator.kube.errors import KubeError
 from relight_operator.kube.pods import PodDefaults
@@ -16,9 +19,11 @@ from relight_operator.kube.pods import PodDefaults
 
 def _resources(_: click.Context, __: click.Parameter, value: str) -> dict[str, Any]:
     resources = _json(value)
-    if not isinstance(resources, dict) or not set(resources) <= {"limits", "requests"}:
-        raise click.BadParameter('wanted: {"limits": {...}, "requests": {...}}')
-    return resources
+    try:
+        Resources.model_validate(resources)
+    except ValidationError as error:
+        raise click.BadParameter("; ".join(str(p) for p in problems_of(error))) from None
+    return dict(resources)
 
 
 def _secrets(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ...]:

@@ -27,8 +27,8 @@ EXAMPLE = ROOT / "examples/digits.yaml"
 # What apiextensions/v1 takes below openAPIV3Schema, of those that Kubernetes 1.20 knows.
 KEYS = {
     "type", "description", "default", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems",
-    "minProperties", "required", "oneOf", "properties", "additionalProperties", "items",
-    "x-kubernetes-preserve-unknown-fields", "x-kubernetes-list-type", "x-kubernetes-list-map-keys",
+    "minProperties", "maxProperties", "required", "oneOf", "properties", "additionalProperties", "items",
+    "x-kubernetes-preserve-unknown-fields", "x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-int-or-string",
 }  # fmt: skip
 
 
@@ -55,6 +55,9 @@ def test_the_command_prints_it() -> None:
 def test_the_schema_is_structural_for_every_server_since_1_20() -> None:
     def check(schema: dict[str, Any], path: str) -> None:
         assert set(schema) <= KEYS, path
+        if schema.get("x-kubernetes-int-or-string"):
+            assert "type" not in schema, path
+            return
         assert schema["type"] in {"object", "array", "string", "integer", "number", "boolean"}, path
         assert not ({"properties", "additionalProperties"} <= set(schema)), path
         if schema["type"] == "object":
@@ -110,6 +113,9 @@ def test_the_schema_accepts_the_example_and_its_dump() -> None:
         ("spec.procPerNode", 0), ("spec.trainer", {}), ("spec.trainer", {"config": {}, "script": ["a"]}),
         ("spec.trainer", {"command": []}), ("spec.trainer", {"config": 5}), ("spec.trainer.env", [{"value": "a"}]),
         ("spec.trainer.env", [{"name": "a b"}]), ("spec.trainer.env", [{"name": "A", "value": 5}]),
+        ("spec.trainer.image", ""), ("spec.trainer.image", "a b"), ("spec.trainer.imagePullSecrets", ["a"]),
+        ("spec.trainer.imagePullSecrets", [{}]), ("spec.trainer.resources", {"limits": {"cpu": "1GB"}}), ("spec.trainer.resources", {"limits": {"cpu": "-1"}}),
+        ("spec.trainer.sharedMemory", "1gi"), ("spec.trainer.sharedMemory", ""),
         ("spec.checkpoint", {}), ("spec.checkpoint", {"uri": "file:///a", "hostPath": {"path": "/a"}}),
         ("spec.checkpoint", {"uri": "s3://a"}), ("spec.checkpoint", {"hostPath": {"path": "a"}}),
         ("spec.checkpoint.keep", 1), ("spec.checkpoint.interval", {"time": "5min"}), ("spec.checkpoint.interval", {}),
@@ -139,7 +145,7 @@ FIELDS = st.fixed_dictionaries(
     {},
     optional={
         **dict.fromkeys(("suspend", "nodes", "procPerNode", "activeDeadlineSeconds"), VALUES),
-        "trainer": st.fixed_dictionaries({}, optional=dict.fromkeys(("script", "module", "command", "python", "env"), VALUES)),
+        "trainer": st.fixed_dictionaries({}, optional=dict.fromkeys(("script", "module", "command", "python", "env", "image", "imagePullSecrets", "resources", "sharedMemory"), VALUES)),
         "checkpoint": st.fixed_dictionaries(
             {}, optional={**dict.fromkeys(("uri", "keep", "hostPath"), VALUES), "interval": st.fixed_dictionaries({}, optional=dict.fromkeys(("time", "steps", "epochs"), VALUES))}
         ),

@@ -15,7 +15,7 @@ from relight_operator.api.status import Condition, JobStatus, ProgressStatus, Re
 from relight_operator.kube import status as wire
 from relight_operator.kube.machines import UNREACHABLE_SECONDS, Machines
 from relight_operator.kube.names import Owner
-from relight_operator.kube.pods import PodDefaults
+from relight_operator.kube.pods import INSTALLED, PodDefaults
 from relight_operator.kube.spec import effective, freeze, load, manifest
 from relight_operator.kube.store import Store
 from relight_operator.metrics import Metrics
@@ -209,6 +209,44 @@ def test_the_name_tells_the_content() -> None:
     assert freeze(JOB, OWNER, DEFAULTS).hash == first.hash
     assert freeze(JOB, OWNER, PodDefaults(image="trainer:2")).hash != first.hash
     assert freeze(JOB, Owner("ml", "d", "another uid"), DEFAULTS).hash != first.hash
+
+
+def job_with(**trainer: Any) -> TrainingJob:
+    value = JOB.dump()
+    value["spec"]["trainer"] |= trainer
+    return TrainingJob.model_validate(value)
+
+
+def test_the_gpus_of_a_member_say_how_many_workers_it_has() -> None:
+    gpus = {"limits": {"nvidia.com/gpu": 8}}
+    installation = PodDefaults(image="i", resources=gpus)
+    assert freeze(JOB, OWNER, PodDefaults(image="i")).job_file.proc_per_node == 1
+    assert freeze(job_with(resources=gpus), OWNER, PodDefaults(image="i")).job_file.proc_per_node == 8
+    assert freeze(JOB, OWNER, installation).job_file.proc_per_node == 8
+    assert freeze(job_with(resources={"limits": {"cpu": "2"}}), OWNER, installation).job_file.proc_per_node == 1
+    # What the installation adds is no edit of the job.
+    assert effective(freeze(JOB, OWNER, installation).spec, JOB.spec)[1] == []
+
+
+def test_a_pythonpath_of_the_job_does_not_hide_the_client_beside_an_own_image() -> None:
+    env = [{"name": "PYTHONPATH", "value": "/workspace"}]
+    own = freeze(job_with(image="own:1", env=env), OWNER, DEFAULTS).job_file
+    assert own.env == {"PYTHONPATH": f"{INSTALLED}:/workspace"}
+    assert freeze(job_with(env=env), OWNER, DEFAULTS).job_file.env == {"PYTHONPATH": "/workspace"}
+
+
+def test_an_amount_in_quotes_is_the_same_amount() -> None:
+    first, quoted = (job_with(resources={"limits": {"nvidia.com/gpu": n}}) for n in (8, "8"))
+    assert freeze(first, OWNER, DEFAULTS).hash == freeze(quoted, OWNER, DEFAULTS).hash
+    assert effective(first.spec, quoted.spec)[1] == []
+
+
+def test_an_image_and_its_resources_survive_the_config_map() -> None:
+    job = job_with(
+        image="own:1", imagePullSecrets=[{"name": "s"}], sharedMemory="1Gi", resources={"requests": {"cpu": 1}}
+    )
+    frozen = freeze(job, OWNER, DEFAULTS)
+    assert load(json.loads(json.dumps(manifest(frozen, OWNER)))).spec == job.spec
 
 
 def test_what_may_change_is_taken_from_the_live_spec_and_the_rest_is_named() -> None:

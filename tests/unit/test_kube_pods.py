@@ -10,11 +10,19 @@ import yaml
 
 from relight_agent.files import JobFile
 from relight_agent.identity import Identity
-from relight_operator.api.job import CheckpointSpec, HostPath, PersistentVolumeClaim
+from relight_operator.api.job import (
+    CheckpointSpec,
+    HostPath,
+    JobSpec,
+    PersistentVolumeClaim,
+    Resources,
+    SecretReference,
+    TrainerSpec,
+)
 from relight_operator.core.actions import CreateMember
 from relight_operator.kube import names
 from relight_operator.kube.names import Owner
-from relight_operator.kube.pods import Coordinator, PodDefaults, checkpoint_volume, pod, service
+from relight_operator.kube.pods import INSTALLED, Coordinator, PodDefaults, checkpoint_volume, pod, service
 
 GOLDEN = Path(__file__).parent / "golden"
 OWNER = Owner("team-a", "digits", "0b6e5a8e-1111-4222-8333-444455556666")
@@ -37,16 +45,80 @@ JOB = JobFile(
 CLAIM = CheckpointSpec(persistent_volume_claim=PersistentVolumeClaim(claim_name="ckpt"))
 
 
-def made(**changes: Any) -> dict[str, Any]:
+TRAINER = TrainerSpec(module=["train"])
+THEIRS = TrainerSpec(
+    module=["train"],
+    image="registry.example.com/team-a/train:7",
+    image_pull_secrets=[SecretReference(name="regcred"), SecretReference(name="theirs")],
+    python="/opt/conda/bin/python",
+    resources=Resources.model_validate(
+        {"limits": {"nvidia.com/gpu": 4, "memory": "128Gi", "hugepages-2Mi": "64Mi"}, "requests": {"cpu": "8", "memory": "96Gi"}}
+    ),
+    shared_memory="32Gi",
+)  # fmt: skip
+
+
+def made(trainer: TrainerSpec = TRAINER, **changes: Any) -> dict[str, Any]:
     defaults = replace(DEFAULTS, **changes)
-    return pod(OWNER, CreateMember(1, 3), JOB, CLAIM, defaults, "digits-spec-0123456789", COORDINATOR)
+    spec = JobSpec(nodes=2, trainer=trainer, checkpoint=CLAIM)
+    return pod(OWNER, CreateMember(1, 3), JOB, spec, defaults, "digits-spec-0123456789", COORDINATOR)
 
 
-def test_the_pod_is_the_golden_one() -> None:
-    golden = GOLDEN / "pod.yaml"
+def theirs() -> dict[str, Any]:
+    return made(THEIRS, image_pull_secrets=("relight", "regcred"), image_pull_policy="Never")
+
+
+@pytest.mark.parametrize(("name", "body"), [("pod", made()), ("pod-own-image", theirs())])
+def test_the_pod_is_the_golden_one(name: str, body: dict[str, Any]) -> None:
+    golden = GOLDEN / f"{name}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
-        golden.write_text(yaml.safe_dump(made(), sort_keys=False, width=120))
-    assert made() == yaml.safe_load(golden.read_text())
+        golden.write_text(yaml.safe_dump(body, sort_keys=False, width=120))
+    assert body == yaml.safe_load(golden.read_text())
+
+
+def test_an_image_of_the_users_own_gets_the_agent_from_an_init_container() -> None:
+    spec = theirs()["spec"]
+    (init,), (main,) = spec["initContainers"], spec["containers"]
+    assert (init["image"], main["image"]) == (DEFAULTS.image, THEIRS.image)
+    assert init["command"] == ["python3", "-m", "relight_agent.install", INSTALLED]
+    assert main["command"] == ["/opt/conda/bin/python", "-m", "relight_agent"]
+    assert {"name": "PYTHONPATH", "value": INSTALLED} in main["env"]
+    (written,) = init["volumeMounts"]
+    (read,) = [m for m in main["volumeMounts"] if m["mountPath"] == INSTALLED]
+    assert (written["name"], written.get("readOnly"), read["readOnly"]) == (read["name"], None, True)
+    assert {v["name"]: v for v in spec["volumes"]}[read["name"]]["emptyDir"] == {}
+
+
+@pytest.mark.parametrize("image", [None, DEFAULTS.image], ids=["none", "the installation's by its name"])
+def test_the_installations_own_image_needs_no_init_container(image: str | None) -> None:
+    spec = made(TrainerSpec(module=["train"], image=image, python="/opt/other/python"))["spec"]
+    assert "initContainers" not in spec
+    assert spec["containers"][0]["command"][0] == "python3"
+    assert "PYTHONPATH" not in {e["name"] for e in spec["containers"][0]["env"]}
+
+
+def test_the_init_container_is_promised_what_the_pod_is_but_no_device() -> None:
+    (init,) = theirs()["spec"]["initContainers"]
+    assert init["resources"] == {"limits": {"memory": "128Gi"}, "requests": {"cpu": "8", "memory": "96Gi"}}
+
+
+def test_a_jobs_own_resources_replace_the_installations() -> None:
+    resources = {"limits": {"memory": "1Gi"}}
+    container = made(TrainerSpec(module=["a"], resources=Resources.model_validate(resources)))["spec"]["containers"][0]
+    assert container["resources"] == resources
+
+
+def test_images_are_pulled_with_the_installations_secrets_and_the_jobs() -> None:
+    assert [s["name"] for s in theirs()["spec"]["imagePullSecrets"]] == ["relight", "regcred", "theirs"]
+    assert "imagePullSecrets" not in made()["spec"]
+
+
+def test_the_size_of_shared_memory_is_said_only_where_the_job_says_it() -> None:
+    def shm(body: dict[str, Any]) -> dict[str, Any]:
+        return next(v["emptyDir"] for v in body["spec"]["volumes"] if v["name"] == "shm")
+
+    assert shm(made()) == {"medium": "Memory"}
+    assert shm(theirs()) == {"medium": "Memory", "sizeLimit": "32Gi"}
 
 
 def test_the_agent_finds_its_identity_in_the_pods_environment(tmp_path: Path) -> None:
@@ -73,19 +145,21 @@ def test_each_file_the_agent_is_pointed_at_is_projected() -> None:
     assert pointed == paths
 
 
-def test_every_mount_has_its_volume() -> None:
-    spec = made()["spec"]
+@pytest.mark.parametrize("body", [made(), theirs()], ids=["installation's image", "own image"])
+def test_every_mount_has_its_volume(body: dict[str, Any]) -> None:
+    spec = body["spec"]
     assert {m["name"] for m in spec["containers"][0]["volumeMounts"]} == {v["name"] for v in spec["volumes"]}
 
 
-def test_the_pod_keeps_to_the_restricted_pod_security_standard() -> None:
-    spec = made()["spec"]
-    security = spec["containers"][0]["securityContext"]
+@pytest.mark.parametrize("body", [made(), theirs()], ids=["installation's image", "own image"])
+def test_the_pod_keeps_to_the_restricted_pod_security_standard(body: dict[str, Any]) -> None:
+    spec = body["spec"]
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["runAsUser"] > 0
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert security["allowPrivilegeEscalation"] is False
-    assert security["capabilities"] == {"drop": ["ALL"]}
+    for container in (*spec.get("initContainers", ()), *spec["containers"]):
+        assert container["securityContext"]["allowPrivilegeEscalation"] is False
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     allowed = {"emptyDir", "projected", "persistentVolumeClaim"}
     assert all(set(v) - {"name"} <= allowed for v in spec["volumes"])
 

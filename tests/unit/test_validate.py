@@ -47,6 +47,32 @@ WRONG = {
     "reserved env": Wrong(
         "{trainer: {config: {}, env: [{name: MASTER_ADDR, value: a}]}}", "spec.trainer.env[0].name", '"MASTER_ADDR"', "any name but"
     ),
+    "bad image": Wrong('{trainer: {image: "a b", config: {}}}', "spec.trainer.image", '"a b"', "registry.example.com/trainer:0.1"),
+    "bad pull secret": Wrong(
+        "{trainer: {imagePullSecrets: [{nam: a, name: b}], config: {}}}", "spec.trainer.imagePullSecrets[0].nam", '"nam"', "name", "name"
+    ),
+    "bad amount": Wrong(
+        "{trainer: {config: {}, resources: {limits: {memory: 64GB}}}}", "spec.trainer.resources.limits.memory", '"64GB"', "64Gi"
+    ),
+    "fraction": Wrong(
+        "{trainer: {config: {}, resources: {requests: {cpu: 0.5}}}}", "spec.trainer.resources.requests.cpu", "0.5", "fractions in quotes"
+    ),
+    "resource without a domain": Wrong(
+        "{trainer: {config: {}, resources: {limits: {gpu: 8}}}}", "spec.trainer.resources.limits.gpu", '"gpu"', "nvidia.com/gpu", "nvidia.com/gpu"
+    ),
+    "part of a GPU": Wrong(
+        '{trainer: {config: {}, resources: {limits: {nvidia.com/gpu: "0.5"}}}}', 'spec.trainer.resources.limits["nvidia.com/gpu"]', '"0.5"', "whole"
+    ),
+    "more asked for than may be used": Wrong(
+        "{trainer: {config: {}, resources: {limits: {memory: 1Gi}, requests: {memory: 1025Mi}}}}",
+        "spec.trainer.resources.requests.memory", '"1025Mi"', "1Gi or less",
+    ),
+    "fewer GPUs asked for than the limit": Wrong(
+        "{trainer: {config: {}, resources: {limits: {nvidia.com/gpu: 2}, requests: {nvidia.com/gpu: 1}}}}",
+        'spec.trainer.resources.requests["nvidia.com/gpu"]', '"1"', "2",
+    ),
+    "no shared memory": Wrong("{trainer: {config: {}, sharedMemory: 0}}", "spec.trainer.sharedMemory", "0", "more than 0"),
+    "negative amount": Wrong("{trainer: {config: {}, sharedMemory: -1Gi}}", "spec.trainer.sharedMemory", '"-1Gi"', "64Gi"),
     "bad duration": Wrong(f"{{retry: {{window: 5min}}, {CONFIG}}}", "spec.retry.window", '"5min"', "90s, 10m, 1h30m"),
     "negative retry": Wrong(f"{{retry: {{failures: -1}}, {CONFIG}}}", "spec.retry.failures", "-1", "0 or more"),
     "unknown model": Wrong(
@@ -174,6 +200,8 @@ spec:
         (GOOD.replace("nodes: 2", "nodes:"), "spec.nodes: empty; found null"),
         (GOOD.replace("nodes: 2", "nodes: 1001"), "found 1001; allowed: 1000 or less"),
         (GOOD.replace("nodes: 2", "nodes: 65"), "too small for nodes 65 x procPerNode 1 = 65 workers; found 64; allowed: 65 or more"),
+        (HEAD + "spec: {nodes: 9, trainer: {config: {}, resources: {limits: {nvidia.com/gpu: 8}}}}", "too small for nodes 9 x procPerNode 8 = 72 workers"),
+        (HEAD + "spec: {trainer: {config: {}, resources: {requests: {nvidia.com/gpu: 2}}}}", 'limits["nvidia.com/gpu"]: missing; allowed: 2, as in requests'),
         (GOOD.replace("nodes: 2", "retry: {backoff: {initial: 6m}}"), 'found "6m"; allowed: 5m (the maximum) or less'),
         (GOOD.replace("nodes: 2", "checkpoint: {uri: 's3://b/p'}"), "spec.checkpoint.uri: not supported yet"),
         (GOOD.replace("nodes: 2", "checkpoint: {uri: 'file:///p', interval: {}}"), "at least one of these is wanted"),
@@ -192,7 +220,7 @@ def test_other_wrong_files(text: str, message: str) -> None:
     "path",
     [
         "managedBy", "elastic", "spares", "code", "data", "health", "scheduling", "networkPolicy", "ttlSecondsAfterFinished", "cleanPods",
-        "trainer.image", "trainer.imagePullSecrets", "trainer.configMapRef", "trainer.resources", "trainer.sharedMemory", "trainer.template",
+        "trainer.configMapRef", "trainer.template", "trainer.resources.claims",
         "checkpoint.secretRef", "checkpoint.resume", "checkpoint.snapshot", "retry.rules", "retry.avoidMachines",
         "disruption.watchTaints", "disruption.deadMachine", "disruption.holdSurvivors", "disruption.podDisruptionBudget",
     ],

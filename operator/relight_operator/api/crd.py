@@ -27,7 +27,7 @@ Schema = dict[str, Any]
 PLURAL = "trainingjobs"
 _KEPT = (
     "type", "description", "default", "enum", "pattern", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems",
-    "minProperties", "required", "oneOf",
+    "minProperties", "maxProperties", "required", "oneOf", "x-kubernetes-int-or-string",
 )  # fmt: skip
 _FREE_FORM = "x-kubernetes-preserve-unknown-fields"
 _COLUMNS = (  # name, type, path, shown with -o wide only

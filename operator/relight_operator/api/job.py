@@ -1,13 +1,23 @@
 """The `TrainingJob` resource (relight.dev/v1alpha1): metadata and spec. See status.py for its status."""
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from relight_operator.api import durations
-from relight_trainer.strict import StrictModel, problem
+from relight_operator.api import durations, quantities
+from relight_trainer.strict import StrictModel, located, nearest, problem
 
 GROUP = "relight.dev"
 VERSION = "v1alpha1"
@@ -24,6 +34,8 @@ RESERVED_ENV = frozenset(
     )
 )  # fmt: skip
 RESERVED_ENV_PREFIXES = ("MASTER_", "PET_", "TORCHELASTIC_", "RELIGHT_")
+GPU = "nvidia.com/gpu"
+OWN_RESOURCES = ("cpu", "memory", "ephemeral-storage")  # of Kubernetes itself; others have a domain in their names
 
 
 def _duration(value: Any) -> Any:
@@ -40,6 +52,41 @@ def _positive(value: str) -> str:
     if not durations.seconds(value):
         raise problem("range", "out of range", allowed="more than 0s")
     return value
+
+
+def _quantity(value: Any) -> Any:
+    # `8` and `"8"` are one amount: kept as one text, so that nothing has changed where somebody adds the quotes.
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    try:
+        quantities.amount(text if isinstance(text, str) else "")
+    except ValueError:
+        allowed = f"an amount such as {quantities.EXAMPLES}; fractions in quotes"
+        raise problem("quantity", "not a quantity", allowed=allowed) from None
+    return text
+
+
+def _some(value: str) -> str:
+    if not quantities.amount(value):
+        raise problem("range", "out of range", allowed="more than 0")
+    return value
+
+
+def _resources(value: Any) -> Any:
+    """Names without a domain are Kubernetes' own, and there are few of them."""
+    if not isinstance(value, Mapping):
+        return value
+    names = [n for n in value if isinstance(n, str) and "/" not in n and not n.startswith("hugepages-")]
+    wrong = [located(_unknown_resource(n), (n,), n) for n in names if n not in OWN_RESOURCES]
+    if wrong:
+        raise ValidationError.from_exception_data("resources", wrong)
+    return value
+
+
+def _unknown_resource(name: str) -> PydanticCustomError:
+    known = (*OWN_RESOURCES, GPU)
+    near = GPU if "gpu" in name.lower() else nearest(name, known)  # a "gpu" is spelled much like "cpu"
+    allowed = f"{', '.join(known)}, or another name with a domain"
+    return problem("unknown", "unknown resource", allowed=allowed, near=near)
 
 
 def _env_name(value: Any) -> Any:
@@ -77,11 +124,23 @@ def _matching(pattern: str, allowed: str, max_length: int) -> BeforeValidator:
 
 
 Duration = Annotated[str, BeforeValidator(_duration), WithJsonSchema({"type": "string", "pattern": durations.PATTERN})]
+Quantity = Annotated[
+    str,
+    BeforeValidator(_quantity),
+    WithJsonSchema(
+        {"x-kubernetes-int-or-string": True, "pattern": quantities.PATTERN, "maxLength": quantities.MAX_LENGTH}
+    ),
+]
+Quantities = Annotated[dict[str, Quantity], Field(max_length=64), BeforeValidator(_resources)]
 LOWER = "lower-case letters, digits"
+ObjectName = Annotated[str, _matching(r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", f'{LOWER}, "-" and "."', 253)]
 EnvName = Annotated[
     str,
     BeforeValidator(_env_name),
     _matching(r"^[A-Za-z_][A-Za-z0-9_]*$", 'letters, digits and "_", no digit first', 256),
+]
+Image = Annotated[
+    str, _matching(r"^[A-Za-z0-9\[][-A-Za-z0-9._/:@\[\]]*$", "an image such as registry.example.com/trainer:0.1", 1024)
 ]
 Words = Annotated[list[str], Field(min_length=1, max_length=1024)]
 Text = Annotated[str, Field(min_length=1)]
@@ -100,14 +159,64 @@ class EnvVar(ApiModel):
     value: str = Field("", description="Its value; numbers and booleans in quotes.")
 
 
+class SecretReference(ApiModel):
+    name: ObjectName = Field(description="The Secret's name.")
+
+
+class Resources(ApiModel):
+    """What each member may use and is promised, as in a container of Kubernetes."""
+
+    not_yet: ClassVar = frozenset({"claims"})
+
+    limits: Quantities = Field({}, description="The most it may use, by resource.")
+    requests: Quantities = Field({}, description="What is kept free for it; without it, the limits.")
+
+    @model_validator(mode="after")
+    def _what_a_server_takes(self) -> Self:
+        wrong = [
+            located(problem("quantity", "not whole", allowed="a whole number"), ("limits", name), limit)
+            for name, limit in self.limits.items()
+            if "/" in name and quantities.amount(limit) % 1
+        ]
+        wrong += [e for name in self.requests for e in self._of_request(name, self.requests[name])]
+        if wrong:
+            raise ValidationError.from_exception_data("resources", wrong)
+        return self
+
+    def _of_request(self, name: str, request: str) -> Iterator[InitErrorDetails]:
+        """Only Kubernetes' own resources may be promised without a limit, or below it."""
+        limit, exact = self.limits.get(name), name not in OWN_RESOURCES
+        if limit is None:
+            if exact:
+                yield located(
+                    problem("missing", "missing", allowed=f"{request}, as in requests"), ("limits", name), None
+                )
+        elif exact and quantities.amount(request) != quantities.amount(limit):
+            yield located(problem("range", "not the limit", allowed=limit), ("requests", name), request)
+        elif quantities.amount(request) > quantities.amount(limit):
+            yield located(
+                problem("range", "more than the limit", allowed=f"{limit} or less"), ("requests", name), request
+            )
+
+    @property
+    def gpus(self) -> int:
+        return int(quantities.amount(self.limits.get(GPU, "0")))
+
+
 class TrainerSpec(ApiModel):
     """What runs in each member: exactly one of `config`, `script`, `module` and `command`."""
 
-    not_yet: ClassVar = frozenset(
-        {"image", "imagePullSecrets", "configMapRef", "resources", "sharedMemory", "template"}
-    )
+    not_yet: ClassVar = frozenset({"configMapRef", "template"})
     exactly_one: ClassVar = ("config", "script", "module", "command")
 
+    image: Image | None = Field(
+        None,
+        description="An image of your own, with Python >= 3.9 and torch; agent and client are put beside what is in it, and "
+        "a PYTHONPATH is set with `env`. Without it, the installation's.",
+    )
+    image_pull_secrets: Annotated[list[SecretReference], Field(max_length=64)] = Field(
+        [], description="Secrets in the job's namespace with which images are pulled, beside the installation's."
+    )
     config: dict[str, Any] | None = Field(None, description="The training core's configuration, inline.")
     script: Words | None = Field(None, description="Your own script that uses the client, and its arguments.")
     module: Words | None = Field(None, description="A module to run as with `python -m`, and its arguments.")
@@ -117,6 +226,12 @@ class TrainerSpec(ApiModel):
     )
     python: Text | None = Field(None, description="The Python interpreter; without it, python3 on the PATH.")
     env: Annotated[list[EnvVar], Field(max_length=256)] = Field([], description="Environment variables of the workers.")
+    resources: Resources | None = Field(None, description="Of each member; without it, the installation's.")
+    shared_memory: Annotated[Quantity, AfterValidator(_some)] | None = Field(
+        None,
+        description="The size of /dev/shm, which holds the snapshots too and counts towards the memory limit; without it, as "
+        "much as the machine or the limit leaves.",
+    )
 
 
 class HostPath(ApiModel):
@@ -126,9 +241,7 @@ class HostPath(ApiModel):
 
 
 class PersistentVolumeClaim(ApiModel):
-    claim_name: Annotated[str, _matching(r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", f'{LOWER}, "-" and "."', 253)] = Field(
-        description="The claim's name."
-    )
+    claim_name: ObjectName = Field(description="The claim's name.")
 
 
 class Interval(ApiModel):
@@ -203,7 +316,9 @@ class JobSpec(ApiModel):
 
     suspend: bool = Field(False, description="Save, release all machines and wait until it is false again.")
     nodes: int = Field(1, ge=1, le=MAX_NODES, description="Members of the job: torchrun's nodes.")
-    proc_per_node: int | None = Field(None, ge=1, description="Workers in each member; without it, 1.")
+    proc_per_node: int | None = Field(
+        None, ge=1, description=f"Workers in each member; without it, the limit of {GPU}, else 1."
+    )
     trainer: TrainerSpec = Field(description="What runs in each member.")
     checkpoint: CheckpointSpec | None = Field(
         None,
@@ -216,7 +331,8 @@ class JobSpec(ApiModel):
     @property
     def workers_per_node(self) -> int:
         """`procPerNode`, resolved."""
-        return self.proc_per_node or 1
+        resources = self.trainer.resources
+        return self.proc_per_node or (resources.gpus if resources is not None else 0) or 1
 
     @property
     def world_size(self) -> int:

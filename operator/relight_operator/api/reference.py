@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from relight_operator.api import quantities
 from relight_operator.api.crd import resolved
 from relight_operator.api.durations import EXAMPLES, PATTERN
 from relight_operator.api.job import API_VERSION, KIND, RESERVED_ENV, RESERVED_ENV_PREFIXES, ApiModel, JobSpec
@@ -31,7 +32,8 @@ spec:
 `relight validate job.yaml` checks a file and names every wrong field: where it is, what was found, what is allowed, the
 nearest right name. A wrong file ends every command with exit code 64.
 
-A *duration* is whole numbers with a unit, such as {EXAMPLES}. YAML is read as kubectl reads it: `yes`, `on` and `n` are
+A *duration* is whole numbers with a unit, such as {EXAMPLES}; a *quantity* is an amount as Kubernetes writes it, such as
+{quantities.EXAMPLES}. YAML is read as kubectl reads it: `yes`, `on` and `n` are
 booleans and `1e-3` is a number, so put them in quotes where you mean text.
 
 ## spec
@@ -85,7 +87,11 @@ def _takes(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return "duration" if field["pattern"] == PATTERN else "length of training"
     if "enum" in field:
         return ", ".join(f"`{v}`" for v in field["enum"])
+    if field.get("pattern") == quantities.PATTERN:
+        return "quantity"
     kind: str = field["type"]
+    if isinstance(field.get("additionalProperties"), Mapping):
+        return f"mapping to {_takes(field['additionalProperties'], definitions)}"
     if kind == "array":
         return f"list of {resolved(field['items'], definitions)['type']}s"
     low = [f"{field['minimum']} or more"] if "minimum" in field else []
@@ -106,7 +112,7 @@ def _schema_of(annotated: Any) -> Mapping[str, Any]:
 def _default(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     """The default of a field, unless its own fields' defaults say it already."""
     value = field.get("default")
-    if value in (None, [], ""):
+    if value in (None, [], {}, ""):
         return ""
     if isinstance(value, Mapping) and "properties" not in field:
         value = str(Span(**value))

@@ -32,7 +32,7 @@ async def create_member(
     client: Client, owner: Owner, member: CreateMember, frozen: Frozen, coordinator: Coordinator
 ) -> Body | Hindrance:
     """The pod of the member, made now or before; or what is in its way. Raises KubeError for what passes by itself."""
-    body = pod(owner, member, frozen.job_file, frozen.spec.checkpoint, frozen.defaults, frozen.config_map, coordinator)
+    body = pod(owner, member, frozen.job_file, frozen.spec, frozen.defaults, frozen.config_map, coordinator)
     try:
         return await client.create(PODS, owner.namespace, body)
     except AlreadyExists:

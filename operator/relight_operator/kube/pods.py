@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from relight_agent.files import JobFile
-from relight_operator.api.job import CheckpointSpec
+from relight_operator.api.job import OWN_RESOURCES, CheckpointSpec, JobSpec, TrainerSpec
 from relight_operator.core.actions import CreateMember
 from relight_operator.kube import names
 from relight_operator.kube.names import Owner, pod_name
 
 UNREACHABLE_SECONDS = 30  # after which the cluster itself deletes a pod of a machine that does not answer
+INSTALLED = "/opt/relight-agent"  # in an image of the user's own: agent and client, from the installation's
 TOKEN_SECONDS = 3600  # kubelet renews at 80 %; the agent reads the token anew for each request
 
 
@@ -64,16 +65,20 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
     owner: Owner,
     member: CreateMember,
     job: JobFile,
-    checkpoint: CheckpointSpec | None,
+    spec: JobSpec,
     defaults: PodDefaults,
     config_map: str,
     coordinator: Coordinator,
 ) -> dict[str, Any]:
-    """The pod of (slot, incarnation). `config_map` holds the frozen job file."""
+    """The pod of (slot, incarnation). `spec` is the frozen one, `config_map` holds the frozen job file."""
     name = pod_name(owner.name, member.slot, member.incarnation)
+    trainer = spec.trainer
+    shm: dict[str, Any] = {"medium": "Memory"}
+    if trainer.shared_memory is not None:
+        shm["sizeLimit"] = trainer.shared_memory
     volumes = [
         {"name": "tmp", "emptyDir": {}},
-        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        {"name": "shm", "emptyDir": shm},
         {"name": "relight", "projected": {"sources": _sources(config_map)}},
     ]
     mounts: list[dict[str, Any]] = [
@@ -81,10 +86,16 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
         {"name": "shm", "mountPath": "/dev/shm"},  # noqa: S108
         {"name": "relight", "mountPath": names.MOUNT, "readOnly": True},
     ]
-    storage = checkpoint_volume(checkpoint)
+    storage = checkpoint_volume(spec.checkpoint)
     if storage is not None:
         volumes.append({"name": "checkpoints", **storage})
         mounts.append({"name": "checkpoints", "mountPath": names.CHECKPOINTS})
+    init = []
+    if has_own_image(trainer, defaults):
+        volumes.append({"name": "agent", "emptyDir": {}})
+        mounts.append({"name": "agent", "mountPath": INSTALLED, "readOnly": True})
+        init.append(_install(trainer, defaults))
+    secrets = _pull_secrets(trainer, defaults)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -114,11 +125,7 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
                 "fsGroupChangePolicy": "OnRootMismatch",  # a large volume is not walked for every pod
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            **(
-                {"imagePullSecrets": [{"name": n} for n in defaults.image_pull_secrets]}
-                if defaults.image_pull_secrets
-                else {}
-            ),
+            **({"imagePullSecrets": secrets} if secrets else {}),
             "tolerations": [
                 {
                     "key": f"node.kubernetes.io/{key}",
@@ -137,20 +144,14 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
                     "labelSelector": {"matchLabels": job_labels(owner)},
                 }
             ],
+            **({"initContainers": init} if init else {}),
             "containers": [
                 {
                     "name": names.CONTAINER,
-                    "image": defaults.image,
-                    "imagePullPolicy": defaults.image_pull_policy,
-                    "command": ["python3", "-m", "relight_agent"],
-                    "env": _environment(member, coordinator),
+                    **_program(trainer, defaults),
+                    "env": _environment(member, trainer, defaults, coordinator),
                     "ports": [{"name": "metrics", "containerPort": names.METRICS_PORT}],
-                    "resources": dict(defaults.resources),
-                    "securityContext": {
-                        "allowPrivilegeEscalation": False,
-                        "capabilities": {"drop": ["ALL"]},
-                        "readOnlyRootFilesystem": True,
-                    },
+                    "resources": _resources(trainer, defaults),
                     "terminationMessagePolicy": "File",
                     "volumeMounts": mounts,
                 }
@@ -172,6 +173,69 @@ def checkpoint_volume(checkpoint: CheckpointSpec | None) -> dict[str, Any] | Non
     return None
 
 
+def has_own_image(trainer: TrainerSpec, defaults: PodDefaults) -> bool:
+    """Whether the job brings an image that has no agent."""
+    return trainer.image not in {None, defaults.image}
+
+
+def _program(trainer: TrainerSpec, defaults: PodDefaults) -> dict[str, Any]:
+    """Image and command of the agent's container, and what it may do."""
+    if not has_own_image(trainer, defaults):
+        return {
+            "image": defaults.image,
+            "imagePullPolicy": defaults.image_pull_policy,
+            "command": ["python3", "-m", "relight_agent"],
+            "securityContext": _confined(read_only=True),
+        }
+    return {
+        "image": trainer.image,  # pulled by the policy that its tag implies
+        "command": [trainer.python or "python3", "-m", "relight_agent"],
+        "securityContext": _confined(read_only=False),  # who knows where it writes
+    }
+
+
+def _install(trainer: TrainerSpec, defaults: PodDefaults) -> dict[str, Any]:
+    """The init container that gives agent and client to an image of the user's own."""
+    resources = {
+        kind: own
+        for kind, amounts in _resources(trainer, defaults).items()
+        # Quotas want to be told of every container; devices are for who trains.
+        if (own := {name: amount for name, amount in amounts.items() if name in OWN_RESOURCES})
+    }
+    return {
+        "name": "install-agent",
+        "image": defaults.image,
+        "imagePullPolicy": defaults.image_pull_policy,
+        "command": ["python3", "-m", "relight_agent.install", INSTALLED],
+        "resources": resources,
+        "securityContext": _confined(read_only=True),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": "agent", "mountPath": INSTALLED}],
+    }
+
+
+def _confined(*, read_only: bool) -> dict[str, Any]:
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": read_only,
+    }
+
+
+def _resources(trainer: TrainerSpec, defaults: PodDefaults) -> dict[str, Any]:
+    """The job's own, whole, else the installation's."""
+    if trainer.resources is None:
+        return dict(defaults.resources)
+    both = {"limits": trainer.resources.limits, "requests": trainer.resources.requests}
+    return {kind: dict(amounts) for kind, amounts in both.items() if amounts}
+
+
+def _pull_secrets(trainer: TrainerSpec, defaults: PodDefaults) -> list[dict[str, str]]:
+    """The installation's too: its image is pulled where a job has one of its own."""
+    own = (s.name for s in trainer.image_pull_secrets)
+    return [{"name": n} for n in dict.fromkeys((*defaults.image_pull_secrets, *own))]
+
+
 def _sources(config_map: str) -> list[dict[str, Any]]:
     annotation = f"metadata.annotations['{names.CA_ANNOTATION}']"
     token = {"audience": names.TOKEN_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token"}
@@ -182,7 +246,9 @@ def _sources(config_map: str) -> list[dict[str, Any]]:
     ]
 
 
-def _environment(member: CreateMember, coordinator: Coordinator) -> list[dict[str, Any]]:
+def _environment(
+    member: CreateMember, trainer: TrainerSpec, defaults: PodDefaults, coordinator: Coordinator
+) -> list[dict[str, Any]]:
     fixed = {
         "RELIGHT_JOB_FILE": f"{names.MOUNT}/{names.JOB_FILE_KEY}",
         "RELIGHT_SLOT": str(member.slot),
@@ -197,6 +263,8 @@ def _environment(member: CreateMember, coordinator: Coordinator) -> list[dict[st
         "HOME": "/tmp",  # noqa: S108
         "USER": "relight",
     }
+    if has_own_image(trainer, defaults):
+        fixed |= {"PYTHONPATH": INSTALLED, "PYTHONUNBUFFERED": "1"}
     fields = {"RELIGHT_UID": "metadata.uid", "RELIGHT_ADDRESS": "status.podIP"}
     return [
         *({"name": name, "value": value} for name, value in fixed.items()),

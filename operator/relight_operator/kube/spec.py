@@ -3,16 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from relight_agent.files import JobFile, from_dict
-from relight_operator.api.job import JobSpec, TrainingJob
+from relight_operator.api.job import JobSpec, Resources, TrainingJob
 from relight_operator.api.problems import Problem
 from relight_operator.frozen import MUTABLE, frozen_changes, job_file
 from relight_operator.kube import names
 from relight_operator.kube.names import Owner
-from relight_operator.kube.pods import PodDefaults, job_labels
+from relight_operator.kube.pods import INSTALLED, PodDefaults, has_own_image, job_labels
 from relight_operator.kube.status import unix_seconds
 
 SPEC_KEY = "spec.json"
@@ -41,9 +41,22 @@ def freeze(job: TrainingJob, owner: Owner, defaults: PodDefaults) -> Frozen:
     created = unix_seconds(job.metadata.creation_timestamp or "")
     folder = f"{names.CHECKPOINTS}/{owner.namespace}/{owner.name}" if job.spec.checkpoint else ""
     # Relative paths of a script are the image's business: its working folder is the agent's.
-    file = job_file(job, uid=owner.uid, created=created, workdir=".", checkpoint_dir=folder)
+    file = job_file(_resolved(job, defaults), uid=owner.uid, created=created, workdir=".", checkpoint_dir=folder)
+    if has_own_image(job.spec.trainer, defaults) and "PYTHONPATH" in file.env:
+        # The job's own would hide the client that was put beside its image.
+        file = replace(file, env={**file.env, "PYTHONPATH": f"{INSTALLED}:{file.env['PYTHONPATH']}"})
     digest = hashlib.sha256(_canonical([_spec(job.spec), asdict(defaults), asdict(file)]).encode()).hexdigest()[:10]
     return Frozen(f"{owner.name}-spec-{digest}", digest, job.spec, file, defaults)
+
+
+def _resolved(job: TrainingJob, defaults: PodDefaults) -> TrainingJob:
+    """The job with the installation's resources where it names none: their GPUs say how many workers a member has."""
+    trainer = job.spec.trainer
+    if trainer.resources is not None or not defaults.resources:
+        return job
+    resources = Resources.model_validate(defaults.resources)
+    spec = job.spec.model_copy(update={"trainer": trainer.model_copy(update={"resources": resources})})
+    return job.model_copy(update={"spec": spec})
 
 
 def manifest(frozen: Frozen, owner: Owner) -> dict[str, Any]:
