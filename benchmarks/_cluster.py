@@ -23,7 +23,7 @@ sys.path.append(str(_runs.ROOT))  # the testbed is the tests' own
 
 from tests.cluster import faults
 from tests.cluster.relight import CHART, RELEASE, SYSTEM, Job, Operator, items, waited_for
-from tests.testbed import Cluster
+from tests.testbed import Cluster, ExistingCluster
 
 JOBS = "/apis/relight.dev/v1alpha1/namespaces/{}/trainingjobs"
 PODS = "/api/v1/namespaces/{}/pods"
@@ -55,13 +55,17 @@ def installed(settings: Sequence[str]) -> Iterator[Operator]:
 
 
 @contextmanager
-def applied(operator: Operator, spec: dict[str, Any]) -> Iterator[Job]:
+def applied(operator: Operator, spec: dict[str, Any]) -> Iterator["WatchedJob"]:
     namespace = f"relight-bench-{secrets.token_hex(4)}"
     operator.cluster.kubectl("create", "namespace", namespace)
     try:
-        job = Job(operator.cluster, namespace, "digits")
-        job.apply(spec)
-        yield job
+        with (
+            Watch(operator.cluster, JOBS.format(namespace)).open() as jobs,
+            Watch(operator.cluster, PODS.format(namespace)).open() as pods,
+        ):
+            job = WatchedJob(operator.cluster, namespace, "digits", jobs, pods)
+            job.apply(spec)
+            yield job
     finally:
         operator.cluster.kubectl("delete", "namespace", namespace, "--timeout=60s", check=False)
 
@@ -78,7 +82,7 @@ class Sight(NamedTuple):
 class Watch:
     """Everything that the server says of the objects at `path`, each with the instant at which it came."""
 
-    cluster: Cluster
+    cluster: ExistingCluster
     path: str
     sights: list[Sight] = field(default_factory=list)
 
@@ -106,32 +110,51 @@ class Watch:
         return next((s.at for s in list(self.sights) if s.at >= after and matches(s)), None)
 
 
+@dataclass(frozen=True)
+class WatchedJob(Job):
+    """Its status comes from a watch: asking for it over and over would take from the training what is measured."""
+
+    jobs: Watch
+    sighted: Watch  # its pods
+
+    def status(self) -> dict[str, Any]:
+        seen = self.jobs.sights
+        status: dict[str, Any] = (seen[-1].body.get("status") or {}) if seen else {}
+        return status
+
+    def until_ended(self, seconds: float = 600) -> dict[str, Any]:
+        """The status once the job has succeeded, or failed."""
+        waited_for("the end", lambda: self.status().get("phase") in {"Succeeded", "Failed"}, seconds)
+        return self.status()
+
+
+def agent_of(uid: str) -> int | None:
+    """The pod's PID 1 as this computer numbers it, None where it does not run."""
+    try:
+        return faults.agent_of(uid)
+    except ProcessLookupError:
+        return None
+
+
 def progress_of(uid: str, generation: int) -> Progress | None:
     """What the pod's worker says of this generation, read from the pod's memory."""
     folder = _folder(uid, generation)
     return folder.progress() if folder else None
 
 
-def step_of(uid: str, generation: int) -> int:
-    """The pod's furthest step in this generation, to the step."""
-    folder = _folder(uid, generation)
-    return folder.furthest_step(1) if folder else 0
-
-
 def _folder(uid: str, generation: int) -> GenerationFolder | None:
-    try:
-        pid = faults.agent_of(uid)
-    except ProcessLookupError:
+    pid = agent_of(uid)
+    if pid is None:
         return None
     return GenerationFolder(f"/proc/{pid}/root/dev/shm/relight/gen-{generation}")
 
 
-def train_until(job: Job, step: int) -> dict[str, Any]:
-    """The status once the job has done `step` steps."""
+def train_until(job: WatchedJob, step: int) -> dict[str, Any]:
+    """The status once the job has done `step` steps, to the step."""
     status = job.until_training()
-    slots = {s["slot"]: s["uid"] for s in status["slots"]}
-    generation = status["world"]["generation"]
-    waited_for(f"step {step}", lambda: step_of(slots[0], generation) >= step, 300)
+    folder = _folder(job.uids()[0], status["world"]["generation"])
+    assert folder is not None
+    waited_for(f"step {step}", lambda: folder.furthest_step(1) >= step, 300)
     return job.status()
 
 

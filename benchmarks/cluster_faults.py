@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import _cluster
 import _runs
-from _cluster import Job, Operator, Sight, Watch, faults, items, waited_for
+from _cluster import Job, Operator, Sight, WatchedJob, faults, items, waited_for
 from relight_agent.files import Progress
 
 # What happens, in order; each is an instant.
@@ -36,6 +36,10 @@ class Fault(NamedTuple):
     may_lose_steps: bool = False
 
 
+def uncordon(job: Job, node: str) -> None:
+    job.cluster.kubectl("uncordon", node)
+
+
 def revive(job: Job, node: str) -> None:
     job.cluster.revive_machine(node)  # type: ignore[attr-defined]  # the testbed
 
@@ -45,7 +49,7 @@ FAULTS = {
     "delete the master's": Fault(0, faults.delete, frozenset({"Deleted"})),
     "eviction API": Fault(1, faults.evict, frozenset({"Evicted", "Deleted"})),
     "preemption": Fault(1, faults.preempt, frozenset({"Preempted"})),
-    "drain": Fault(1, faults.drain, frozenset({"Evicted", "Deleted"}), undo=faults.uncordon),
+    "drain": Fault(1, faults.drain, frozenset({"Evicted", "Deleted"}), undo=uncordon),
     "SIGKILL of PID 1": Fault(1, faults.kill_process, frozenset({"MachineUnhealthy"}), through_api=False),
     "machine killed": Fault(
         1, faults.kill_machine, frozenset({"MachineLost"}), undo=revive, through_api=False, may_lose_steps=True
@@ -60,22 +64,18 @@ def meet(operator: Operator, name: str, steps: int, digest: str, rng: random.Ran
     counted = _cluster.counters(operator, "relight_disruptions_total")
     node = ""
     with _cluster.applied(operator, _cluster.spec_of(steps)) as job:
-        assert isinstance(operator.cluster, _cluster.Cluster)
-        jobs = Watch(operator.cluster, _cluster.JOBS.format(job.namespace))
-        pods = Watch(operator.cluster, _cluster.PODS.format(job.namespace))
         try:
-            with jobs.open(), pods.open():
-                at_step = rng.randint(steps // 5, steps // 2)
-                before = _cluster.train_until(job, at_step)
-                uids, pod = job.uids(), job.pod(fault.slot)
-                node = faults.node_of(job, pod)
-                began = time.monotonic()
-                fault.act(job, pod)
-                instants, after = follow(job, before, fault, began, jobs, pods)
+            at_step = rng.randint(steps // 5, steps // 2)
+            before = _cluster.train_until(job, at_step)
+            uids, pod = job.uids(), job.pod(fault.slot)
+            node = faults.node_of(job, pod)
+            began = time.monotonic()
+            fault.act(job, pod)
+            instants, after = follow(job, before, fault, began)
             if fault.undo is not None:
                 fault.undo(job, node)
                 node = ""
-            end = waited_for("the end", lambda: _ended(job), 600)
+            end = job.until_ended()
             events = [
                 e["message"] for e in items(job.cluster, "events", f"-n={job.namespace}") if e["reason"] == "MemberLost"
             ]
@@ -106,10 +106,11 @@ def meet(operator: Operator, name: str, steps: int, digest: str, rng: random.Ran
     }
 
 
-def follow(  # noqa: PLR0917  # what was seen of the job, and what was done to it
-    job: Job, before: dict[str, Any], fault: Fault, began: float, jobs: Watch, pods: Watch
+def follow(
+    job: WatchedJob, before: dict[str, Any], fault: Fault, began: float
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """The instants of the recovery, and the status after it."""
+    jobs, pods = job.jobs, job.sighted
     generation = before["world"]["generation"]
     holder = next(s for s in before["slots"] if s["slot"] == fault.slot)
     survivor = next(s for s in before["slots"] if s["slot"] != fault.slot)
@@ -130,10 +131,12 @@ def follow(  # noqa: PLR0917  # what was seen of the job, and what was done to i
         lambda: jobs.first(lambda s: (status(s).get("world") or {}).get("generation", 0) > generation),
         240,
     )
-    pid = waited_for("the replacement's agent", lambda: _agent(job.uids()[fault.slot]))
+    pid = waited_for("the replacement's agent", lambda: _cluster.agent_of(job.uids()[fault.slot]))
+    assert pid is not None
     up = faults.started_at(pid)
     number = job.status()["world"]["generation"]
     progress = waited_for("a step", lambda: _first_step(survivor["uid"], number), 60)
+    assert progress is not None
     assert progress.formed_at is not None
     assert progress.restored_at is not None
     assert progress.first_step_at is not None
@@ -165,27 +168,15 @@ def follow(  # noqa: PLR0917  # what was seen of the job, and what was done to i
         "first step": progress.first_step_at,
     }
     after = job.until_training(generation + 1)
+    assert formed is not None
     # A status that says two things at once was the first to say either.
-    if found["launcher ready"] is None or found["launcher ready"] > formed:
-        found["launcher ready"] = formed
+    found["launcher ready"] = min(found["launcher ready"] or formed, formed)
     return {m: v for m, v in found.items() if v is not None}, after
-
-
-def _agent(uid: str) -> int | None:
-    try:
-        return faults.agent_of(uid)
-    except ProcessLookupError:
-        return None
 
 
 def _first_step(uid: str, generation: int) -> Progress | None:
     progress = _cluster.progress_of(uid, generation)
     return progress if progress is not None and progress.first_step_at is not None else None
-
-
-def _ended(job: Job) -> dict[str, Any] | None:
-    status = job.status()
-    return status if status.get("phase") in {"Succeeded", "Failed"} else None
 
 
 def summary(runs: list[dict[str, Any]]) -> list[tuple[object, ...]]:

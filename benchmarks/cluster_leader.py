@@ -18,7 +18,7 @@ from typing import Any
 
 import _cluster
 import _runs
-from _cluster import SYSTEM, Job, Operator, Watch, faults, waited_for
+from _cluster import SYSTEM, Operator, Watch, WatchedJob, faults, waited_for
 
 
 def delete(operator: Operator) -> None:
@@ -33,7 +33,7 @@ ENDS: dict[str, Callable[[Operator], None]] = {"deleted": delete, "SIGKILLed": k
 MOMENTS = ("training", "recovery")
 
 
-def end_leader(operator: Operator, job: Job, how: str, moment: str, rng: random.Random) -> float:
+def end_leader(operator: Operator, job: WatchedJob, how: str, moment: str, rng: random.Random) -> float:
     """Seconds until another leads, and in mid-recovery until the job trains again."""
     status = job.until_training()
     transitions = _transitions(operator)
@@ -93,16 +93,13 @@ def main() -> int:
         with _cluster.applied(operator, spec) as job:
             digest = job.until_phase("Succeeded", 3600)["result"]["weightsDigest"]
         with _cluster.applied(operator, spec) as job:
-            assert isinstance(operator.cluster, _cluster.Cluster)
-            with Watch(operator.cluster, _cluster.PODS.format(job.namespace)).open() as pods:
-                job.until_training()
-                kinds = itertools.cycle(itertools.product(ENDS, MOMENTS))
-                for number, (how, moment) in enumerate(itertools.islice(kinds, arguments.times), start=1):
-                    took = end_leader(operator, job, how, moment, rng)
-                    runs.append({"leader": how, "in": moment, "seconds": round(took, 2), "step": job.step()})
-                    _runs.say(f"{number}/{arguments.times} leader {how} in mid-{moment}: {took:.2f} s")
-                end = waited_for("the end", lambda: _ended(job), 3600)
-                wrong = wrong_in(end, sum(r["in"] == "recovery" for r in runs), pods, digest)
+            kinds = itertools.cycle(itertools.product(ENDS, MOMENTS))
+            for number, (how, moment) in enumerate(itertools.islice(kinds, arguments.times), start=1):
+                took = end_leader(operator, job, how, moment, rng)
+                runs.append({"leader": how, "in": moment, "seconds": round(took, 2), "step": job.step()})
+                _runs.say(f"{number}/{arguments.times} leader {how} in mid-{moment}: {took:.2f} s")
+            end = job.until_ended(3600)
+            wrong = wrong_in(end, sum(r["in"] == "recovery" for r in runs), job.sighted, digest)
     rows: list[tuple[object, ...]] = [("leader", "in mid-", "n", "p50 s", "max s")]
     for how, moment in itertools.product(ENDS, MOMENTS):
         took_all = [r["seconds"] for r in runs if (r["leader"], r["in"]) == (how, moment)]
@@ -116,11 +113,6 @@ def main() -> int:
         {"steps": arguments.steps, "restarts": end["restarts"], "wrong": wrong, "runs": runs},
     )
     return 1 if wrong else 0
-
-
-def _ended(job: Job) -> dict[str, Any] | None:
-    status = job.status()
-    return status if status.get("phase") in {"Succeeded", "Failed"} else None
 
 
 if __name__ == "__main__":
