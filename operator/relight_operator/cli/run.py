@@ -64,6 +64,8 @@ def run_command(file: str, state_dir: Path | None, fresh: bool, faults: tuple[st
     display = Display(sys.stderr if output == "json" else sys.stdout)
     with folder.exclusively():
         stored, said = begin(folder, job, fresh=fresh)
+        if idle := for_pods_only(job):
+            said.append(f"not used without a cluster: {', '.join(idle)}")
         display.start(job, folder.path, said)
         if stored.status.phase == "Succeeded":
             display.line("it has completed already; --fresh runs it again")
@@ -71,7 +73,7 @@ def run_command(file: str, state_dir: Path | None, fresh: bool, faults: tuple[st
         else:
             listener = Listener(display.event, display.status)
             with display:
-                status = asyncio.run(_run(LocalRunner(folder, stored, workdir, listener, parsed), display))
+                status = asyncio.run(_run(LocalRunner(folder, stored, workdir, listener, parsed, alone=True), display))
     if output == "json":
         click.echo(json.dumps(final(status), indent=2))
     again = ["relight", "run", file, *(["--state-dir", str(state_dir)] if state_dir else [])]
@@ -89,6 +91,13 @@ def check_script(job: TrainingJob, workdir: Path) -> None:
             nearest=near[0] if near else None,
         )  # fmt: skip
         raise InvalidJob([problem])
+
+
+def for_pods_only(job: TrainingJob) -> list[str]:
+    """The paths of the job's fields that mean nothing to a process here."""
+    given = job.spec.trainer.model_dump(by_alias=True, exclude_defaults=True)
+    pods = ("image", "imagePullSecrets", "resources", "sharedMemory")
+    return [f"spec.trainer.{name}" for name in pods if name in given]
 
 
 async def _run(runner: Any, display: Display) -> JobStatus:
