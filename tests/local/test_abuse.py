@@ -73,7 +73,6 @@ def test_one_ctrl_c_that_comes_twice_is_one_wish(home: Home) -> None:
     run = home.start(shell("trap 'sleep 0.2; exit 0' TERM; sleep 100 & wait"), output="text")  # a stop, no completion
     running(run)
     run.interrupt()
-    run.until(lambda s: s.get("stop"), "a stop under way")
     run.process.send_signal(signal.SIGTERM)
     result = run.wait()
     assert result.code == 130
@@ -120,8 +119,8 @@ def test_a_state_that_cannot_be_written_for_a_while_is_tried_again(home: Home) -
     assert run.wait().code == 0
 
 
-def test_who_wants_to_stop_does_not_wait_for_a_disk(home: Home) -> None:
-    run = home.start(shell("sleep 100"))
+def test_who_wants_to_stop_waits_for_a_disk_as_long_as_the_grace_period(home: Home) -> None:
+    run = home.start(shell("sleep 100", disruption={"gracePeriod": "1s"}))
     running(run)
     lock = home.state / "job.lock"
     lock.unlink()
@@ -130,6 +129,7 @@ def test_who_wants_to_stop_does_not_wait_for_a_disk(home: Home) -> None:
     result = run.wait()
     assert result.code == 74
     assert "job.lock" in result.said
+    assert "TryingAgain" in result.said
     lock.rmdir()
 
 
@@ -203,4 +203,21 @@ def test_what_outlived_its_agent_and_its_runner_is_ended_by_fresh(home: Home) ->
         os.kill(agent, signal.SIGKILL)
     assert is_alive(below)
     assert home.run(shell("true"), "--fresh").code in {0, 64}
+    assert not is_alive(below)
+
+
+def test_a_daemon_that_hides_ends_with_its_member(home: Home) -> None:
+    """In a session and with an environment of its own, and the agent that could find it is killed."""
+    home.path.mkdir(parents=True)
+    pids, go = home.path / "pids", home.path / "go"
+    hide = f"env -i setsid sh -c 'echo $$ > {pids}.tmp; mv {pids}.tmp {pids}; exec sleep 1000' & wait"
+    run = home.start(shell(f"[ -e {go} ] && exit 0; {hide}"))
+    while not pids.exists():
+        assert run.process.poll() is None
+    below = int(pids.read_text())
+    go.touch()
+    agents = [p for p, e in home.processes().items() if "RELIGHT_SLOT" in e and "PET_NNODES" not in e]
+    for agent in agents:
+        os.kill(agent, signal.SIGKILL)
+    assert run.wait().code == 0
     assert not is_alive(below)

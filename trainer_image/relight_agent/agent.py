@@ -28,6 +28,7 @@ from relight_agent.reporting import Reporter, process_age
 POLL_SECONDS = 0.01  # while workers run: how soon their end is seen
 IDLE_SECONDS = 0.5
 OBSERVE_SECONDS = 0.1  # between looks at progress and heartbeats
+SHARED_MEMORY = "/dev/shm"  # noqa: S108  # where libc keeps semaphores
 MAX_LAUNCHER_DEATHS = 3
 MAX_TERMINATION_BYTES = 4096
 MAX_WORDS_BYTES = 900  # of each of two messages in there, which JSON's escapes may double
@@ -170,6 +171,9 @@ class Agent:
     def _start_launcher(self) -> None:
         self._launcher_ready = False
         env = inherited_env(self.me.job.env, {})
+        if not os.access(SHARED_MEMORY, os.W_OK | os.X_OK):
+            self._quit(ExitCode.MACHINE_UNHEALTHY, f"{SHARED_MEMORY} cannot be written: torch needs it for semaphores")
+            return
         try:
             self._launcher = Launcher(
                 python_of(self.me.job.python), env, self.me.job.workdir, lambda m: self._events.put(("launcher", m))

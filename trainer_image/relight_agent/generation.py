@@ -3,6 +3,7 @@
 import collections
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ CHECKPOINT_SECONDS = 15.0
 # A plain command's processes get this long after SIGTERM when the generation is dropped.
 COMMAND_TERM_SECONDS = 5.0
 BAD_FORK = "bad fork:"
+FULL_BYTES = 64 * 1024
 MAX_LINE_BYTES = 4096  # of a command's stderr, from the end of a line
 
 
@@ -215,7 +217,10 @@ class WorkerGeneration(Generation):
                 else "never got to form its world"
             )
             return self._failed(ExitCode.PEER_LOST, text)
-        outcome = self._failed(ExitCode.EXCEPTION, "a worker died without a word (killed, or a crash in native code)")
+        text = "a worker died without a word (killed, or a crash in native code)"
+        if memory_is_full(self.me.run_dir):
+            text += f"; {self.me.run_dir} is full, and the state of a step must fit there, twice"
+        outcome = self._failed(ExitCode.EXCEPTION, text)
         return replace(outcome, rank=outcome.rank + local_rank)
 
     def kill(self) -> None:
@@ -233,6 +238,14 @@ class WorkerGeneration(Generation):
 
         kill_all(select)
         self._reaper.reap()
+
+
+def memory_is_full(folder: str) -> bool:
+    """Whether nothing more can be written to a tmpfs: who writes to mapped memory there is killed by SIGBUS."""
+    try:
+        return shutil.disk_usage(folder).free < FULL_BYTES
+    except OSError:
+        return False
 
 
 class CommandGeneration(Generation):

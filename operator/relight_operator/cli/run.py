@@ -21,7 +21,7 @@ from relight_operator.errors import InvalidJob
 from relight_operator.local import chaos
 from relight_operator.local.state import StateFolder, default_state_dir
 
-AGAIN_SECONDS = 0.3  # between two signals that are two wishes
+AGAIN_SECONDS = 0.1  # between two signals that are two wishes
 
 
 @click.command("run", short_help="Run a TrainingJob here, without a cluster.")

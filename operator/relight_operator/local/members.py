@@ -25,7 +25,7 @@ from typing import Any
 from relight_agent.agent import read_termination_message
 from relight_agent.exits import CAUSE_CLASS, Cause, Class, ExitCode, exit_of
 from relight_agent.files import clip, read_json, write_json
-from relight_agent.processes import Process, kill_all
+from relight_agent.processes import Process, descendants, kill_all
 from relight_operator.api.job import RESERVED_ENV, RESERVED_ENV_PREFIXES
 from relight_operator.core.observed import MemberEnd
 from relight_operator.errors import StateError
@@ -95,7 +95,10 @@ class ProcessMembers:
         on_change: Callable[[], None],
         *,
         clock: Callable[[], float] = time.time,
+        alone: bool = False,
     ) -> None:
+        """`alone`: this process has no children but the members, and is a child subreaper: others are their orphans."""
+        self._alone = alone
         self._clock = clock
         self._folder = folder
         self._run_root = run_root
@@ -230,7 +233,23 @@ class ProcessMembers:
         )
         # The member's processes and memory end with it, as a pod's containers and /dev/shm do.
         kill_container(member.uid)
+        if self._alone:
+            self._kill_orphans()
         shutil.rmtree(self._run_root / member.name, ignore_errors=True)
+
+    def _kill_orphans(self) -> None:
+        """Those that hide: a daemon with an environment and a session of its own, whose agent was killed."""
+        me, agents = os.getpid(), {m.pid for m in self._members.values()}
+        orphans: set[int] = set()
+
+        def select(seen: list[Process]) -> set[int]:
+            orphans.update(p.pid for p in seen if p.parent == me and p.pid not in agents)
+            return orphans.union(*(descendants(pid, seen) for pid in orphans))
+
+        kill_all(select)
+        for pid in orphans:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
     def _signal(self, member: Member, number: int) -> None:
         if member.pidfd is not None:

@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from relight_agent.files import write_json
+from relight_agent.processes import become_subreaper
 from relight_operator.api.durations import seconds
 from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import TERMINAL, JobStatus
@@ -46,7 +47,10 @@ class Listener:
 
 @dataclass
 class LocalRunner:
-    """Runs one stored job until it has ended, or until it has been stopped and saved."""
+    """Runs one stored job until it has ended, or until it has been stopped and saved.
+
+    `alone`: this process has no children of its own, so that all that come to it are orphans of members.
+    """
 
     folder: StateFolder
     stored: StoredJob
@@ -54,9 +58,11 @@ class LocalRunner:
     listener: Listener
     faults: tuple[Fault, ...] = ()
     stop: str | None = None
+    alone: bool = False
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _address: tuple[Any, ...] = ()
     _announced: bool = False
+    _stop_by: float = 0.0
 
     def __post_init__(self) -> None:
         self.status = self.stored.status
@@ -76,13 +82,16 @@ class LocalRunner:
             self._secret,
             self._wake.set,
             clock=self._now,
+            alone=self.alone,
         )
 
     def request_stop(self) -> None:
         """Every member saves and ends. Asked for again, nobody is waited for any more."""
         if self.stop is None:
             self.stop = f"interrupt-{secrets.token_hex(4)}"
+            self._stop_by = time.monotonic() + seconds(self.stored.job.spec.disruption.grace_period)
         else:
+            self._stop_by = 0.0
             self._members.kill_all()
         self._wake.set()
 
@@ -91,6 +100,8 @@ class LocalRunner:
 
         Raises StateError or OSError where the state cannot be kept; by then every member has saved and ended.
         """
+        if self.alone:
+            become_subreaper()
         self._run_root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._members.adopt(self._name)
         await self._mailbox.publish(self._key, self.status)
@@ -128,12 +139,13 @@ class LocalRunner:
                 self._announce()
                 delay = await self._apply(plan(self._observe(), self._now()))
             except OSError as error:
-                # A full disk, no process to be had: what runs goes on meanwhile. Who wants to stop is not kept waiting.
-                if self.stop is not None:
+                # A full disk, no process to be had: what runs goes on meanwhile, and may yet be saved.
+                if self.stop is not None and time.monotonic() >= self._stop_by:
                     raise
                 if str(error) != trouble:
                     trouble = str(error)
-                    self.listener.on_event(EmitEvent("TryingAgain", trouble, warning=True))
+                    text = f"{trouble} (state in {self.folder.path}); training goes on meanwhile"
+                    self.listener.on_event(EmitEvent("TryingAgain", text, warning=True))
                 delay = RETRY_SECONDS
             else:
                 trouble = ""
