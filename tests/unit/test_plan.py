@@ -156,6 +156,9 @@ def test_the_first_sign_of_a_preemption_is_its_sigterm() -> None:
         pytest.param({"end": ended(Cause.VANISHED, 1)}, 0, id="said a word"),
         pytest.param({"agent": None, "end": ended(Cause.PREEMPTED, 75)}, 0, id="taken away"),
         pytest.param({"agent": None, "end": ended(Cause.DELETED)}, 0, id="deleted"),
+        pytest.param({"agent": None, "end": ended(Cause.EVICTED)}, 0, id="evicted"),
+        pytest.param({"agent": None, "end": ended(Cause.MACHINE_PRESSURE)}, 0, id="its machine under pressure"),
+        pytest.param({"agent": None, "end": ended(Cause.MACHINE_SHUTDOWN)}, 0, id="its machine shut down"),
         pytest.param({"end": ended(Cause.MACHINE_UNHEALTHY, 73)}, 1, id="said that it cannot"),
     ],
 )
