@@ -25,6 +25,8 @@ from tests.cluster import faults
 from tests.cluster.relight import CHART, RELEASE, SYSTEM, Job, Operator, items, waited_for
 from tests.testbed import Cluster, ExistingCluster
 
+__all__ = ["RELEASE", "SYSTEM", "Job", "Operator", "faults", "items", "waited_for"]
+
 JOBS = "/apis/relight.dev/v1alpha1/namespaces/{}/trainingjobs"
 PODS = "/api/v1/namespaces/{}/pods"
 GPUS = "trainer.resources.limits.nvidia\\.com/gpu=8"
