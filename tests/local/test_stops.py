@@ -3,15 +3,22 @@
 import pytest
 from builders import Home, Job, kill
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 JOB = Job()
+# Long enough to be interrupted in its middle on a machine that has other things to do.
+LONG = Job(name="long", steps=800)
 
 
-def test_ctrl_c_saves_and_the_next_run_goes_on_from_there(home: Home, digest: str) -> None:
-    run = home.start(JOB, output="text")
+@pytest.fixture(scope="module")
+def long_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return Home(tmp_path_factory.mktemp("long")).run(LONG).digest
+
+
+def test_ctrl_c_saves_and_the_next_run_goes_on_from_there(home: Home, long_digest: str) -> None:
+    run = home.start(LONG, output="text")
     run.until(lambda s: any(slot.get("uid") for slot in s.get("slots", [])), "a member")
-    second = home.run(JOB)
+    second = home.run(LONG)
     assert second.code == 74, second.said
     assert f"(pid {run.process.pid})" in second.said
 
@@ -22,20 +29,20 @@ def test_ctrl_c_saves_and_the_next_run_goes_on_from_there(home: Home, digest: st
     status = home.status()
     assert status["phase"] == "Suspended"
     step = status["checkpoint"]["step"]
-    assert 0 < step < JOB.steps
+    assert 0 < step < LONG.steps
     assert f"saved at step {step}; go on with: relight run " in stopped.said
     assert not home.leftovers()
 
-    result = home.run(JOB)
-    assert result.digest == digest
+    result = home.run(LONG)
+    assert result.digest == long_digest
     assert result.final["checkpoint"]["resumedFromStep"] == step
     assert result.final["goodput"]["lostSteps"] == 0
-    assert result.final["executedSteps"] == JOB.steps
+    assert result.final["executedSteps"] == LONG.steps
     assert result.final["restarts"]["total"] == 0
 
 
-def test_ctrl_c_twice_does_not_wait(home: Home, digest: str) -> None:
-    run = home.start(JOB)
+def test_ctrl_c_twice_does_not_wait(home: Home, long_digest: str) -> None:
+    run = home.start(LONG)
     run.until_step(25)
     run.interrupt()
     run.until(lambda s: s.get("stop"), "a stop under way")
@@ -44,10 +51,10 @@ def test_ctrl_c_twice_does_not_wait(home: Home, digest: str) -> None:
     assert stopped.code == 130, stopped.said
     assert stopped.final["phase"] == "Suspended"
     assert not home.leftovers()
-    result = home.run(JOB)
-    assert result.digest == digest
+    result = home.run(LONG)
+    assert result.digest == long_digest
     assert result.final["checkpoint"]["resumedFromStep"] >= 20
-    assert result.final["goodput"]["lostSteps"] <= JOB.every
+    assert result.final["goodput"]["lostSteps"] <= LONG.every
 
 
 def test_ctrl_c_in_the_middle_of_a_recovery_keeps_what_only_a_survivor_holds(home: Home, digest: str) -> None:

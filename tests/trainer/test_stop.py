@@ -34,6 +34,7 @@ def stepping(context: WorkerContext, seed: int, victims: dict[int, float], steps
         requested=lambda: time.monotonic() >= asked_at,
         say=said.append,
         poll=0.01,
+        patience=30.0,  # a busy machine is no reason to give up
     )
     ones = torch.ones(8)
     step, left_in = 0, "end"
@@ -65,7 +66,7 @@ def test_random_victims_and_delays_end_in_one_step(tmp_path: Path, seed: int) ->
     rng = random.Random(seed)
     ranks = rng.choice([2, 3, 4])
     victims = {rank: rng.random() * 0.3 for rank in rng.sample(range(ranks), rng.randint(1, ranks))}
-    results = worlds.run(stepping, seed, victims, root=tmp_path, job=job(tmp_path), ranks=ranks, timeout=20)
+    results = worlds.run(stepping, seed, victims, root=tmp_path, job=job(tmp_path), ranks=ranks, timeout=60)
     assert len({step for step, _, _ in results}) == 1, results
     assert all(left_in != "end" and not said for _, left_in, said in results), results
 
@@ -81,7 +82,7 @@ def test_a_stop_asked_for_as_ranks_finish_stops_all_or_none(tmp_path: Path, seed
         root=tmp_path,
         job=job(tmp_path),
         ranks=3,
-        timeout=20,
+        timeout=60,
     )
     steps = {step for step, _, _ in results}
     ends = {left_in == "end" for _, left_in, _ in results}
