@@ -221,3 +221,23 @@ def test_a_daemon_that_hides_ends_with_its_member(home: Home) -> None:
         os.kill(agent, signal.SIGKILL)
     assert run.wait().code == 0
     assert not is_alive(below)
+
+
+def test_a_fault_that_did_not_happen_is_said(home: Home) -> None:
+    result = home.run(shell("true"), "--chaos", "kill-node:0@step:5", output="text")
+    assert result.code == 0
+    assert "did not happen: kill-node:0@step:5" in result.said
+
+
+def test_fresh_deletes_nothing_in_a_folder_that_was_not_relights(home: Home) -> None:
+    mine = home.state / "members" / "list.txt"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    assert home.run(shell("true"), "--fresh").code == 0
+    assert mine.exists()
+
+
+def test_an_empty_state_dir_is_an_unset_variable(home: Home) -> None:
+    done = relight(home, shell("true"), "--state-dir", "")
+    assert done.returncode == 64
+    assert "--state-dir" in done.stderr

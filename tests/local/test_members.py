@@ -10,7 +10,7 @@ import pytest
 
 from relight_agent.exits import Cause
 from relight_agent.files import JobFile, write_json
-from relight_operator.local.members import ProcessMembers, kill_leftovers
+from relight_operator.local.members import ProcessMembers, _tail, kill_leftovers
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     kill_leftovers(members)
 
 
-def backend(folder: Path, changed: asyncio.Event | None = None) -> ProcessMembers:
+def backend(folder: Path, changed: asyncio.Event | None = None, now: float = 1e9) -> ProcessMembers:
     """Members that wait for a coordinator which never comes."""
     job = JobFile(
         namespace="default", name="job", uid="u", created=0.0, nodes=1, proc_per_node=1,
@@ -35,7 +35,7 @@ def backend(folder: Path, changed: asyncio.Event | None = None) -> ProcessMember
         "RELIGHT_COORDINATOR_URL": "http://127.0.0.1:9",
     }
     on_change = changed.set if changed is not None else lambda: None
-    return ProcessMembers(folder, folder.parent / "run", environment, b"secret", on_change)
+    return ProcessMembers(folder, folder.parent / "run", environment, b"secret", on_change, clock=lambda: now)
 
 
 def test_a_member_is_started_once(folder: Path) -> None:
@@ -87,6 +87,42 @@ def test_a_member_that_ended_unseen_has_ended_for_the_next_runner(folder: Path) 
         after.close()
 
     asyncio.run(scenario())
+
+
+def test_an_end_is_told_by_the_runners_clock_which_does_not_jump(folder: Path) -> None:
+    async def scenario() -> None:
+        changed = asyncio.Event()
+        members = backend(folder, changed, now=5.0)
+        member = members.create("job", 0, 0)
+        members.kill_all()
+        await changed.wait()
+        assert member.end is not None
+        assert member.end.at == 5.0
+        members.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_start_that_fails_is_tried_again(folder: Path) -> None:
+    async def scenario() -> None:
+        members = backend(folder)
+        (folder / "job-0-0" / "lock").mkdir(parents=True)  # as good as a full disk
+        with pytest.raises(OSError, match="lock"):
+            members.create("job", 0, 0)
+        (folder / "job-0-0" / "lock").rmdir()
+        assert members.create("job", 0, 0).pid is not None
+        members.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_log_of_any_size_is_read_at_its_end_only(folder: Path) -> None:
+    log = folder / "log"
+    with log.open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nthe last line")
+    assert _tail(log).endswith("the last line")
 
 
 def test_a_member_written_down_but_never_started_is_started_under_its_uid(folder: Path) -> None:

@@ -33,7 +33,7 @@ MAX_LAUNCHER_DEATHS = 3
 MAX_TERMINATION_BYTES = 4096
 MAX_WORDS_BYTES = 900  # of each of two messages in there, which JSON's escapes may double
 FLUSH_SECONDS = 60.0
-STOP_SECONDS = 120.0  # for a stop of the whole job, where the grace period is shorter: nobody kills then
+STOP_SECONDS = 120.0  # the leisure of a stop of the whole job: it ends with this, or with a SIGTERM
 # Workers that have not begun to train hold nothing new: they are not waited for when the member must go.
 START_LEAVE_SECONDS = 2.0
 

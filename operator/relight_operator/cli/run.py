@@ -17,7 +17,7 @@ from relight_operator.api.problems import Problem
 from relight_operator.api.status import JobStatus
 from relight_operator.api.validate import load_job
 from relight_operator.cli.display import Display, summary
-from relight_operator.errors import InvalidJob
+from relight_operator.errors import InvalidJob, InvalidUsage
 from relight_operator.local import chaos
 from relight_operator.local.state import StateFolder, default_state_dir
 
@@ -53,9 +53,11 @@ def run_command(file: str, state_dir: Path | None, fresh: bool, faults: tuple[st
       relight run examples/digits.yaml --fresh --chaos kill-node:0@step:100
       relight run examples/digits.yaml -o json | jq .weightsDigest
     """
+    if state_dir is not None and str(state_dir) == ".":  # what an empty argument, an unset variable, becomes
+        raise InvalidUsage("--state-dir: found the working folder; allowed: a folder that is the job's alone")
     job = load_job(file)
     parsed = tuple(chaos.parse(f, nodes=job.spec.nodes, index=i) for i, f in enumerate(faults))
-    from relight_operator.local.runner import Listener, LocalRunner
+    from relight_operator.local.runner import CHAOS_FILE, Listener, LocalRunner
     from relight_operator.local.start import begin
 
     folder = StateFolder((state_dir or default_state_dir(job.metadata.namespace, job.metadata.name)).absolute())
@@ -78,6 +80,9 @@ def run_command(file: str, state_dir: Path | None, fresh: bool, faults: tuple[st
         click.echo(json.dumps(final(status), indent=2))
     again = ["relight", "run", file, *(["--state-dir", str(state_dir)] if state_dir else [])]
     display.end(summary(job, status, folder.path, again))
+    if left := chaos.unfired(parsed, folder.path / CHAOS_FILE):
+        why = "no worker that uses the trainer or the client did that step"
+        display.end([f"  --chaos     did not happen: {', '.join(map(str, left))}: {why}"])
     return exit_code(status)
 
 

@@ -1,7 +1,9 @@
 """`--chaos`: faults that the workers trigger themselves, at an exact step."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from relight_operator.errors import InvalidUsage
 
@@ -20,8 +22,16 @@ class Fault:
     slot: int
     step: int
 
+    def __str__(self) -> str:
+        return f"{self.action}-node:{self.slot}@step:{self.step}"
+
     def dump(self) -> dict[str, object]:
         return {"id": self.id, "action": self.action, "slot": self.slot, "step": self.step}
+
+
+def unfired(faults: Iterable[Fault], chaos_file: Path) -> list[Fault]:
+    """Those that have not happened in the job's life: no worker that counts its steps got there."""
+    return [f for f in faults if not Path(f"{chaos_file}.{f.id}.fired").exists()]
 
 
 def parse(text: str, *, nodes: int, index: int) -> Fault:

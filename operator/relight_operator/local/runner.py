@@ -34,6 +34,7 @@ from relight_operator.local.state import StateFolder, StoredJob
 PROGRESS_SECONDS = 1.0
 RESYNC_SECONDS = 5.0
 RETRY_SECONDS = 1.0
+CHAOS_FILE = "chaos.json"
 
 
 @dataclass
@@ -232,7 +233,7 @@ class LocalRunner:
             "RELIGHT_COORDINATOR_URL": f"file://{self.folder.path / 'coordinator.url'}",
         }
         if self.faults:
-            chaos = self.folder.path / "chaos.json"
+            chaos = self.folder.path / CHAOS_FILE
             write_json(chaos, [f.dump() for f in self.faults])
             environment["RELIGHT_CHAOS_FILE"] = str(chaos)
         return environment
