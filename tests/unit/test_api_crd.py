@@ -115,7 +115,7 @@ def test_the_schema_accepts_the_example_and_its_dump() -> None:
         ("spec.trainer.env", [{"name": "a b"}]), ("spec.trainer.env", [{"name": "A", "value": 5}]),
         ("spec.trainer.image", ""), ("spec.trainer.image", "a b"), ("spec.trainer.imagePullSecrets", ["a"]),
         ("spec.trainer.imagePullSecrets", [{}]), ("spec.trainer.resources", {"limits": {"cpu": "1GB"}}), ("spec.trainer.resources", {"limits": {"cpu": "-1"}}),
-        ("spec.trainer.sharedMemory", "1gi"), ("spec.trainer.sharedMemory", ""),
+        ("spec.trainer.sharedMemory", "1gi"), ("spec.trainer.sharedMemory", -1), ("spec.trainer.sharedMemory", ""),
         ("spec.checkpoint", {}), ("spec.checkpoint", {"uri": "file:///a", "hostPath": {"path": "/a"}}),
         ("spec.checkpoint", {"uri": "s3://a"}), ("spec.checkpoint", {"hostPath": {"path": "a"}}),
         ("spec.checkpoint.keep", 1), ("spec.checkpoint.interval", {"time": "5min"}), ("spec.checkpoint.interval", {}),

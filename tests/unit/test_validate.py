@@ -60,6 +60,9 @@ WRONG = {
     "resource without a domain": Wrong(
         "{trainer: {config: {}, resources: {limits: {gpu: 8}}}}", "spec.trainer.resources.limits.gpu", '"gpu"', "nvidia.com/gpu", "nvidia.com/gpu"
     ),
+    "resource with a wrong domain": Wrong(
+        "{trainer: {config: {}, resources: {limits: {NVIDIA/gpu: 8}}}}", 'spec.trainer.resources.limits["NVIDIA/gpu"]', '"NVIDIA/gpu"', "domain", "nvidia.com/gpu"
+    ),
     "part of a GPU": Wrong(
         '{trainer: {config: {}, resources: {limits: {nvidia.com/gpu: "0.5"}}}}', 'spec.trainer.resources.limits["nvidia.com/gpu"]', '"0.5"', "whole"
     ),

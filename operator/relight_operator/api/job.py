@@ -35,6 +35,7 @@ RESERVED_ENV = frozenset(
 )  # fmt: skip
 RESERVED_ENV_PREFIXES = ("MASTER_", "PET_", "TORCHELASTIC_", "RELIGHT_")
 GPU = "nvidia.com/gpu"
+_DEVICE = re.compile(r"(hugepages-|[a-z0-9]([-.a-z0-9]*[a-z0-9])?/)[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
 OWN_RESOURCES = ("cpu", "memory", "ephemeral-storage")  # of Kubernetes itself; others have a domain in their names
 
 
@@ -72,11 +73,11 @@ def _some(value: str) -> str:
 
 
 def _resources(value: Any) -> Any:
-    """Names without a domain are Kubernetes' own, and there are few of them."""
+    """Names that a server would refuse: those without a domain are Kubernetes' own, and there are few of them."""
     if not isinstance(value, Mapping):
         return value
-    names = [n for n in value if isinstance(n, str) and "/" not in n and not n.startswith("hugepages-")]
-    wrong = [located(_unknown_resource(n), (n,), n) for n in names if n not in OWN_RESOURCES]
+    names = [n for n in value if isinstance(n, str) and n not in OWN_RESOURCES]
+    wrong = [located(_unknown_resource(n), (n,), n) for n in names if not _DEVICE.fullmatch(n)]
     if wrong:
         raise ValidationError.from_exception_data("resources", wrong)
     return value
@@ -128,7 +129,12 @@ Quantity = Annotated[
     str,
     BeforeValidator(_quantity),
     WithJsonSchema(
-        {"x-kubernetes-int-or-string": True, "pattern": quantities.PATTERN, "maxLength": quantities.MAX_LENGTH}
+        {
+            "x-kubernetes-int-or-string": True,
+            "minimum": 0,
+            "pattern": quantities.PATTERN,
+            "maxLength": quantities.MAX_LENGTH,
+        }
     ),
 ]
 Quantities = Annotated[dict[str, Quantity], Field(max_length=64), BeforeValidator(_resources)]
