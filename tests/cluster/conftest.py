@@ -145,6 +145,10 @@ def values(request: pytest.FixtureRequest, cluster: ExistingCluster) -> list[str
 @pytest.fixture(scope="session")
 def operator(cluster: ExistingCluster, values: list[str]) -> Iterator[Operator]:
     """Relight, installed by its chart for all tests of the session."""
+    if not isinstance(cluster, Cluster) and cluster.get("deployment", RELEASE, f"-n={SYSTEM}") is not None:
+        pytest.fail(
+            f"{SYSTEM} has a release of Relight already, which the tests would replace and remove", pytrace=False
+        )
     cluster.helm("upgrade", "--install", RELEASE, CHART, f"-n={SYSTEM}", "--create-namespace", "--wait", *values)
     yield Operator(cluster)
     cluster.helm("uninstall", RELEASE, f"-n={SYSTEM}", "--wait", check=False)

@@ -1,4 +1,4 @@
-"""A real Prometheus finds the operator's and the trainers' pods by itself and reads what they say; promtool has nothing to add."""
+"""A real Prometheus reads what the pods of the operator and of a job say at their named ports; promtool has nothing to add."""
 
 import json
 import socket
@@ -17,19 +17,13 @@ from tests.testbed.binaries import binaries
 
 pytestmark = pytest.mark.timeout(300)
 
-# Every pod's ports of these names, by the pods' own list: what a Prometheus in the cluster would be told.
+# Debian's cannot ask an API server which pods there are: it is told in a file.
 CONFIGURATION = """
 global: {{scrape_interval: 1s}}
 scrape_configs:
-- job_name: pods
-  kubernetes_sd_configs:
-  - role: pod
-    kubeconfig_file: {kubeconfig}
-    namespaces: {{names: [{system}, {namespace}]}}
-  relabel_configs:
-  - {{source_labels: [__meta_kubernetes_pod_container_port_name], regex: http|metrics, action: keep}}
-  - {{source_labels: [__meta_kubernetes_pod_name], target_label: pod}}
+- {{job_name: pods, file_sd_configs: [{{files: [{targets}]}}]}}
 """
+PORTS = {"http", "metrics"}  # the operator's, a trainer's
 
 OF_A_TRAINER = {
     "relight_train_step",
@@ -53,11 +47,32 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+def targets(cluster: Cluster, *namespaces: str) -> list[dict[str, Any]]:
+    """The pods that have an address, as Prometheus wants to be told of them."""
+    return [
+        {
+            "targets": [f"{pod['status']['podIP']}:{port['containerPort']}"],
+            "labels": {"pod": pod["metadata"]["name"]},
+        }
+        for namespace in namespaces
+        for pod in items(cluster, "pods", f"-n={namespace}")
+        if pod["status"].get("podIP")
+        for port in pod["spec"]["containers"][0].get("ports", ())
+        if port["name"] in PORTS
+    ]
+
+
 @pytest.fixture
-def query(testbed: Cluster, namespace: str, tmp_path: Path) -> Iterator[Query]:
+def told(tmp_path: Path) -> Path:
+    """The file that says what is scraped."""
+    return tmp_path / "targets.json"
+
+
+@pytest.fixture
+def query(tmp_path: Path, told: Path) -> Iterator[Query]:
     """What a running Prometheus answers to an instant query: `[{"metric": labels, "value": [time, text]}, ...]`."""
     configuration = tmp_path / "prometheus.yml"
-    configuration.write_text(CONFIGURATION.format(kubeconfig=testbed.kubeconfig, system=SYSTEM, namespace=namespace))
+    configuration.write_text(CONFIGURATION.format(targets=told))
     address = f"127.0.0.1:{free_port()}"
     command = [
         binaries().prometheus,
@@ -96,14 +111,15 @@ def complaints(cluster: Cluster, namespace: str, pod: str, port: int) -> str:
 
 
 def test_prometheus_reads_operator_and_trainers(
-    job: Job, operator: Operator, testbed: Cluster, query: Query, tmp_path: Path
+    job: Job, operator: Operator, testbed: Cluster, query: Query, told: Path
 ) -> None:
-    folder = tmp_path / "checkpoints"
+    folder = told.with_name("checkpoints")
     folder.mkdir()
     folder.chmod(0o777)
     job.apply({**LONG, "checkpoint": {"hostPath": {"path": str(folder)}, "interval": {"steps": 200}}})
     job.until_training()
     pods = {job.pod(0), job.pod(1)}
+    told.write_text(json.dumps(targets(testbed, SYSTEM, job.namespace)))
     masters = waited_for("a committed checkpoint", lambda: query("relight_checkpoint_last_step"))
 
     for name in OF_A_TRAINER:

@@ -155,7 +155,8 @@ class Cluster(ExistingCluster):
 
     def audit_log(self) -> list[dict[str, Any]]:
         """The API server's audit events (audit.k8s.io/v1, level Metadata) so far, oldest first."""
-        lines = (log_folder() / "audit.log").read_text().splitlines()
+        # full ones are put away as audit-<when>.log, which sorts before audit.log
+        lines = [line for log in sorted(log_folder().glob("audit*.log")) for line in log.read_text().splitlines()]
         events = []
         for line in lines:
             with suppress(ValueError):  # the last line may be half written
