@@ -29,6 +29,7 @@ __all__ = ["RELEASE", "SYSTEM", "Job", "Operator", "faults", "items", "waited_fo
 
 JOBS = "/apis/relight.dev/v1alpha1/namespaces/{}/trainingjobs"
 PODS = "/api/v1/namespaces/{}/pods"
+Counters = dict[tuple[str, str], float]
 GPUS = "trainer.resources.limits.nvidia\\.com/gpu=8"
 
 
@@ -160,9 +161,9 @@ def train_until(job: WatchedJob, step: int) -> dict[str, Any]:
     return job.status()
 
 
-def counters(operator: Operator, name: str) -> dict[str, float]:
-    """A counter of the operator by the value of its one label, all replicas together."""
-    total: dict[str, float] = {}
+def counters(operator: Operator, name: str) -> Counters:
+    """A counter of the operator by replica and by the value of its one label."""
+    found: Counters = {}
     for pod in items(operator.cluster, "pods", f"-n={SYSTEM}", f"-l=app.kubernetes.io/instance={RELEASE}"):
         address = pod["status"].get("podIP")
         try:
@@ -171,5 +172,14 @@ def counters(operator: Operator, name: str) -> dict[str, float]:
         except OSError:
             continue  # it ends, or its machine is dead
         for label, value in re.findall(rf'^{name}{{\w+="([^"]*)"}} (\S+)$', text, re.MULTILINE):
-            total[label] = total.get(label, 0.0) + float(value)
+            found[pod["metadata"]["uid"], label] = float(value)
+    return found
+
+
+def increase(before: Counters, after: Counters) -> dict[str, float]:
+    """By label, as Prometheus' own increase(): a replica that began anew counts from nothing."""
+    total: dict[str, float] = {}
+    for (replica, label), value in after.items():
+        old = before.get((replica, label), 0.0)
+        total[label] = total.get(label, 0.0) + (value - old if value >= old else value)
     return total

@@ -10,7 +10,6 @@ import itertools
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,8 +81,7 @@ def meet(operator: Operator, name: str, steps: int, digest: str, rng: random.Ran
         finally:
             if node and fault.undo is not None:
                 fault.undo(job, node)
-    metric = Counter(_cluster.counters(operator, "relight_disruptions_total"))
-    metric.subtract(counted)
+    metric = _cluster.increase(counted, _cluster.counters(operator, "relight_disruptions_total"))
     causes = end["restarts"].get("byCause", {})
     checks = {
         "succeeded": end["phase"] == "Succeeded",
@@ -91,7 +89,7 @@ def meet(operator: Operator, name: str, steps: int, digest: str, rng: random.Ran
         "survivor kept": {s["slot"]: s["uid"] for s in end["slots"]}[1 - fault.slot] == uids[1 - fault.slot],
         "cause in status": sum(causes.values()) == 1 and set(causes) <= fault.causes,
         "cause in Event": len(events) == 1 and any(c in events[0] for c in causes),
-        "cause in metric": any(metric[c] > 0 for c in causes),
+        "cause in metric": {c: n for c, n in metric.items() if n} == causes,
         "budget untouched": (end["restarts"]["counted"], end["restarts"]["failures"]) == (0, 0),
         "no step lost": fault.may_lose_steps or end["goodput"]["lostSteps"] == 0,
     }
