@@ -302,7 +302,7 @@ def test_the_operator_says_what_it_wants() -> None:
     assert "--trainer-image" in result.output
 
 
-@pytest.mark.parametrize("wrong", ["{", "[]", '{"limit": {}}'])
+@pytest.mark.parametrize("wrong", ["{", "[]", '{"limit": {}}', '{"limits": {"memory": "64GB"}}'])
 def test_wrong_resources_are_refused_in_words(wrong: str) -> None:
     given_options = ["--trainer-image", "x", "--coordinator", "c", "--trainer-resources", wrong]
     result = CliRunner().invoke(main, given_options)

@@ -217,8 +217,8 @@ class TrainerSpec(ApiModel):
 
     image: Image | None = Field(
         None,
-        description="An image of your own, with Python >= 3.9 and torch; agent and client are put beside what is in it, and "
-        "a PYTHONPATH is set with `env`. Without it, the installation's.",
+        description="An image of your own, with Python >= 3.9 and torch; agent and client come from the installation's. A "
+        "PYTHONPATH in it is not seen: repeat it in `env`. Without this field, the installation's image.",
     )
     image_pull_secrets: Annotated[list[SecretReference], Field(max_length=64)] = Field(
         [], description="Secrets in the job's namespace with which images are pulled, beside the installation's."
