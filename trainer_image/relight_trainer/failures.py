@@ -1,5 +1,6 @@
 """What an exception at a worker's end means for the job, and how it is told in one line."""
 
+import contextlib
 import re
 import sys
 import sysconfig
@@ -109,8 +110,14 @@ def _is_users(filename: str) -> bool:
 def tell(error: BaseException) -> None:
     """Write `error` to stderr: with its traceback, less the frames by which Relight got to the user's code.
 
-    As an interpreter does, only the text of a SystemExit; and only the text of an error of ours.
+    As an interpreter does, only the text of a SystemExit; and only the text of an error of ours. Where stderr cannot
+    be written (a log on a full disk), it is not told here: the outcome still says it.
     """
+    with contextlib.suppress(OSError):
+        _tell(error)
+
+
+def _tell(error: BaseException) -> None:
     if isinstance(error, SystemExit):
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
