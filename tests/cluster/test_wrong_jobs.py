@@ -3,7 +3,6 @@
 `RELIGHT_WRITE_DOCS=1` writes that page instead of comparing with it.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -112,16 +111,3 @@ def test_each_wrong_job_is_refused_or_becomes_invalid_in_words(operator: Operato
     if os.environ.get("RELIGHT_WRITE_DOCS") == "1":
         PAGE.write_text(page(answers))
     assert page(answers) == PAGE.read_text()
-
-
-def test_an_empty_value_is_not_wrong(operator: Operator, job: Job) -> None:
-    del operator
-    env = [{"name": "EMPTY", "value": ""}]
-    body = {
-        "apiVersion": "relight.dev/v1alpha1",
-        "kind": "TrainingJob",
-        "metadata": {"name": job.name},
-        "spec": {"suspend": True, "trainer": {"config": {}, "env": env}},
-    }
-    job.cluster.kubectl("apply", f"-n={job.namespace}", "-f-", stdin=json.dumps(body))
-    assert job.until_phase("Suspended", 60)
