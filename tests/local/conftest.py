@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -54,3 +55,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
 @pytest.fixture(scope="session")
 def digest(finished: Finished) -> str:
     return finished.result.digest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_as_a_shell_leaves_them() -> None:
+    """Whoever runs the tests under nohup, or in the background of a script, hands ignored signals down to them."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
