@@ -25,7 +25,7 @@ def upgrade(operator: Operator, values: list[str]) -> None:
 
 
 def test_an_upgrade_costs_a_job_nothing(job: Job, operator: Operator, values: list[str]) -> None:
-    job.apply(spec("60ep"))
+    job.apply(spec("30ep"))
     before = job.until_training()
     upgrade(operator, values)
     end = job.until_phase("Succeeded")
@@ -33,6 +33,6 @@ def test_an_upgrade_costs_a_job_nothing(job: Job, operator: Operator, values: li
     assert end["restarts"]["total"] == 0
     assert end["goodput"]["lostSteps"] == 0
     undisturbed = Job(job.cluster, job.namespace, "undisturbed")
-    undisturbed.apply(spec("60ep"))
+    undisturbed.apply(spec("30ep"))
     result = undisturbed.until_phase("Succeeded")["result"]
     assert end["result"]["weightsDigest"] == result["weightsDigest"]
