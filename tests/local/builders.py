@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -19,6 +20,7 @@ from relight_operator.local.runner import run_root
 
 SCRIPTS = Path(__file__).parent / "scripts"
 TIMEOUT_SECONDS = 90.0
+SEED = int(os.environ.get("RELIGHT_TEST_SEED") or random.SystemRandom().randrange(10**6))
 
 
 @dataclass(frozen=True)
@@ -247,3 +249,11 @@ def command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip()
     except OSError:
         return ""
+
+
+class Finished(NamedTuple):
+    """A job that nothing happened to."""
+
+    home: Home
+    job: Job
+    result: Result

@@ -1,16 +1,12 @@
 """Homes for jobs, which must be left empty, and the run without faults that all others are compared with."""
 
-import os
 import random
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from builders import Home, Job, Result
-
-SEED = int(os.environ.get("RELIGHT_TEST_SEED") or random.SystemRandom().randrange(10**6))
+from builders import SEED, Finished, Home, Job
 
 
 def pytest_report_header() -> str:
@@ -34,12 +30,6 @@ def home(tmp_path: Path) -> Iterator[Home]:
     home = Home(tmp_path / "home")
     yield home
     left_empty(home)
-
-
-class Finished(NamedTuple):
-    home: Home
-    job: Job
-    result: Result
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SEED
+from builders import SEED
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

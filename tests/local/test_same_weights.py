@@ -3,8 +3,7 @@
 import random
 
 import pytest
-from builders import Home, Job, Result, kill, preempt, script
-from conftest import Finished
+from builders import Finished, Home, Job, Result, kill, preempt, script
 
 pytestmark = pytest.mark.timeout(120)
 

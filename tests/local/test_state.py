@@ -4,8 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from builders import Home, Job
-from conftest import Finished
+from builders import Finished, Home, Job
 
 pytestmark = pytest.mark.timeout(60)
 
