@@ -4,7 +4,7 @@ import ctypes
 import os
 import signal
 import time
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Set
+from typing import Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -89,6 +89,18 @@ def is_alive(pid: int) -> bool:
     return line[line.rindex(")") + 2] not in "ZX"
 
 
+def ended_children() -> Iterator[Tuple[int, int]]:
+    """(pid, exit code, negative for a signal) of each child that has ended, own and adopted; waits for nobody."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        yield pid, os.waitstatus_to_exitcode(status)
+
+
 class Reaper:
     """Collects all children that have ended, own and adopted, as an init must; remembers those that are watched."""
 
@@ -101,16 +113,10 @@ class Reaper:
         self._watched.add(pid)
 
     def reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in ended_children():
             if pid in self._watched:
                 self._watched.remove(pid)
-                self._ended[pid] = os.waitstatus_to_exitcode(status)
+                self._ended[pid] = status
 
     def status(self, pid: int) -> Optional[int]:
         """The exit code (negative: the signal) of a watched child that has ended; each is told once."""

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from relight_agent.processes import die_with_parent
+from relight_agent.processes import die_with_parent, ended_children
 from relight_trainer import hygiene
 
 # torch._dynamo is what torch imports when it first formats an exception: 1.8 s at the worst moment.
@@ -152,14 +152,8 @@ class Launcher:
             os._exit(status)
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            self._ended(pid, os.waitstatus_to_exitcode(status))
+        for pid, status in ended_children():
+            self._ended(pid, status)
 
     def _ended(self, pid: int, status: int) -> None:
         if self._workers is not None and self._workers.pid == pid:
