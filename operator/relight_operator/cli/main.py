@@ -1,12 +1,29 @@
 """`relight` and `kubectl relight`."""
 
+import ast
 import contextlib
+import importlib
 import os
 import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
-from relight_operator.errors import RelightError
+import relight_trainer
+from relight_agent.exits import ExitCode
+from relight_operator.errors import NotInstalled, RelightError
+
+# The torch-free commands. Those that need torch are the modules of relight_trainer.commands, found by their names.
+_OWN: Mapping[str, tuple[str, str]] = {
+    "completion": ("relight_operator.cli.main", "completion_command"),
+    "crd": ("relight_operator.cli.validate", "crd_command"),
+    "run": ("relight_operator.cli.run", "run_command"),
+    "validate": ("relight_operator.cli.validate", "validate_command"),
+}
+_TRAINER = Path(relight_trainer.__file__).parent / "commands"
 
 HELP = """PyTorch training that loses machines at almost no cost.
 
@@ -21,38 +38,63 @@ Exit codes: 0 done, 64 the job or the command line is wrong, 70-78 training fail
 """
 
 
-class _Commands(click.Group):
-    """Imports a command only when it is asked for, so that --help and completion are quick."""
+@cache
+def _trainer_commands() -> dict[str, str]:
+    """The short help of each command that needs torch: its module's docstring, read and not imported."""
+    files = sorted(_TRAINER.glob("[!_]*.py"))
+    return {f.stem: ast.get_docstring(ast.parse(f.read_text(encoding="utf-8"))) or "" for f in files}
 
-    names = ("completion", "crd", "run", "validate")
+
+class _Commands(click.Group):
+    """Imports a command only when it is asked for, so that --help and completion are quick and need no torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
-        return list(self.names)
+        return sorted([*_OWN, *_trainer_commands()])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click's signature
-        if cmd_name == "run":
-            from relight_operator.cli.run import run_command
+        module, attribute = _OWN.get(cmd_name, (f"relight_trainer.commands.{cmd_name}", "command"))
+        if cmd_name not in _OWN and cmd_name not in _trainer_commands():
+            return None
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if cmd_name in _OWN or missing.startswith("relight"):
+                raise
+            raise NotInstalled(
+                f"relight {cmd_name} needs {missing}, which is not installed here: pip install 'relight[trainer]'"
+            ) from None
+        return command
 
-            return run_command
-        if cmd_name == "validate":
-            from relight_operator.cli.validate import validate_command
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = formatter.width - 6 - max(map(len, self.list_commands(ctx)))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self._short_help(ctx, name, width)) for name in self.list_commands(ctx)])
 
-            return validate_command
-        if cmd_name == "crd":
-            from relight_operator.cli.validate import crd_command
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        names = [name for name in self.list_commands(ctx) if name.startswith(incomplete)]
+        return [
+            *(CompletionItem(name, help=self._short_help(ctx, name, 80)) for name in names),
+            *click.Command.shell_complete(self, ctx, incomplete),
+        ]
 
-            return crd_command
-        return completion_command if cmd_name == "completion" else None
+    def _short_help(self, ctx: click.Context, name: str, width: int) -> str:
+        text = _trainer_commands().get(name)
+        if text is None:
+            command = self.get_command(ctx, name)
+            text = command.get_short_help_str(width) if command else ""
+        return text
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         from difflib import get_close_matches
 
-        if args and self.get_command(ctx, args[0]) is None:
-            near = get_close_matches(args[0], self.names, n=1)
+        names = self.list_commands(ctx)
+        if args and args[0] not in names:
+            near = get_close_matches(args[0], names, n=1)
             hint = f' Did you mean "{near[0]}"?' if near else ""
-            ctx.fail(f'no such command: "{args[0]}".{hint} Allowed: {", ".join(self.names)}')
+            ctx.fail(f'no such command: "{args[0]}".{hint} Allowed: {", ".join(names)}')
         return super().resolve_command(ctx, args)
 
 
@@ -93,6 +135,10 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(74)
     except Exception as error:
+        exit_code = getattr(error, "exit_code", None)
+        if isinstance(exit_code, ExitCode):  # the trainer's own errors, whose text says all there is to say
+            click.echo(f"error: {error}", err=True)
+            sys.exit(exit_code)
         if os.environ.get("RELIGHT_TRACEBACK"):
             raise
         click.echo(
