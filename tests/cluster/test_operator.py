@@ -1,11 +1,11 @@
 """The operator, installed by its chart, against a real API server, scheduler and kubelets."""
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.cluster import faults
 from tests.cluster.relight import SYSTEM, Job, Operator, items, waited_for
 from tests.testbed import Cluster
 
@@ -18,51 +18,6 @@ CONFIG = {
 }
 LONG = {"nodes": 2, "trainer": {"config": CONFIG}, "disruption": {"gracePeriod": "20s"}}
 SHORT = {**LONG, "trainer": {"config": {**CONFIG, "train": {**CONFIG["train"], "duration": "15ep"}}}}
-
-
-def preempt(job: Job, pod: str) -> None:
-    node = job.cluster.get("pod", pod, f"-n={job.namespace}")["spec"]["nodeName"]
-    image = job.cluster.get("pod", pod, f"-n={job.namespace}")["spec"]["containers"][0]["image"]
-    priority = {
-        "apiVersion": "scheduling.k8s.io/v1",
-        "kind": "PriorityClass",
-        "metadata": {"name": "relight-test-high"},
-        "value": 1000,
-    }
-    limits = {"nvidia.com/gpu": 8}
-    container = {"name": "c", "image": image, "command": ["sleep", "5"], "resources": {"limits": limits}}
-    high = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "high", "namespace": job.namespace},
-        "spec": {
-            "priorityClassName": "relight-test-high",
-            "restartPolicy": "Never",
-            "terminationGracePeriodSeconds": 1,
-            "nodeSelector": {"kubernetes.io/hostname": node},
-            "containers": [container],
-        },
-    }
-    for body in (priority, high):
-        job.cluster.kubectl("apply", "-f-", stdin=json.dumps(body))
-
-
-def evict(job: Job, pod: str) -> None:
-    metadata = {"name": pod, "namespace": job.namespace}
-    # Servers from 1.22 on know policy/v1, older ones its beta only.
-    served = job.cluster.kubectl("api-versions").split()
-    version = "policy/v1" if "policy/v1" in served else "policy/v1beta1"
-    body = json.dumps({"apiVersion": version, "kind": "Eviction", "metadata": metadata})
-    path = f"/api/v1/namespaces/{job.namespace}/pods/{pod}/eviction"
-    job.cluster.kubectl("create", "--raw", path, "-f", "-", stdin=body)
-
-
-def delete(job: Job, pod: str) -> None:
-    job.kubectl("delete", "pod", pod, "--wait=false")
-
-
-def delete_by_force(job: Job, pod: str) -> None:
-    job.kubectl("delete", "pod", pod, "--wait=false", "--force", "--grace-period=0")
 
 
 def recovered_from(job: Job, slot: int, fault: Callable[[Job, str], None]) -> dict[str, Any]:
@@ -92,11 +47,11 @@ def test_a_job_trains_to_its_end(job: Job) -> None:
 @pytest.mark.parametrize(
     ("slot", "fault", "causes"),
     [
-        pytest.param(1, delete, {"Deleted"}, id="deleted"),
-        pytest.param(0, delete, {"Deleted"}, id="the master's pod deleted"),
-        pytest.param(1, delete_by_force, {"Deleted"}, id="deleted by force"),
+        pytest.param(1, faults.delete, {"Deleted"}, id="deleted"),
+        pytest.param(0, faults.delete, {"Deleted"}, id="the master's pod deleted"),
+        pytest.param(1, faults.delete_by_force, {"Deleted"}, id="deleted by force"),
         # Before 1.26 an eviction leaves no trace but the deletion.
-        pytest.param(1, evict, {"Evicted", "Deleted"}, id="evicted"),
+        pytest.param(1, faults.evict, {"Evicted", "Deleted"}, id="evicted"),
     ],
 )
 def test_a_disruption_costs_no_step_and_no_budget(
@@ -113,7 +68,7 @@ def test_a_disruption_costs_no_step_and_no_budget(
 def test_the_schedulers_preemption_is_called_so(job: Job, testbed: Cluster) -> None:
     del testbed  # its machines have GPUs
     job.apply(LONG)
-    after = recovered_from(job, 1, preempt)
+    after = recovered_from(job, 1, faults.preempt)
     assert after["restarts"]["byCause"] == {"Preempted": 1}
     assert after["goodput"]["lostSteps"] == 0
 
@@ -123,7 +78,7 @@ def test_a_dead_machine_is_left(job: Job, testbed: Cluster) -> None:
     killed = []
 
     def kill(job: Job, pod: str) -> None:
-        node = job.cluster.get("pod", pod, f"-n={job.namespace}")["spec"]["nodeName"]
+        node = faults.node_of(job, pod)
         killed.append(node)
         testbed.kill_machine(node)
 
@@ -141,7 +96,7 @@ def test_the_leaders_end_in_mid_recovery_changes_nothing(job: Job, operator: Ope
     job.apply(LONG)
 
     def both(job: Job, pod: str) -> None:
-        delete(job, pod)
+        faults.delete(job, pod)
         operator.cluster.kubectl("delete", "pod", operator.leader(), f"-n={SYSTEM}", "--wait=false")
 
     after = recovered_from(job, 1, both)

@@ -64,5 +64,5 @@ def cached(name: str, build: Callable[[Path], None], *, keep: int | None = None)
         kind = name.rpartition("-")[0]
         same = [path for path in root.glob(f"{kind}-*") if path.name.rpartition("-")[0] == kind]
         for old in sorted(same, key=lambda path: path.stat().st_mtime)[:-keep]:
-            shutil.rmtree(old)
+            shutil.rmtree(old, ignore_errors=True)  # another process may be at it too
     return final

@@ -47,6 +47,18 @@ def pod(
 SAVED = {"exitCode": 75, "cause": "Stopped", "message": "stopped at step 7, saved"}
 FREE = Class.DISRUPTION
 
+
+def unprepared(code: int, message: str = "", **more: Any) -> dict[str, Any]:
+    """A pod whose init container ended with `code`: the agent's never began."""
+    made = pod(phase="Failed", **more)
+    terminated = {"exitCode": code, "reason": "Error", "message": message}
+    made["status"] |= {
+        "initContainerStatuses": [{"name": "install-agent", "state": {"terminated": terminated}}],
+        "containerStatuses": [{"name": "agent", "state": {"waiting": {"reason": "PodInitializing"}}}],
+    }
+    return made
+
+
 ENDS = [
     # servers that mark disruptions
     ("scheduler preemption, saved", pod(phase="Failed", target="PreemptionByScheduler", deleting=True, code=75, said=SAVED), {}, Cause.PREEMPTED, FREE),
@@ -77,6 +89,9 @@ ENDS = [
     ("137 out of nowhere", pod(phase="Failed", code=137), {}, Cause.MACHINE_UNHEALTHY, Class.MACHINE),
     ("143 out of nowhere", pod(phase="Failed", code=143), {}, Cause.MACHINE_UNHEALTHY, Class.MACHINE),
     ("SIGTERM from outside, saved", pod(phase="Failed", code=75, said=SAVED), {}, Cause.STOPPED, FREE),
+    ("init container failed", unprepared(1, "no space left"), {}, Cause.BAD_CONFIG, Class.FINAL),
+    ("init container failed and left no word", unprepared(2), {}, Cause.BAD_CONFIG, Class.FINAL),
+    ("deleted while the init container ran", unprepared(137, deleting=True), {}, Cause.DELETED, FREE),
     ("lost sight of the container", pod(phase="Failed", code=137, why="ContainerStatusUnknown", said="The container could not be located when the pod was terminated"), {}, Cause.MACHINE_LOST, FREE),
     # the pod's own limits
     ("killed for memory", pod(phase="Failed", code=137, why="OOMKilled"), {}, Cause.OUT_OF_MEMORY, Class.COUNTED),

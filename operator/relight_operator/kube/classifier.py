@@ -153,6 +153,9 @@ def _without_a_word(
     """The cause where the agent left no message: it was killed, or never ran."""
     status = pod.get("status") or {}
     words = str(status.get("message") or "")
+    preparing = not terminated and _failed_init(pod)
+    if preparing and preparing["state"]["terminated"]["exitCode"] not in KILLED:
+        return _not_prepared(preparing)
     code, why = terminated.get("exitCode"), terminated.get("reason") or ""
     if status.get("reason") == "Evicted" and any(w in words for w in _OWN_LIMIT):
         return _with_class(Cause.LIMIT_EXCEEDED, words)
@@ -175,6 +178,12 @@ def _ended_by_itself(code: int, why: str, words: str) -> tuple[Cause, Class, str
         return _with_class(Cause.MACHINE_UNHEALTHY, f"the container cannot start: {words}")
     meaning = exit_of(code)
     return meaning.cause, meaning.klass, words or f"ended with {code} and left no word; see its log"
+
+
+def _not_prepared(container: Pod) -> tuple[Cause, Class, str]:
+    terminated = container["state"]["terminated"]
+    words = str(terminated.get("message") or "").strip() or f"ended with {terminated['exitCode']}; see its log"
+    return _with_class(Cause.BAD_CONFIG, f"init container {container['name']}: {words}")
 
 
 def _disruption(pod: Pod, *, gone: bool, hints: frozenset[str], machine_ready: bool) -> tuple[Cause, str] | None:
@@ -215,6 +224,16 @@ def _terminated(pod: Pod) -> Pod:
             terminated: Pod = (container.get("state") or {}).get("terminated") or {}
             return terminated
     return {}
+
+
+def _failed_init(pod: Pod) -> Pod | None:
+    """The init container that ended wrongly, for which the agent's was never started."""
+    for container in (pod.get("status") or {}).get("initContainerStatuses") or ():
+        terminated = (container.get("state") or {}).get("terminated") or {}
+        if terminated.get("exitCode"):
+            failed: Pod = container
+            return failed
+    return None
 
 
 def _message(terminated: Pod) -> dict[str, Any] | None:

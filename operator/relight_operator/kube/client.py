@@ -6,6 +6,7 @@ that lack a field, and parse ten times slower).
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, Protocol, cast
@@ -14,10 +15,11 @@ from urllib.parse import quote, urlencode
 import aiohttp
 import kubernetes.aio.client
 import kubernetes.aio.config
+import yaml
 
 from relight_operator.api.crd import PLURAL
 from relight_operator.api.job import API_VERSION
-from relight_operator.kube.errors import Gone, error_of
+from relight_operator.kube.errors import Gone, NotConfigured, error_of
 
 Body = dict[str, Any]
 
@@ -149,14 +151,19 @@ class KubeClient:
 
 @asynccontextmanager
 async def connect() -> AsyncIterator[KubeClient]:
-    """A client by the service account of this pod, or else by KUBECONFIG."""
+    """A client by the service account of this pod, or else by KUBECONFIG. Raises NotConfigured where there is neither."""
     transport: Any = kubernetes.aio.client
     config: Any = kubernetes.aio.config
     configuration = transport.Configuration()
     try:
         config.load_incluster_config(configuration)
     except config.ConfigException:
-        await config.load_kube_config(client_configuration=configuration)
+        try:
+            await config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
+        except (config.ConfigException, OSError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise NotConfigured(
+                f"no cluster: not in a pod with a service account, and KUBECONFIG is of no use ({error})"
+            ) from None
     api = transport.ApiClient(configuration)
     try:
         yield KubeClient(api)

@@ -14,6 +14,7 @@ KubeError
   Retryable                the same request may succeed later
     TooManyRequests        429, and what carries Retry-After
     Unavailable            5xx, time-outs, no connection: on a create the outcome is unknown
+  NotConfigured            neither a service account nor a KUBECONFIG says which server
 """
 
 from collections.abc import Callable, Mapping
@@ -30,6 +31,10 @@ class KubeError(Exception):
         self.status = status
         self.reason = reason
         self.retry_after = retry_after
+
+
+class NotConfigured(KubeError):
+    pass
 
 
 class NotFound(KubeError):
