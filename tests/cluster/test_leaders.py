@@ -31,6 +31,28 @@ def test_a_leader_killed_about_a_loss_counts_it_once(job: Job, operator: Operato
     assert sorted(n for n in names if n != pod) == [job.pod(0), job.pod(1)]
 
 
+def test_a_leader_that_wakes_up_under_another_one_acts_no_more(job: Job, operator: Operator, testbed: Cluster) -> None:
+    """It slept through the end of its lease, and in its own eyes it leads."""
+    del testbed  # its containers' processes can be seen from here
+    job.apply(spec("400ep"))
+    before = job.until_training()
+    asleep = operator.leader()
+    pid = faults.operator_of(asleep)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        waited_for("another leader", lambda: operator.leader() != asleep, 60)
+        pod = job.pod(1)
+        faults.delete(job, pod)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    after = job.until_training(before["world"]["generation"] + 1)
+    assert operator.leader() != asleep
+    assert after["restarts"]["byCause"] == {"Deleted": 1}
+    assert after["goodput"]["lostSteps"] == 0
+    names = [p["metadata"]["name"] for p in job.pods()]
+    assert sorted(n for n in names if n != pod) == [job.pod(0), job.pod(1)]
+
+
 def test_agents_are_answered_by_the_leader_alone(operator: Operator) -> None:
     """The coordinator's Service has one address, the leader's."""
     leading = operator.leader()

@@ -148,6 +148,11 @@ def test_a_wrong_job_becomes_invalid_in_words(job: Job) -> None:
     assert job.pods() == []
 
 
+def test_an_empty_value_of_a_variable_is_a_value(job: Job) -> None:
+    job.apply({**SHORT, "trainer": {**SHORT["trainer"], "env": [{"name": "PROXY", "value": ""}]}, "suspend": True})
+    job.until_phase("Suspended", 30)
+
+
 def test_an_edit_of_a_frozen_field_is_ignored_and_said(job: Job) -> None:
     job.apply(LONG)
     job.until_training()
