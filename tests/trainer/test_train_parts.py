@@ -18,7 +18,6 @@ from torch import nn
 
 from relight_agent.files import GenerationFolder, JobFile
 from relight_trainer import chaos, train
-from relight_trainer.config import AdamW, Constant, OneCycle, Sgd
 from relight_trainer.context import WorkerContext
 from relight_trainer.data.digits import digits
 from relight_trainer.data.tensors import Samples
@@ -27,6 +26,8 @@ from relight_trainer.evaluate import metrics, shard_sums
 from relight_trainer.models.digits_cnn import digits_cnn
 from relight_trainer.optim import build_optimizer, set_rates
 from relight_trainer.schedule import build_schedule
+from relight_trainer.settings.optimizer import AdamW, Sgd
+from relight_trainer.settings.schedule import Constant, OneCycle
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from relight_operator.api.job import TrainerSpec
-from relight_trainer.config import BadConfig, Span, TrainerConfig, canonical, config_hash, parse
-from relight_trainer.registry import DATA, MODELS
+from relight_trainer.config import BadConfig, TrainerConfig, canonical, config_hash, parse
+from relight_trainer.settings.data import DATA
+from relight_trainer.settings.model import MODELS
+from relight_trainer.settings.spans import EpochSize, Span
 from relight_trainer.strict import nearest
 
 
@@ -82,7 +84,7 @@ def test_the_canonical_form_is_a_configuration_and_equal_to_its_origin(value: di
         ({"optimizer": {"type": "adam"}}, 'config.optimizer.type: unknown name; found "adam"; did you mean "adamw"? allowed: adamw, sgd'),
         ({"optimizer": {"type": "adamw", "momentum": 0.9}}, 'config.optimizer.momentum: unknown field; found "momentum"; allowed: beta1, beta2, eps, lr, type, weight_decay'),
         ({"optimizer": {"type": "sgd", "momentum": 0}}, "config.optimizer.nesterov: nesterov needs a momentum above 0"),
-        ({"train": {"duration": "15epochs"}}, 'config.train.duration: not a length of training; found "15epochs"; allowed: whole epochs or optimizer steps, such as 15ep or 500st'),
+        ({"train": {"duration": "15epochs"}}, 'config.train.duration: not a length of training; found "15epochs"; allowed: whole epochs, optimizer steps or samples, such as 15ep, 500st or 1280000sa'),
         ({"train": {"duration": 15}}, "config.train.duration: not a length of training; found 15"),
         ({"train": {"precision": "bf_16"}}, 'config.train.precision: not a known value; found "bf_16"; did you mean "bf16"? allowed: fp32, bf16, fp16'),
         ({"train": {"globalBatch": 64}}, 'did you mean "global_batch"?'),
@@ -98,8 +100,11 @@ def test_a_wrong_configuration_is_answered_in_words(value: object, text: str) ->
 
 
 def test_spans_in_steps() -> None:
-    assert Span(15, "ep").steps(22) == 330
-    assert Span(500, "st").steps(22) == 500
+    drops, keeps = EpochSize(22, 1408, 64), EpochSize(23, 1438, 64)
+    assert Span(15, "ep").steps(drops) == 330
+    assert Span(500, "st").steps(drops) == 500
+    assert [Span(n, "sa").steps(drops) for n in (1, 64, 65, 1408, 1409)] == [1, 1, 2, 22, 23]
+    assert [Span(n, "sa").steps(keeps) for n in (1, 64, 65, 1409, 1438, 1439)] == [1, 1, 2, 23, 23, 24]
     assert [Span(1, "ep").words, Span(2, "st").words, str(Span(1, "st"))] == ["1 epoch", "2 steps", "1st"]
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from relight_trainer.config import AdamW, Sgd
 from relight_trainer.schedule import Rates
+from relight_trainer.settings.optimizer import AdamW, Sgd
 
 
 def build_optimizer(config: Sgd | AdamW, parameters: Iterable[nn.Parameter]) -> Optimizer:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from relight_trainer.seeds import stream
+from relight_trainer.settings.spans import EpochSize
 
 
 class Place(NamedTuple):
@@ -47,6 +48,7 @@ class Sampler:
         self.batch = batch
         self.seed = seed
         self.steps_per_epoch = count // batch
+        self.epoch = EpochSize(self.steps_per_epoch, self.steps_per_epoch * batch, batch)
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None
 
     def place(self, step: int) -> Place:

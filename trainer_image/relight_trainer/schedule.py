@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from relight_trainer.config import AdamW, Constant, OneCycle, Sgd
+from relight_trainer.settings.optimizer import AdamW, Sgd
+from relight_trainer.settings.schedule import Constant, OneCycle
 
 
 class Rates(NamedTuple):

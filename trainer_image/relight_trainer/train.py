@@ -11,17 +11,20 @@ from torch.nn.functional import cross_entropy
 
 from relight_agent.exits import ExitCode
 from relight_agent.files import Outcome
-from relight_trainer.config import Train, TrainerConfig, parse
+from relight_trainer.config import TrainerConfig, parse
 from relight_trainer.context import WorkerContext
 from relight_trainer.evaluate import evaluate
 from relight_trainer.optim import build_optimizer, set_rates
 from relight_trainer.peers import form
-from relight_trainer.registry import DATA, MODELS, build
+from relight_trainer.registry import build
 from relight_trainer.replicas import replicate
 from relight_trainer.sampler import Sampler
 from relight_trainer.schedule import build_schedule
 from relight_trainer.seeds import seed_torch, stream
 from relight_trainer.session import Cursor, Session, Stopped
+from relight_trainer.settings.data import DATA
+from relight_trainer.settings.model import MODELS
+from relight_trainer.settings.train import Train
 
 if TYPE_CHECKING:
     from relight_trainer.data.tensors import Splits
@@ -77,9 +80,9 @@ def train(config: TrainerConfig, session: Session, device: torch.device) -> Outc
         )
     sampler = Sampler(data.train.size, settings.global_batch, settings.seed)
     session.batches_per_epoch = sampler.steps_per_epoch
-    total = session.total_steps = settings.duration.steps(sampler.steps_per_epoch)
+    total = session.total_steps = settings.duration.steps(sampler.epoch)
     every = config.evaluate.every
-    evaluate_every = every.steps(sampler.steps_per_epoch) if every else total
+    evaluate_every = every.steps(sampler.epoch) if every else total
 
     seed_torch(stream(settings.seed, "init"))
     model = build(MODELS, config.model).to(device)

@@ -10,8 +10,14 @@ from relight_operator.api import quantities
 from relight_operator.api.crd import resolved
 from relight_operator.api.durations import EXAMPLES, PATTERN
 from relight_operator.api.job import API_VERSION, KIND, RESERVED_ENV, RESERVED_ENV_PREFIXES, ApiModel, JobSpec
-from relight_trainer.config import OPTIMIZERS, SCHEDULES, SPAN_EXAMPLES, Evaluate, Span, Train, TrainingSpan
-from relight_trainer.registry import DATA, MODELS, arguments
+from relight_trainer.registry import arguments
+from relight_trainer.settings.data import DATA
+from relight_trainer.settings.evaluate import Evaluate
+from relight_trainer.settings.model import MODELS
+from relight_trainer.settings.optimizer import OPTIMIZERS
+from relight_trainer.settings.schedule import SCHEDULES
+from relight_trainer.settings.spans import SPAN_EXAMPLES, Span, TrainingSpan
+from relight_trainer.settings.train import Train
 
 _HEAD = f"""\
 # The TrainingJob, field by field

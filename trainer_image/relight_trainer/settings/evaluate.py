@@ -1,0 +1,10 @@
+"""The section `evaluate`."""
+
+from pydantic import Field
+
+from relight_trainer.settings.spans import TrainingSpan
+from relight_trainer.strict import StrictModel
+
+
+class Evaluate(StrictModel):
+    every: TrainingSpan | None = Field(None, description="Also during training, this often; at its end always.")
