@@ -1,0 +1,59 @@
+"""A training under way: what the loop works on and hooks look at."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from relight_trainer.config import TrainerConfig
+from relight_trainer.hooks import Hooks
+from relight_trainer.seeds import stream
+from relight_trainer.settings.spans import EpochSize
+
+if TYPE_CHECKING:
+    from relight_trainer.session import Session
+
+
+@dataclass
+class Run:
+    """One rank's part in one generation's training.
+
+    `model` is the user's module, `replica` what is called (DDP around it in a world of several). Of the present step:
+    `micro` counts this rank's micro-batches, `batch` is what was fetched, `output` and `loss` (detached; the rank's
+    share: its sum over ranks and micro-batches is the mean over the global batch) what came of it.
+    """
+
+    config: TrainerConfig
+    session: "Session"
+    device: torch.device
+    model: nn.Module
+    replica: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    epoch_size: EpochSize
+    total_steps: int
+    hooks: Hooks = field(default_factory=lambda: Hooks(()))
+    step: int = 0  # optimizer steps done, skipped ones among them
+    skipped: bool = False  # whether the newest step's update was left out
+    micro: int = 0
+    batch: Any = None
+    output: Any = None
+    loss: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.session.peers.rank
+
+    @property
+    def world(self) -> int:
+        return self.session.peers.world
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the training set done, with the fraction of the present one."""
+        return self.step / self.epoch_size.steps
+
+    def random(self, name: str, *counters: int) -> int:
+        """A seed for a choice of one's own: the same on every rank, in every generation, after every resume."""
+        return stream(self.config.train.seed, name, *counters)
