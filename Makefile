@@ -14,8 +14,8 @@ help:  ## this list
 run: $(STAMP)  ## train examples/digits.yaml here on two "nodes", through one preemption and one lost machine
 	$(BIN)/relight run examples/digits.yaml $(RUN_FLAGS)
 
-test: $(STAMP)  ## every test
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+test: $(STAMP)  ## every test; those on Kubernetes with CLUSTER=testbed (root; built here) or CLUSTER=existing (KUBECONFIG)
+	$(BIN)/python -m pytest $(if $(CLUSTER),--cluster=$(CLUSTER)) $(PYTEST_FLAGS)
 
 test-fast: $(STAMP)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" tests/unit $(PYTEST_FLAGS)

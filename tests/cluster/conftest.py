@@ -1,6 +1,6 @@
-"""A cluster for the tests in this folder: `pytest tests/cluster --cluster=testbed` or `--cluster=existing` (what KUBECONFIG names).
+"""A cluster for the tests in this folder: `--cluster=testbed` or `--cluster=existing` (what KUBECONFIG names).
 
-Without the option they are left out. Where the testbed cannot run, a laptop skips them with the reason; in CI that is a failure.
+Where the testbed cannot run, a laptop skips them with the reason; in CI that is a failure.
 """
 
 import os
@@ -20,32 +20,8 @@ TARGETS = ("operator", "trainer")
 GPUS = "trainer.resources.limits.nvidia\\.com/gpu=8"
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--cluster",
-        choices=("testbed", "existing"),
-        help="the cluster for tests/cluster: the testbed, or what KUBECONFIG names",
-    )
-
-
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "at_the_end: judges what all other tests of the cluster have done")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
-    if config.getoption("--cluster", default=None) is None:
-        config.hook.pytest_deselected(items=here)
-        items[:] = [item for item in items if item not in here]
-        return
-    for item in here:
-        item.add_marker(pytest.mark.cluster)
-    items.sort(key=place)
-
-
-def place(item: pytest.Item) -> int:
-    """Those that start and end testbeds of their own need the computer before the shared one has it; one judges all others."""
-    return ("cluster" in getattr(item, "fixturenames", ())) + (item.get_closest_marker("at_the_end") is not None)
 
 
 def unavailable(reason: TestbedUnavailableError) -> None:

@@ -31,16 +31,17 @@ def test_an_exception_is_retried_with_a_growing_wait_until_the_budget_is_spent(h
     # Both members live on; only their workers are started again.
     assert [s["incarnation"] for s in result.final["slots"]] == [0, 0]
     said_at = {
-        e: _seconds(result.said, e) for e in ("failure 1 of 2", "failure 2 of 2", "generation 2:", "generation 3:")
+        e: _hundredths(result.said, e) for e in ("failure 1 of 2", "failure 2 of 2", "generation 2:", "generation 3:")
     }
-    assert said_at["generation 2:"] - said_at["failure 1 of 2"] >= 0.19
-    assert said_at["generation 3:"] - said_at["failure 2 of 2"] >= 0.39
+    rounding = 1
+    assert said_at["generation 2:"] - said_at["failure 1 of 2"] >= 20 - rounding
+    assert said_at["generation 3:"] - said_at["failure 2 of 2"] >= 40 - rounding
 
 
-def _seconds(said: str, text: str) -> float:
-    """When the first line with `text` was said, in seconds from the start."""
+def _hundredths(said: str, text: str) -> int:
+    """When the first line with `text` was said, in hundredths of a second from the start."""
     line = next(line for line in said.splitlines() if text in line)
-    return float(line.split("s ", 1)[0])
+    return round(100 * float(line.split("s ", 1)[0]))
 
 
 def test_a_failure_at_the_same_step_again_and_again_is_given_up(home: Home) -> None:
