@@ -1,0 +1,45 @@
+"""What can be wrong with data."""
+
+import errno
+from typing import ClassVar
+
+from relight_agent.exits import ExitCode
+
+
+class BadData(Exception):
+    """The data cannot be trained on; trying again finds it the same."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BAD_DATA
+
+
+class DataChanged(BadData):
+    """The data is not what the job began with, or not the same on every member."""
+
+
+class StorageTrouble(Exception):
+    """The data could not be read for a reason that may pass."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.STORAGE_FAILED
+
+
+class UnfitData(Exception):
+    """The section `data` names what cannot serve as a data set here."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BAD_CONFIG
+
+
+_LASTING = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
+}  # fmt: skip
+
+
+def unreadable(name: str, error: Exception) -> BadData | StorageTrouble:
+    """The error of a sample or file called `name` that could not be read.
+
+    An I/O error of the system, such as ESTALE or EIO, speaks of the storage and not of the data.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        kind = BadData if error.errno in _LASTING else StorageTrouble
+        return kind(f"{name}: {error.strerror or error}")
+    text = next((line for line in str(error).splitlines() if line.strip()), "")
+    return BadData(f"{name}: cannot be read: {text or type(error).__name__}")

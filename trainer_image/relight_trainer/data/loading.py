@@ -1,0 +1,187 @@
+"""Data sets whose samples are loaded one by one: torch's DataLoader, made exact.
+
+A batch is a function of (seed, epoch, indices) alone: before each sample the global generators of torch, numpy and
+`random` are seeded from (seed, epoch, index), so it is the same in any process, after any resume, on any rank.
+"""
+
+import atexit
+import os
+import random
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+from relight_agent.exits import ExitCode
+from relight_agent.processes import die_with_parent
+from relight_trainer.data.device import each_tensor, on_device
+from relight_trainer.data.draws import Draw
+from relight_trainer.data.fingerprint import digest
+from relight_trainer.failures import classify, describe
+from relight_trainer.hygiene import cut_inherited_sockets
+from relight_trainer.seeds import stream
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A map-style data set, as torch's. Used where it has them:
+
+    `fingerprint: str`                what it holds, in a few characters; names and sizes, not contents
+    `take(indices) -> batch`          all samples of a batch at once, where nothing in them is random
+    `collate(samples) -> batch`       torch's `default_collate` otherwise
+    `finish(batch) -> batch`          what is cheaper on the device, such as bytes to floats
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class SampleFailed(Exception):
+    """A data set raised an error for a sample. `exit_code` is what that error means."""
+
+    def __init__(self, text: str, exit_code: ExitCode) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code
+
+
+class LoadedSplit:
+    """`Split` of a data set. `stream_name` is the stream of random numbers that its samples draw from."""
+
+    def __init__(
+        self, dataset: Dataset, *, name: str, workers: int, prefetch: int, key: int, device: torch.device
+    ) -> None:
+        self.size = len(dataset)
+        self.fingerprint: str = getattr(dataset, "fingerprint", "") or digest(type(dataset).__qualname__)
+        self._dataset = dataset
+        self._name = name
+        self._workers = workers
+        self._prefetch = prefetch
+        self._key = key
+        self._device = device
+
+    def batches(self, draws: Iterable[Draw]) -> Iterator[Any]:
+        finish: Callable[[Any], Any] = getattr(self._dataset, "finish", _same)
+        return on_device(self._loaded(draws), self._device, finish)
+
+    def _loaded(self, draws: Iterable[Draw]) -> Iterator[Any]:
+        loader = DataLoader(
+            _Batches(self._dataset, self._name, self._key),
+            sampler=draws,
+            batch_size=None,  # a draw is a batch
+            collate_fn=_same,
+            num_workers=self._workers,
+            prefetch_factor=self._prefetch if self._workers else None,
+            multiprocessing_context="fork" if self._workers else None,
+            worker_init_fn=_begin_loader_process,
+            pin_memory=self._device.type == "cuda",
+            generator=torch.Generator(),  # or it would draw a seed for its processes from the training's
+        )
+        batches = iter(loader)
+        end = getattr(batches, "_shutdown_workers", _nothing)
+        # Loader processes ignore SIGTERM, by which multiprocessing would end them at exit, and wait for them.
+        atexit.register(end)
+        try:
+            for batch in batches:
+                if isinstance(batch, _Failure):
+                    raise SampleFailed(batch.text, batch.exit_code)
+                yield batch
+        finally:
+            end()
+            atexit.unregister(end)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error as it gets from a loader process to its worker: torch would wrap its text in a traceback's."""
+
+    text: str
+    exit_code: ExitCode
+
+
+class _Batches(torch.utils.data.Dataset[Any]):
+    """The data set as the DataLoader sees it: what it gets by a draw is a batch, or a failure."""
+
+    def __init__(self, dataset: Dataset, name: str, key: int) -> None:
+        self._dataset = dataset
+        self._name = name
+        self._key = key
+        self._collate: Callable[[list[Any]], Any] = getattr(dataset, "collate", default_collate)
+
+    def __getitem__(self, draw: Draw) -> Any:
+        take = getattr(self._dataset, "take", None)
+        place = self._name
+        try:
+            if take is not None:
+                return take(draw.indices)
+            samples = []
+            with _own_generators():
+                for index in draw.indices.tolist() or [0]:
+                    place = f"{self._name}[{index}]"
+                    _seed(stream(self._key, "sample", draw.epoch, index))
+                    samples.append(self._dataset[index])
+            batch = self._collate(samples)
+            # A rank may have no share of an epoch's last batch.
+            return batch if len(draw.indices) else each_tensor(batch, _no_rows)
+        except Exception as error:  # whatever it is, it ends the training, and there its text is wanted
+            return _Failure(f"{place}: {describe(error)}", classify(error))
+
+
+def automatic_workers(local_world: int) -> int:
+    """Loader processes for each of `local_world` workers that share the CPUs of this pod: 1 at least, 16 at most."""
+    return max(1, min(16, int(usable_cpus() / local_world)))
+
+
+def usable_cpus(quota: str = "/sys/fs/cgroup/cpu.max") -> float:
+    """The CPUs that this process may use: those it may run on, less where its cgroup has a smaller quota."""
+    affinity = float(len(os.sched_getaffinity(0)))
+    try:
+        with open(quota) as file:
+            allowed, _, period = file.read().partition(" ")
+        return affinity if allowed == "max" else min(affinity, int(allowed) / int(period))
+    except (OSError, ValueError):  # cgroup v1, or none
+        return affinity
+
+
+def _begin_loader_process(_number: int) -> None:
+    # A pod that is told to end gets SIGTERM in every process; the batches are still needed until the state is saved.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(os.getppid())
+    cut_inherited_sockets()  # or peers would not see the worker's end before this process ends too
+
+
+@contextmanager
+def _own_generators() -> Iterator[None]:
+    """What is drawn within comes from generators that are as before afterwards: those of the training."""
+    before = torch.default_generator.get_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        random.setstate(before[2])
+
+
+def _seed(value: int) -> None:
+    """The generators of the CPU alone: samples are made there, and a GPU's belong to the training."""
+    torch.default_generator.manual_seed(value)
+    np.random.seed(value % 2**32)  # noqa: NPY002
+    random.seed(value)
+
+
+def _no_rows(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:0]
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+def _nothing() -> None:
+    pass
