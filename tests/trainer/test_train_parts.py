@@ -24,42 +24,8 @@ from relight_trainer.data.tensors import Samples
 from relight_trainer.due import CheckpointDue
 from relight_trainer.evaluate import metrics, shard_sums
 from relight_trainer.models.digits_cnn import digits_cnn
-from relight_trainer.optim import build_optimizer, set_rates
-from relight_trainer.schedule import build_schedule
-from relight_trainer.settings.optimizer import AdamW, Sgd
-from relight_trainer.settings.schedule import Constant, OneCycle
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.mark.parametrize("anneal", ["cos", "linear"])
-@pytest.mark.parametrize("total", [2, 3, 7, 330, 1000])
-@pytest.mark.parametrize("optimizer", [Sgd(lr=0.1), AdamW(lr=0.003)])
-def test_onecycle_is_torchs(optimizer: Sgd | AdamW, total: int, anneal: Any) -> None:
-    ours = build_schedule(OneCycle(anneal=anneal), optimizer, total)
-    theirs = build_optimizer(optimizer, [nn.Parameter(torch.zeros(1))])
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(theirs, optimizer.lr, total_steps=total, anneal_strategy=anneal)
-    for step in range(total):
-        [group] = theirs.param_groups
-        momentum = group["betas"][0] if "betas" in group else group["momentum"]
-        assert abs(ours(step).lr - group["lr"]) <= 1e-12
-        assert abs(ours(step).momentum - momentum) <= 1e-12
-        theirs.step()
-        if step + 1 < total:
-            scheduler.step()
-
-
-def test_without_cycling_the_momentum_stays() -> None:
-    schedule = build_schedule(OneCycle(cycle_momentum=False), Sgd(momentum=0.7), 10)
-    assert {schedule(step).momentum for step in range(10)} == {0.7}
-
-
-def test_a_constant_schedule_leaves_the_optimizer_as_configured() -> None:
-    for config in (Sgd(lr=0.2, momentum=0.5), AdamW(lr=0.01, beta1=0.8)):
-        optimizer = build_optimizer(config, [nn.Parameter(torch.zeros(1))])
-        before = {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
-        set_rates(optimizer, build_schedule(Constant(), config, 10)(5))
-        assert {k: v for k, v in optimizer.param_groups[0].items() if k != "params"} == before
 
 
 def test_digits_are_scikit_learns_split_by_class() -> None:

@@ -1,36 +1,100 @@
-from collections.abc import Iterable
+"""The optimizer that the configuration names, its parameter groups, and the rates of its next step."""
 
-import torch
+import importlib
+from fnmatch import fnmatchcase
+from typing import Any
+
 from torch import nn
 from torch.optim import Optimizer
 
+from relight_trainer.config import BadConfig
+from relight_trainer.patterns import chosen, near
+from relight_trainer.problems import Problem, shown
 from relight_trainer.schedule import Rates
-from relight_trainer.settings.optimizer import AdamW, Sgd
+from relight_trainer.settings.optimizer import OptimizerArguments
+from relight_trainer.settings.rate import rate_at
+
+_PATH = "config.optimizer"
 
 
-def build_optimizer(config: Sgd | AdamW, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    if isinstance(config, Sgd):
-        return torch.optim.SGD(
-            parameters,
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-        )
-    return torch.optim.AdamW(
-        parameters,
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )
+def build_optimizer(config: OptimizerArguments, module: nn.Module, batch: int) -> Optimizer:
+    """The optimizer of all parameters of `module`, frozen ones too, at a global batch of `batch` samples.
+
+    A parameter without a gradient is not moved and costs no state, so what is frozen may be thawed at any step.
+    A loaded state brings moments and counters; the settings stay those of `config`. Raises BadConfig.
+    """
+    lr = rate_at(config.lr, batch)
+    groups = _groups(config, module)
+    for group in groups:
+        group["lr"] = lr * group["lr_scale"]
+    package, _, name = config.target.partition(":")
+    try:
+        optimizer: Optimizer = getattr(importlib.import_module(package), name)(groups, lr=lr, **config.keywords())
+    except ValueError as error:
+        raise BadConfig([Problem(_PATH, f"{config.type} cannot train this model: {error}")]) from None
+    configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+    def as_configured(loaded: Optimizer) -> None:
+        for group, settings in zip(loaded.param_groups, configured, strict=True):
+            group.update(settings)
+
+    optimizer.register_load_state_dict_post_hook(as_configured)
+    return optimizer
 
 
 def set_rates(optimizer: Optimizer, rates: Rates) -> None:
     """Set learning rate and momentum of the next step in all parameter groups."""
     for group in optimizer.param_groups:
-        group["lr"] = rates.lr
+        group["lr"] = rates.lr * group["lr_scale"]
+        if rates.momentum is None:
+            continue
         if "betas" in group:
             group["betas"] = (rates.momentum, group["betas"][1])
         else:
             group["momentum"] = rates.momentum
+
+
+def _groups(config: OptimizerArguments, module: nn.Module) -> list[dict[str, Any]]:
+    """Torch's parameter groups: first what no group of the configuration takes, then those groups in their order."""
+    rest = dict(module.named_parameters())
+    if not config.groups:
+        return [{"params": list(rest.values()), "lr_scale": 1.0}]
+    names = list(rest)
+    classes = _classes(module)
+    groups = []
+    for i, group in enumerate(config.groups):
+        fitting = [
+            name
+            for name in (chosen(names, group.match) if group.match else names)
+            if not group.layer or any(fnmatchcase(classes[name], pattern) for pattern in group.layer)
+        ]
+        if not fitting:
+            raise BadConfig([_fits_nothing(i, group.match, group.layer, names, classes)])
+        mine = [rest.pop(name) for name in fitting if name in rest]
+        if not mine:
+            found = ", ".join(map(shown, [*group.match, *group.layer]))
+            raise BadConfig([Problem(f"{_PATH}.groups[{i}]", "all that fits is in earlier groups already", found)])
+        groups.append({"params": mine, "lr_scale": group.lr_scale, **config.keywords(group.own)})
+    return [{"params": list(rest.values()), "lr_scale": 1.0}, *groups] if rest else groups
+
+
+def _classes(module: nn.Module) -> dict[str, str]:
+    """The class of the module that each parameter belongs to, by the parameter's name."""
+    return {
+        f"{prefix}.{name}" if prefix else name: type(owner).__name__
+        for prefix, owner in module.named_modules()
+        for name, _ in owner.named_parameters(recurse=False)
+    }
+
+
+def _fits_nothing(i: int, match: list[str], layer: list[str], names: list[str], classes: dict[str, str]) -> Problem:
+    path = f"{_PATH}.groups[{i}]"
+    if match and chosen(names, match):
+        fitting = sorted({classes[name] for name in chosen(names, match)})
+        return Problem(
+            f"{path}.layer", "no parameter that fits `match` belongs to such a layer", shown(layer), ", ".join(fitting)
+        )
+    if match:
+        return Problem(f"{path}.match", "fits no name in the model", shown(match), ", ".join(near(names, match[0])))
+    known = sorted(set(classes.values()))
+    return Problem(f"{path}.layer", "the model has no such layer with parameters", shown(layer), ", ".join(known))

@@ -24,6 +24,7 @@ from relight_trainer.seeds import seed_torch, stream
 from relight_trainer.session import Cursor, Session, Stopped
 from relight_trainer.settings.data import DATA
 from relight_trainer.settings.model import MODELS
+from relight_trainer.settings.position import Length
 from relight_trainer.settings.train import Train
 
 if TYPE_CHECKING:
@@ -86,9 +87,10 @@ def train(config: TrainerConfig, session: Session, device: torch.device) -> Outc
 
     seed_torch(stream(settings.seed, "init"))
     model = build(MODELS, config.model).to(device)
-    optimizer = build_optimizer(config.optimizer, model.parameters())
+    optimizer = build_optimizer(config.optimizer, model, settings.global_batch)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    schedule = build_schedule(config.schedule, config.optimizer, total)
+    length = Length(total, sampler.epoch)
+    schedule = build_schedule(config.schedule, config.optimizer, length, settings.global_batch)
     # The warm-up in it comes before anything is loaded, in every process alike.
     replica = replicate(model, device)
 

@@ -1,12 +1,15 @@
-"""The section `schedule`."""
+"""The section `schedule`: how the learning rate moves through the training."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, SerializeAsAny, ValidationError, WithJsonSchema, model_validator
 
 from relight_trainer.settings.choice import kinds
-from relight_trainer.strict import StrictModel
+from relight_trainer.settings.evaluate import Evaluate
+from relight_trainer.settings.optimizer import OptimizerArguments
+from relight_trainer.settings.position import Percent, Position
+from relight_trainer.strict import StrictModel, located, problem
 
 
 class OneCycle(StrictModel):
@@ -22,11 +25,180 @@ class OneCycle(StrictModel):
     max_momentum: float = Field(0.95, ge=0, lt=1, description="At the start and the end.")
 
 
-class Constant(StrictModel):
+class Warmed(StrictModel):
+    """What may begin with a warm-up."""
+
+    warmup: Position | None = Field(None, description="So far the rate rises to where the schedule then stands.")
+    warmup_from: float = Field(0.01, ge=0, le=1, description="It rises from this share of it.")
+    warmup_shape: Literal["linear", "cos", "exponential"] = Field("linear", description="The shape of the rise.")
+
+
+class Constant(Warmed):
     """The optimizer's `lr` throughout."""
 
     type: Literal["constant"] = "constant"
 
 
-SCHEDULES: Mapping[str, type[StrictModel]] = {"onecycle": OneCycle, "constant": Constant}
-ScheduleSettings = Annotated[OneCycle | Constant, kinds(SCHEDULES)]
+class Cosine(Warmed):
+    """Half a cosine from `lr` down to its share `end`, over what the warm-up leaves (SGDR, arXiv:1608.03983)."""
+
+    type: Literal["cosine"] = "cosine"
+    end: float = Field(0.0, ge=0, le=1, description="The share of the rate at the end.")
+    cycles: int = Field(1, ge=1, le=1000, description="More than 1: it restarts at the top that many times less one.")
+    cycle_growth: float = Field(1.0, gt=0, description="Each cycle is this many times as long as the one before.")
+    cycle_decay: float = Field(1.0, gt=0, le=1, description="The top of each cycle, as a share of the one before.")
+    k_decay: float = Field(1.0, gt=0, description="Above 1 the rate stays high for longer (arXiv:2004.05909).")
+
+
+class Linear(Warmed):
+    """A straight line from `lr` down to its share `end`, over what the warm-up leaves."""
+
+    type: Literal["linear"] = "linear"
+    end: float = Field(0.0, ge=0, le=1, description="The share of the rate at the end.")
+
+
+class Poly(Warmed):
+    """`lr` times (1 - progress) to a power, down to its share `end`, over what the warm-up leaves."""
+
+    type: Literal["poly"] = "poly"
+    power: float = Field(2.0, gt=0, description="1 is a straight line.")
+    end: float = Field(0.0, ge=0, le=1, description="The share of the rate at the end.")
+
+
+class Exponential(Warmed):
+    """From `lr` to its share `end` by equal factors, over what the warm-up leaves."""
+
+    type: Literal["exponential"] = "exponential"
+    end: float = Field(0.01, gt=0, le=1, description="The share of the rate at the end.")
+
+
+class InverseSqrt(Warmed):
+    """`lr`, and from `timescale` on `lr` times the square root of timescale / step (arXiv:1706.03762)."""
+
+    type: Literal["inverse_sqrt"] = "inverse_sqrt"
+    timescale: Position = Field(
+        Percent(10), json_schema_extra={"default": "10%"}, description="From the start of the training."
+    )
+
+
+class Step(Warmed):
+    """`lr`, times `factor` after each stretch of length `every`, counted from the start of the training."""
+
+    type: Literal["step"] = "step"
+    every: Position = Field(description="The length of a stretch.")
+    factor: float = Field(0.1, gt=0, le=1, description="What the rate is multiplied by.")
+
+
+class MultiStep(Warmed):
+    """`lr`, times `factor` at each of the places `at`, counted from the start of the training."""
+
+    type: Literal["multistep"] = "multistep"
+    at: list[Position] = Field(min_length=1, description="Such as [30ep, 60ep] or [50%, 75%].")
+    factor: float = Field(0.1, gt=0, le=1, description="What the rate is multiplied by.")
+
+
+class Wsd(Warmed):
+    """Warm-up, stable, decay: `lr` until the decay, which ends with the training at the share `end`."""
+
+    type: Literal["wsd"] = "wsd"
+    decay: Position = Field(Percent(20), json_schema_extra={"default": "20%"}, description="The length of the decay.")
+    shape: Literal["linear", "cos", "sqrt"] = Field("sqrt", description="sqrt: 1 - sqrt(progress), arXiv:2405.18392.")
+    end: float = Field(0.0, ge=0, le=1, description="The share of the rate at the end.")
+
+
+class Plateau(Warmed):
+    """`lr`, times `factor` where a metric of the evaluation has stopped getting better. Needs `evaluate.every`.
+
+    The only schedule with state, which is in the checkpoints.
+    """
+
+    type: Literal["plateau"] = "plateau"
+    metric: str = Field("test_loss", description="As the evaluation names it.")
+    better: Literal["lower", "higher"] = Field("lower", description="higher for an accuracy.")
+    factor: float = Field(0.1, gt=0, lt=1, description="What the rate is multiplied by.")
+    patience: int = Field(10, ge=0, description="So many evaluations without a better one are borne.")
+    threshold: float = Field(1e-4, ge=0, description="By how much better is better, as a share of the best.")
+    cooldown: int = Field(0, ge=0, description="Evaluations after a reduction that do not count.")
+    end: float = Field(0.0, ge=0, le=1, description="The rate never falls below this share.")
+
+
+class Function(Warmed):
+    """`lr` times what a function of yours says: `def f(step: int, total: int, **args) -> float`, pure."""
+
+    type: Literal["function"] = "function"
+    call: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="package.module:function")
+    args: dict[str, Any] = Field({}, description="Its further arguments, by name.")
+
+
+PARTS: Mapping[str, type[StrictModel]] = {
+    "constant": Constant,
+    "cosine": Cosine,
+    "linear": Linear,
+    "poly": Poly,
+    "exponential": Exponential,
+    "inverse_sqrt": InverseSqrt,
+    "step": Step,
+    "multistep": MultiStep,
+    "wsd": Wsd,
+    "function": Function,
+}
+
+
+class Part(StrictModel):
+    """A schedule for a stretch of the training: inside it, places and shares count from its own start."""
+
+    length: Position | None = Field(None, description="Only the last may leave it out: it takes the rest.")
+    peak: float = Field(1.0, gt=0, description="The stretch's rate, as a share of the optimizer's.")
+    schedule: Annotated[SerializeAsAny[Warmed], kinds(PARTS), WithJsonSchema({"type": "object"})] = Field(
+        Constant(), json_schema_extra={"default": None}, description="Any but onecycle, plateau and sequence."
+    )
+
+
+class Sequence(StrictModel):
+    """One schedule after another."""
+
+    type: Literal["sequence"] = "sequence"
+    parts: list[Part] = Field(min_length=1, description="Each {length, peak, schedule}.")
+
+    @model_validator(mode="after")
+    def _all_but_the_last_have_a_length(self) -> Self:
+        missing = problem("missing", "missing", allowed="a length: only the last part takes the rest")
+        errors = [
+            located(missing, ("parts", i, "length"), None)
+            for i, part in enumerate(self.parts[:-1])
+            if part.length is None
+        ]
+        if errors:
+            raise ValidationError.from_exception_data("parts", errors)
+        return self
+
+
+SCHEDULES: Mapping[str, type[StrictModel]] = {
+    "onecycle": OneCycle,
+    **PARTS,
+    "plateau": Plateau,
+    "sequence": Sequence,
+}
+AnySchedule = OneCycle | Warmed | Sequence
+ScheduleSettings = Annotated[SerializeAsAny[AnySchedule], kinds(SCHEDULES)]
+
+
+def check(schedule: AnySchedule, optimizer: OptimizerArguments, evaluate: Evaluate) -> None:
+    """Raises ValidationError where the sections of one configuration contradict each other."""
+    if isinstance(schedule, OneCycle) and schedule.cycle_momentum and optimizer.momentum_field is None:
+        message = f"{optimizer.type} has no momentum to cycle"
+        error, field = problem("conflict", message, allowed="false"), "cycle_momentum"
+    elif (
+        isinstance(schedule, OneCycle)
+        and schedule.cycle_momentum
+        and any(optimizer.momentum_field in group.own for group in optimizer.groups)
+    ):
+        message = f"a group has a {optimizer.momentum_field} of its own, which would be cycled too"
+        error, field = problem("conflict", message, allowed="false"), "cycle_momentum"
+    elif isinstance(schedule, Plateau) and evaluate.every is None:
+        message = "nothing is evaluated before the training has ended"
+        error, field = problem("conflict", message, allowed="plateau together with evaluate.every"), "type"
+    else:
+        return
+    found = getattr(schedule, field)
+    raise ValidationError.from_exception_data("schedule", [located(error, ("schedule", field), found)])
