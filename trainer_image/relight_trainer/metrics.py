@@ -7,7 +7,7 @@ They are in prometheus_client's default registry, so what a script of one's own 
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from socketserver import ThreadingTCPServer
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Summa
 from prometheus_client.exposition import MetricsHandler
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from relight_trainer.observe.cgroup import Cgroup
+from relight_trainer.observe.gpu import Gpus, own_uuids
 
 if TYPE_CHECKING:
     from relight_trainer.session import Session
@@ -30,7 +33,7 @@ class SessionCollector(Collector):
 
     def __init__(self, session: "Session", *, node_rank: int, job_wide: bool) -> None:
         self._session = session
-        self._node_rank = str(node_rank)
+        self.node_rank = node_rank
         self._job_wide = job_wide
 
     def collect(self) -> Iterator[Metric]:
@@ -40,7 +43,7 @@ class SessionCollector(Collector):
 
     def _of_member(self) -> Iterator[Metric]:
         progress, pace = self._session.progress, self._session.pace
-        labels = [self._node_rank]
+        labels = [str(self.node_rank)]
         generation = GaugeMetricFamily(
             "relight_train_generation", "The generation that this member trains in.", labels=["node_rank"]
         )
@@ -90,13 +93,89 @@ class SessionCollector(Collector):
             )
 
 
-def serve(port: int, collector: Collector, say: Callable[[str], None]) -> None:
+class PhaseCollector(Collector):
+    """The time of this worker's training by phase."""
+
+    def __init__(self, seconds: Callable[[], Mapping[str, float]], *, node_rank: int) -> None:
+        self._seconds = seconds
+        self._node_rank = str(node_rank)
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "relight_train_phase_seconds",
+            "Time of this generation by what it went to; communication is what nothing else hides.",
+            labels=["node_rank", "phase"],
+        )
+        for phase, seconds in self._seconds().items():
+            family.add_metric([self._node_rank, phase], seconds)
+        yield family
+
+
+class MachineCollector(Collector):
+    """What this member's container and GPUs use, from the cgroup and NVML; what they do not tell is left out."""
+
+    def __init__(self, *, node_rank: int) -> None:
+        self._labels = [str(node_rank)]
+        self._cgroup = Cgroup()
+        self._gpus: Gpus | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        usage = self._cgroup.read()
+        for name, family, text, value in (
+            ("cpu_seconds", CounterMetricFamily, "CPU time of the container.", usage.cpu_seconds),
+            ("cpu_limit_cores", GaugeMetricFamily, "Its limit; absent where there is none.", usage.cpu_limit),
+            (
+                "cpu_throttled_seconds",
+                CounterMetricFamily,
+                "Time for which its threads were made to wait for that limit.",
+                usage.throttled_seconds,
+            ),
+            ("memory_bytes", GaugeMetricFamily, "Its memory, less the page cache that can go.", usage.memory_bytes),
+            ("memory_limit_bytes", GaugeMetricFamily, "Its limit; absent where there is none.", usage.memory_limit),
+            ("oom_kills", CounterMetricFamily, "Processes killed for want of memory.", usage.oom_kills),
+            ("io_read_bytes", CounterMetricFamily, "Read from block devices.", usage.read_bytes),
+            ("io_written_bytes", CounterMetricFamily, "Written to block devices.", usage.written_bytes),
+        ):
+            if value is not None:
+                series = family(f"relight_member_{name}", text, labels=["node_rank"])
+                series.add_metric(self._labels, value)
+                yield series
+        yield from self._of_gpus()
+
+    def _of_gpus(self) -> Iterator[Metric]:
+        if self._gpus is None and (uuids := own_uuids()):
+            self._gpus = Gpus(uuids)
+        readings = self._gpus.read() if self._gpus is not None else []
+        for name, text, values in (
+            ("busy_ratio", "Share of the time in which a kernel ran.", [g.busy for g in readings]),
+            ("memory_bytes", "In use, by all processes.", [g.memory_bytes for g in readings]),
+            ("memory_limit_bytes", "What the GPU has.", [g.memory_limit for g in readings]),
+            ("power_watts", "Power draw.", [g.power_watts for g in readings]),
+            ("temperature_celsius", "Temperature.", [g.temperature_celsius for g in readings]),
+            ("uncorrected_errors", "ECC errors since the driver was loaded.", [g.uncorrected_errors for g in readings]),
+            ("slowed", "1 where heat or power holds the clock down.", [g.slowed for g in readings]),
+        ):
+            told = [(i, value) for i, value in enumerate(values) if value is not None]
+            if told:
+                series = GaugeMetricFamily(f"relight_gpu_{name}", text, labels=["node_rank", "gpu"])
+                for i, value in told:
+                    series.add_metric([*self._labels, str(i)], float(value))
+                yield series
+
+
+def publish_phases(seconds: Callable[[], Mapping[str, float]], *, node_rank: int) -> None:
+    """Let `seconds()`, read at scrape time, be served where this worker serves metrics."""
+    REGISTRY.register(PhaseCollector(seconds, node_rank=node_rank))
+
+
+def serve(port: int, collector: SessionCollector, say: Callable[[str], None]) -> None:
     """Serve `collector` on `port` from a thread, as soon as the port is free; `say`, once, where that takes long."""
     threading.Thread(target=_serve, args=(port, collector, say), name="metrics", daemon=True).start()
 
 
-def _serve(port: int, collector: Collector, say: Callable[[str], None]) -> None:
+def _serve(port: int, collector: SessionCollector, say: Callable[[str], None]) -> None:
     REGISTRY.register(collector)
+    REGISTRY.register(MachineCollector(node_rank=collector.node_rank))
     with _bound(port, say) as server:
         server.serve_forever()
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 class Gpu(NamedTuple):
     """One GPU at one moment; None where the GPU does not tell."""
 
-    index: int  # of this member, as torch counts
+    place: int  # among this member's, as torch counts
     busy: float | None = None  # share of the last sampling period in which a kernel ran, 0..1
     memory_bytes: int | None = None  # used by all processes
     memory_limit: int | None = None
@@ -41,9 +41,9 @@ class Gpus:
 
     def read(self) -> list[Gpu]:
         """Never raises."""
-        return [self._of(index, handle) for index, handle in enumerate(self._handles)]
+        return [self._of(place, handle) for place, handle in enumerate(self._handles)]
 
-    def _of(self, index: int, handle: Any) -> Gpu:
+    def _of(self, place: int, handle: Any) -> Gpu:
         nvml = self._nvml
 
         def ask(question: Callable[[], Any]) -> Any:
@@ -58,7 +58,7 @@ class Gpus:
         reasons = ask(lambda: nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))
         slow = nvml.nvmlClocksThrottleReasonHwSlowdown | nvml.nvmlClocksThrottleReasonSwThermalSlowdown
         return Gpu(
-            index,
+            place,
             busy=None if busy is None else busy / 100,
             memory_bytes=memory.used if memory else None,
             memory_limit=memory.total if memory else None,

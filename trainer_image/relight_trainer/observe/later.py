@@ -20,7 +20,7 @@ def later(value: Tensor) -> Callable[[], Tensor]:
         host.copy_(value)
         return lambda: host
     host.copy_(value, non_blocking=True)
-    copied = torch.cuda.Event(blocking=True)  # the reader sleeps instead of spinning
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # the reader sleeps instead of spinning
     copied.record()
 
     def read() -> Tensor:

@@ -16,7 +16,7 @@ _GAP = 1  # pixels between the maps of a grid
 
 @torch.no_grad()
 def reduced(values: Tensor) -> Tensor:
-    """(6 + BINS,) float64 on `values`' device, from which `histogram` makes one. Never waits for the device.
+    """Of one value or more: (6 + 2 BINS,) float64 on `values`' device, from which `histogram` makes one. Never waits for the device.
 
     Bins are equally wide between the least and the greatest finite value.
     """
@@ -32,7 +32,7 @@ def reduced(values: Tensor) -> Tensor:
     counts = torch.diff(below, prepend=below.new_zeros(1))
     total = finite.sum()
     head = torch.stack([total, (~finite).sum(), low, high, exact.sum(), exact.square().sum()])
-    return torch.cat([head.double(), counts.double()])
+    return torch.cat([head.double(), limits.double(), counts.double()])
 
 
 def histogram(numbers: npt.NDArray[np.float64]) -> tuple[Histogram | None, int]:
@@ -40,8 +40,10 @@ def histogram(numbers: npt.NDArray[np.float64]) -> tuple[Histogram | None, int]:
     count, others, low, high, total, squares = (float(n) for n in numbers[:_HEAD])
     if count == 0:
         return None, int(others)
-    limits = [low + (high - low) * i / BINS for i in range(1, BINS)] + [high]
-    return Histogram(low, high, count, total, squares, limits, numbers[_HEAD:].tolist()), int(others)
+    limits, counts = numbers[_HEAD:].reshape(2, BINS).tolist()
+    if low == high:
+        limits, counts = [high], [count]
+    return Histogram(low, high, count, total, squares, limits, counts), int(others)
 
 
 def sample_of(output: Tensor) -> Tensor | None:

@@ -22,7 +22,7 @@ class Histogram(NamedTuple):
 
     low: float
     high: float
-    count: float
+    number: float
     sum: float
     sum_squares: float
     limits: Sequence[float]
@@ -32,22 +32,20 @@ class Histogram(NamedTuple):
 class EventFile:
     """One generation's events: a new file, which readers take after those whose names sort before it.
 
-    `resumed_at` is the step that training stands at: a reader drops what older files say of later steps, for those
-    steps are done again.
+    A reader drops what older files say of `from_step` and later steps: this file says it again.
     """
 
-    def __init__(self, path: Path, *, resumed_at: int, wall_time: float) -> None:
+    def __init__(self, path: Path, *, from_step: int, wall_time: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb", buffering=0)  # a record is with the kernel when write returns: a kill loses none
         self._append(_double(1, wall_time) + _bytes(3, b"brain.Event:2"))
-        if resumed_at:
-            self._append(_double(1, wall_time) + _int(2, resumed_at + 1) + _bytes(7, _int(1, _SESSION_START)))
+        self._append(_double(1, wall_time) + _int(2, from_step) + _bytes(7, _int(1, _SESSION_START)))
 
     def scalar(self, tag: str, value: float, step: int, wall_time: float) -> None:
         self._summary(tag, _float(2, value), step, wall_time)
 
     def histogram(self, tag: str, value: Histogram, step: int, wall_time: float) -> None:
-        numbers = (value.low, value.high, value.count, value.sum, value.sum_squares)
+        numbers = (value.low, value.high, value.number, value.sum, value.sum_squares)
         message = b"".join(_double(field, number) for field, number in enumerate(numbers, 1))
         message += _bytes(6, struct.pack(f"<{len(value.limits)}d", *value.limits))
         message += _bytes(7, struct.pack(f"<{len(value.counts)}d", *value.counts))

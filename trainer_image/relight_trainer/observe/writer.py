@@ -10,7 +10,7 @@ WAITING = 512  # pieces of work; beyond that the newest are dropped, for memory 
 class Writer:
     """Runs what it is given, in order, in a thread of its own.
 
-    The first piece that fails with OSError ends the writing, and `say` hears why; training goes on.
+    The first piece that fails ends the writing, and `say` hears why; training goes on.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
@@ -18,13 +18,15 @@ class Writer:
         self._work: queue.Queue[Callable[[], None] | None] = queue.Queue(WAITING)
         self._broken = False
         self._dropped = False
-        self._thread = threading.Thread(target=self._run, name="observe", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def put(self, work: Callable[[], None]) -> None:
         """Have `work` done soon. Never waits."""
         if self._broken:
             return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="observe", daemon=True)
+            self._thread.start()
         try:
             self._work.put_nowait(work)
         except queue.Full:
@@ -34,6 +36,8 @@ class Writer:
 
     def close(self, timeout: float) -> bool:
         """Finish what is waiting, within `timeout` seconds; whether that was done."""
+        if self._thread is None:
+            return True
         try:
             self._work.put(None, timeout=timeout)
         except queue.Full:
@@ -47,6 +51,6 @@ class Writer:
                 continue
             try:
                 work()
-            except OSError as error:
+            except Exception as error:
                 self._broken = True
-                self._say(f"observe: nothing is shown any more, training goes on: {error}")
+                self._say(f"observe: nothing is shown any more, training goes on: {type(error).__name__}: {error}")

@@ -34,8 +34,8 @@ class Observe(StrictModel):
     machine: bool = Field(True, description="CPU, memory, IO and GPUs of the member beside the logged values.")
     profile_steps: int = Field(5, ge=1, le=1000, description="Steps in a trace of the profiler, when one is asked for.")
     memory_history: bool = Field(False, description="Record CUDA allocations, for the snapshot after running out.")
-    refuse_graphs: bool = Field(
-        False, description="A value logged with its autograd graph is an error, instead of being detached."
+    find_leaks: bool = Field(
+        False, description="Fail where something keeps the autograd graph of an earlier step alive; for debugging."
     )
 
     @model_validator(mode="after")
