@@ -1,0 +1,202 @@
+"""Batch norm's running statistics, computed anew: exactly those of the whole population that is fed.
+
+What training leaves in running_mean and running_var is a moving average over weights that were changing, and in a
+supernet a mixture of paths. Here each layer's inputs are gathered as (count, mean, sum of squared deviations) in float64
+and merged by Chan, Golub and LeVeque's formula (1979): exact for batches of any size, for layers that run several times
+in one forward pass, and for data whose mean is far from 0, where E[x^2] - E[x]^2 cancels. The mean of the batches'
+variances, which torch.optim.swa_utils.update_bn and others take, lacks the variance between batches.
+
+Meanwhile each layer normalises with the statistics of the batch it is given, alone on its rank, and everything else is
+in evaluation mode: dropout would change the very variances that evaluation sees (arXiv 1801.05134).
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from relight_trainer.sync_batchnorm import alone
+
+
+class LayerStatistics(NamedTuple):
+    """Of all values of each channel; float64, on the layer's device."""
+
+    values: int  # of one channel
+    mean: Tensor  # (channels,)
+    var: Tensor  # (channels,), unbiased
+
+
+Statistics = Mapping[str, LayerStatistics]  # by the layers' dotted names; those that never ran are absent
+
+
+def recalibrate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Callable[[Any], object] | None = None,
+    distributed: bool = False,
+) -> Statistics:
+    """Give every batch norm layer of `model` that runs the statistics of what `batches` feed it; returns them.
+
+    `forward` runs the model on one batch; by default its first part (of a tuple or list), or the batch. With
+    `distributed` all ranks call this, each with batches of its own, as many as it likes, and end with the same
+    statistics, those of all of them, after one collective. Modes, momentum and counters are as before, and after an
+    error the statistics too. A layer that never runs keeps what it has.
+    """
+    statistics = population_statistics(model, batches, forward=forward, distributed=distributed)
+    load_statistics(model, statistics)
+    return statistics
+
+
+@torch.no_grad()
+def population_statistics(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Callable[[Any], object] | None = None,
+    distributed: bool = False,
+) -> Statistics:
+    """As `recalibrate`, but the model stays as it is."""
+    layers = _layers(model)
+    sums = {name: _Sums(layer) for name, layer in layers.items()}
+    with ExitStack() as stack:
+        stack.enter_context(_calibrating(model, layers.values()))
+        for name, layer in layers.items():
+            stack.callback(layer.register_forward_pre_hook(sums[name].add).remove)
+        for batch in batches:
+            if forward is not None:
+                forward(batch)
+            else:
+                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    if distributed:
+        _merge_ranks(list(sums.values()))
+    return {name: found.statistics() for name, found in sums.items() if found.count}
+
+
+@torch.no_grad()
+def load_statistics(model: nn.Module, statistics: Statistics) -> None:
+    """Copy `statistics` into the running statistics of the layers that they name."""
+    layers = _layers(model)
+    for name, found in statistics.items():
+        mean, var = layers[name].running_mean, layers[name].running_var
+        assert mean is not None
+        assert var is not None
+        mean.copy_(found.mean)
+        var.copy_(found.var)
+
+
+@contextmanager
+def loaded(model: nn.Module, statistics: Statistics) -> Iterator[None]:
+    """`statistics` in the model, and at the end of the block what was there before."""
+    layers = _layers(model)
+    kept = [
+        (t, t.clone())
+        for name in statistics
+        for t in (layers[name].running_mean, layers[name].running_var)
+        if t is not None
+    ]
+    load_statistics(model, statistics)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, before in kept:
+                tensor.copy_(before)
+
+
+class StatisticsCache:
+    """Statistics by path, as long as no parameter of the model changes: evaluating a path again costs nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._of: tuple[tuple[int, int], ...] = ()
+        self._known: dict[Hashable, Statistics] = {}
+
+    def get(self, path: Hashable, compute: Callable[[], Statistics]) -> Statistics:
+        """What `compute` gave for `path` and these very weights, else what it gives now."""
+        # Every change in place raises a tensor's version: optimizers, loading and averaging are seen.
+        weights = tuple((p.data_ptr(), p._version) for p in self._model.parameters())  # noqa: SLF001
+        if weights != self._of:
+            self._of, self._known = weights, {}
+        if path not in self._known:
+            self._known[path] = compute()
+        return self._known[path]
+
+
+def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The layers that have running statistics, each once, in an order that is the same everywhere."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
+@contextmanager
+def _calibrating(model: nn.Module, layers: Iterable[_BatchNorm]) -> Iterator[None]:
+    """Batch norm layers use their batch's statistics and learn nothing, all else is in evaluation mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    tracking = [(layer, layer.track_running_stats) for layer in layers]
+    model.eval()
+    for layer, _ in tracking:
+        # Not through train(), which a frozen layer may have overridden to stay as it is.
+        layer.training, layer.track_running_stats = True, False
+    try:
+        with alone():
+            yield
+    finally:
+        for layer, tracks in tracking:
+            layer.track_running_stats = tracks
+        for module, training in modes:
+            module.training = training
+
+
+class _Sums:
+    """One layer's inputs so far."""
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        device = layer.running_mean.device if layer.running_mean is not None else None
+        self.count = 0
+        self.mean = torch.zeros(layer.num_features, dtype=torch.float64, device=device)
+        self.squares = torch.zeros_like(self.mean)  # sum of squared deviations from the mean
+
+    def add(self, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        """As a hook before the layer's forward pass."""
+        x = args[0]
+        count = x.numel() // x.shape[1] if x.numel() else 0
+        if count:
+            var, mean = torch.var_mean(x.double(), [d for d in range(x.dim()) if d != 1], correction=0)
+            self.merge(count, mean, var * count)
+
+    def merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        total = self.count + count
+        delta = mean - self.mean
+        self.mean = self.mean + delta * (count / total)
+        self.squares = self.squares + squares + delta**2 * (self.count * count / total)
+        self.count = total
+
+    def statistics(self) -> LayerStatistics:
+        return LayerStatistics(self.count, self.mean, self.squares / max(self.count - 1, 1))
+
+
+def _merge_ranks(layers: list[_Sums]) -> None:
+    """Make each rank's sums those of all ranks, merged in the order of ranks on each: equal everywhere, bit for bit."""
+    if not layers:
+        return
+    device = layers[0].mean.device
+    counts = torch.tensor([layer.count for layer in layers], dtype=torch.float64, device=device)  # exact up to 2**53
+    mine = torch.cat([counts, *(t for layer in layers for t in (layer.mean, layer.squares))])
+    rows = mine.new_empty(dist.get_world_size(), mine.numel())
+    dist.all_gather(list(rows.unbind(0)), mine)
+    widths = [w for layer in layers for w in [layer.mean.numel()] * 2]
+    for layer in layers:
+        layer.count, layer.mean, layer.squares = 0, torch.zeros_like(layer.mean), torch.zeros_like(layer.mean)
+    for row in rows:
+        counts, *tensors = torch.split(row, [len(layers), *widths])
+        for layer, count, mean, squares in zip(layers, counts.tolist(), tensors[::2], tensors[1::2], strict=True):
+            if count:
+                layer.merge(int(count), mean, squares)
