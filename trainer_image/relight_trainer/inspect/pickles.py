@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 from relight_trainer.inspect.contents import Opaque, Piece, TensorRef, Unreadable
 from relight_trainer.inspect.dtypes import ITEM_SIZES, STORAGES
 
+_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # torch writes the names of pickle protocol 2
 _MAX_PICKLE = 1 << 30  # bytes; the tensors' bytes lie elsewhere
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of name and extra field
@@ -29,7 +30,6 @@ _PLAIN: Mapping[tuple[str, str], Any] = {
     ("builtins", "frozenset"): frozenset,
     ("builtins", "bytearray"): lambda data=b"", *_: bytes(data) if isinstance(data, (bytes, list)) else b"",
     ("builtins", "complex"): complex,
-    ("__builtin__", "set"): set,
     ("torch", "Size"): tuple,
     ("torch", "device"): lambda *parts: ":".join(map(str, parts)),
     ("_codecs", "encode"): lambda text, _="latin1": str(text).encode("latin1"),  # how old protocols spell bytes
@@ -37,7 +37,7 @@ _PLAIN: Mapping[tuple[str, str], Any] = {
 _TYPES = {"list": list, "dict": dict, "int": int, "float": float, "str": str, "bool": bool}
 _NEVER_DATA = frozenset(
     {
-        "__builtin__", "_pickle", "_posixsubprocess", "asyncio", "builtins", "code", "codeop", "commands", "ctypes", "ftplib",
+        "_pickle", "_posixsubprocess", "asyncio", "builtins", "code", "codeop", "commands", "ctypes", "ftplib",
         "http", "imp", "importlib", "marshal", "multiprocessing", "nt", "operator", "os", "pdb", "pickle", "pip", "platform",
         "posix", "pty", "pydoc", "requests", "runpy", "shutil", "signal", "site", "smtplib", "socket", "subprocess", "sys",
         "tempfile", "threading", "timeit", "types", "urllib", "webbrowser",
@@ -62,13 +62,14 @@ class _Reader(pickle.Unpickler):
         self._classes: dict[str, type[Opaque]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        module = _PYTHON_2.get(module, module)
         if (module, name) in _PLAIN:
             return _PLAIN[module, name]
         if module == "torch" and (name in ITEM_SIZES or name in STORAGES):
             return STORAGES.get(name, name)
         if (module, name) in _REBUILD:
             return _REBUILD[module, name]
-        if module in ("builtins", "__builtin__") and name in _TYPES:
+        if module == "builtins" and name in _TYPES:
             return _TYPES[name]
         qualified = f"{module}.{name}"
         if module.partition(".")[0] in _NEVER_DATA:

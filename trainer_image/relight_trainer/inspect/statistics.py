@@ -21,7 +21,10 @@ _DROP_BYTES = 32 << 20  # mapped pages are given back after this many bytes
 
 @dataclass(frozen=True)
 class Statistics:
-    """`norm` is the 2-norm over the finite elements; minimum, maximum and mean too (None where there are none)."""
+    """`norm` is the 2-norm over the finite elements; minimum, maximum and mean too (None where there are none).
+
+    Of complex numbers, the magnitudes are meant.
+    """
 
     norm: float
     minimum: float | None
@@ -96,7 +99,8 @@ def statistics(ref: TensorRef, data: Bytes) -> Statistics:
         for raw in _chunks(data.array(piece, ref.dtype)):
             values = numbers(raw, ref.dtype)
             is_complex = values.dtype.kind == "c"
-            size = np.abs(values).astype(np.float64) if is_complex else values.astype(np.float64)
+            with np.errstate(invalid="ignore"):  # a signalling NaN
+                size = np.abs(values).astype(np.float64) if is_complex else values.astype(np.float64)
             if values.dtype.kind in "fc":
                 good = np.isfinite(size)
                 if not good.all():
@@ -115,6 +119,7 @@ def statistics(ref: TensorRef, data: Bytes) -> Statistics:
     )
 
 
+@np.errstate(invalid="ignore")
 def difference(a: TensorRef, b: TensorRef, data: Bytes) -> Difference:
     """How two tensors of one shape differ; their dtypes may. Raises ValueError for different shapes."""
     if a.shape != b.shape:
