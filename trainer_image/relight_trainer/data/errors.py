@@ -1,9 +1,13 @@
 """What can be wrong with data."""
 
 import errno
+from collections.abc import Iterable
 from typing import ClassVar
 
 from relight_agent.exits import ExitCode
+from relight_trainer.strict import nearest
+
+_SHOWN = 12  # names in one message
 
 
 class BadData(Exception):
@@ -43,3 +47,22 @@ def unreadable(name: str, error: Exception) -> BadData | StorageTrouble:
         return kind(f"{name}: {error.strerror or error}")
     text = next((line for line in str(error).splitlines() if line.strip()), "")
     return BadData(f"{name}: cannot be read: {text or type(error).__name__}")
+
+
+def one_of(name: str, names: Iterable[str], place: str) -> BadData | None:
+    """The error that `place` has no `name`, with the names that it has; None where it is one of them."""
+    names = sorted(names)
+    if name in names:
+        return None
+    near = nearest(name, names)
+    hint = f'; did you mean "{near}"?' if near else ""
+    return BadData(f"{place} has no {name}; found {few(names) or 'nothing'}{hint}")
+
+
+def few(names: list[str], shown: int = _SHOWN) -> str:
+    """The first of `names` as text.
+
+    >>> few(["a", "b", "c"], 2)
+    'a, b, ...'
+    """
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

@@ -11,7 +11,7 @@ from relight_trainer.data.draws import Draw, shard
 from relight_trainer.data.errors import BadData, UnfitData
 from relight_trainer.data.fingerprint import Identity, Known
 from relight_trainer.data.loading import Dataset, LoadedSplit, automatic_workers
-from relight_trainer.data.tensors import Samples, TensorSplit
+from relight_trainer.data.tensors import Repeated, Samples, TensorSplit
 from relight_trainer.registry import Arguments, build
 from relight_trainer.seeds import stream
 from relight_trainer.settings.data import DATA
@@ -68,7 +68,7 @@ def splits_of(parts: Any, loader: Loader, seed: int, device: torch.device) -> Sp
 
 
 def _split(name: str, data: Any, loader: Loader, key: int, device: torch.device) -> Split:
-    if isinstance(data, Samples):
+    if isinstance(data, (Samples, Repeated)):
         return TensorSplit(data, device)
     if isinstance(data, IterableDataset) or not isinstance(data, Dataset):
         raise UnfitData(

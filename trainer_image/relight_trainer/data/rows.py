@@ -1,0 +1,51 @@
+"""Data sets of numbers that are had many rows at a time."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from relight_trainer.data.fingerprint import digest
+from relight_trainer.data.parts import Indices, chosen_parts
+from relight_trainer.data.tensors import Samples
+
+
+class Source(Protocol):
+    labels: npt.NDArray[Any]  # (n,) int64 or float32
+    fingerprint: str
+
+    def rows(self, chosen: Indices) -> npt.NDArray[Any]:
+        """A copy of the inputs at `chosen`, (len(chosen), ...)."""
+        ...
+
+
+class RowSet:
+    """Map-style data set of the rows `chosen` of `source`, divided by `scale`; whole batches at once."""
+
+    def __init__(self, source: Source, chosen: Indices | None, scale: float) -> None:
+        self._source = source
+        self._chosen = np.arange(len(source.labels)) if chosen is None else chosen
+        self._scale = scale
+        self.fingerprint = source.fingerprint if chosen is None else digest(source.fingerprint, chosen.tobytes())
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> Samples:
+        return self.take(np.array([index]))
+
+    def take(self, indices: Indices) -> Samples:
+        rows = self._chosen[indices]
+        return Samples(torch.from_numpy(self._source.rows(rows)), torch.from_numpy(self._source.labels[rows]))
+
+    def finish(self, batch: Samples) -> Samples:
+        return Samples(batch.inputs.float().div_(self._scale), batch.labels)
+
+
+def row_sets(
+    source: Source, other: Source | None, scale: float, test_fraction: float, split_seed: int
+) -> tuple[RowSet, RowSet]:
+    """The training set of `source`, and the test set of `other` or, where that is None, of a part of `source`."""
+    chosen = chosen_parts(source.labels, test_fraction, split_seed) if other is None else (None, None)
+    return RowSet(source, chosen[0], scale), RowSet(other or source, chosen[1], scale)
