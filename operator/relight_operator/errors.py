@@ -3,12 +3,10 @@
 RelightError            a sentence for the user, never a traceback
   InvalidJob    64      a TrainingJob that cannot run as it is written; `problems` says where and why
   InvalidUsage  64      a command line that cannot be carried out
-  NotInstalled  69      a command needs a library that is not there
   StateError    74      the local state cannot be read, or another run holds it
     Conflict            somebody else wrote in between: observe again
 """
 
-import os
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -47,10 +45,6 @@ class InvalidJob(RelightError):
 
 class InvalidUsage(RelightError):
     exit_code = ExitCode.BAD_CONFIG
-
-
-class NotInstalled(RelightError):
-    exit_code = os.EX_UNAVAILABLE
 
 
 class StateError(RelightError):

@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 
 import relight_trainer
 from relight_agent.exits import ExitCode
-from relight_operator.errors import NotInstalled, RelightError
+from relight_operator.errors import RelightError
 
 # The torch-free commands. Those that need torch are the modules of relight_trainer.commands, found by their names.
 _OWN: Mapping[str, tuple[str, str]] = {
@@ -55,15 +55,7 @@ class _Commands(click.Group):
         module, attribute = _OWN.get(cmd_name, (f"relight_trainer.commands.{cmd_name}", "command"))
         if cmd_name not in _OWN and cmd_name not in _trainer_commands():
             return None
-        try:
-            command: click.Command = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            missing = (error.name or "").partition(".")[0]
-            if cmd_name in _OWN or missing.startswith("relight"):
-                raise
-            raise NotInstalled(
-                f"relight {cmd_name} needs {missing}, which is not installed here: pip install 'relight[trainer]'"
-            ) from None
+        command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -125,6 +117,15 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(64)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not missing or missing.startswith("relight") or os.environ.get("RELIGHT_TRACEBACK"):
+            raise
+        click.echo(
+            f"error: this needs {missing}, which is not installed here: pip install 'relight[operator,trainer]'",
+            err=True,
+        )
+        sys.exit(os.EX_UNAVAILABLE)
     except RelightError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
