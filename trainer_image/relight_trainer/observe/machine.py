@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
-
 from relight_trainer.observe.cgroup import Cgroup, Usage
 from relight_trainer.observe.gpu import Gpus, own_uuids
 
@@ -35,6 +33,8 @@ def _rate(before: float | None, now: float | None, seconds: float) -> float | No
 
 def reader() -> Callable[[], dict[str, float]]:
     """A function that gives the present numbers, rates since its last call (the first time: since now)."""
+    import torch
+
     cgroup = Cgroup()
     last = cgroup.read()
     gpus: Gpus | None = None

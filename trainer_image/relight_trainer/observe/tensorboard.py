@@ -5,6 +5,7 @@ message (tensorflow/core/util/event.proto, summary.proto). What is written here 
 histograms and pictures need, and every reader of event files since TensorFlow 1.0 understands it.
 """
 
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -108,8 +109,11 @@ def _bytes(field: int, value: bytes) -> bytes:
 
 
 def _float(field: int, value: float) -> bytes:
-    # a double beyond float32 becomes infinite, as it does in TensorFlow
-    return _varint(field << 3 | 5) + np.float32(np.clip(value, -np.inf, np.inf)).tobytes()
+    try:
+        data = struct.pack("<f", value)
+    except OverflowError:  # beyond float32
+        data = struct.pack("<f", math.copysign(math.inf, value))
+    return _varint(field << 3 | 5) + data
 
 
 def _crc_table() -> list[int]:
