@@ -66,7 +66,7 @@ class OptimizerArguments(StrictModel):
         errors = []
         for i, group in enumerate(self.groups):
             if not group.match and not group.layer:
-                missing = problem("missing", "a group needs a pattern", allowed="match, layer or both")
+                missing = problem("missing", "missing", allowed="match, layer or both")
                 errors.append(located(missing, ("groups", i), None))
             allowed = type(self).model_fields.keys() - self.whole
             wrong = [key for key in group.own if key not in allowed]

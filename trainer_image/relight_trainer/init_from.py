@@ -1,0 +1,142 @@
+"""Weights of another training into a fresh model, with an account of what was found and what was not."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from relight_trainer.config import BadConfig
+from relight_trainer.inspect import Unreadable, read
+from relight_trainer.inspect.folders import damage
+from relight_trainer.inspect.statistics import Bytes
+from relight_trainer.inspect.weights import weights
+from relight_trainer.problems import Problem, shown
+from relight_trainer.strict import nearest
+
+if TYPE_CHECKING:
+    from relight_trainer.inspect import TensorRef
+    from relight_trainer.settings.init_from import InitFrom, Rename
+
+_PATH = "config.init_from"
+_SHOWN = 6  # names in one message
+
+
+class Reshaped(NamedTuple):
+    name: str
+    found: tuple[int, ...]
+    wanted: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of each tensor: of the model's, `matched`, `missing` or `reshaped`; of the file's, `unexpected`."""
+
+    path: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: tuple[Reshaped, ...]
+
+    @property
+    def ratio(self) -> float:
+        """The share of the model's tensors that were found."""
+        return len(self.matched) / max(len(self.matched) + len(self.missing) + len(self.reshaped), 1)
+
+    def dump(self) -> dict[str, Any]:
+        """The JSON object."""
+        return {**asdict(self), "ratio": self.ratio}
+
+    def summary(self) -> str:
+        count = len(self.matched) + len(self.missing) + len(self.reshaped)
+        parts = [f"{len(self.matched)} of the model's {count} tensors are from {self.path}"]
+        parts += [f"missing there: {_some(self.missing)}"] if self.missing else []
+        parts += [f"not in the model: {_some(self.unexpected)}"] if self.unexpected else []
+        shapes = [f"{r.name} is {list(r.found)} there and {list(r.wanted)} here" for r in self.reshaped]
+        return "; ".join([*parts, *([_some(shapes)] if shapes else [])])
+
+
+def init_from(settings: "InitFrom", module: nn.Module) -> Report:
+    """Load into `module` what `settings` say, or nothing at all.
+
+    No code of the file is run. Raises BadConfig where the policy is not met, and what reading the file raises, each
+    with an `exit_code`.
+    """
+    contents = read(settings.path)
+    wrong = damage(contents)
+    if wrong:
+        raise Unreadable(f"{settings.path}: {'; '.join(wrong)}")
+    there = _renamed(dict(weights(contents, key=settings.key, ema=settings.ema)), settings.rename)
+    here = {**dict(module.named_parameters(remove_duplicate=False)), **_saved_buffers(module)}
+    # Files older than batch norm's counter lack it; it is read only where the momentum is unset.
+    here = {name: t for name, t in here.items() if name in there or not name.endswith("num_batches_tracked")}
+    report = _report(settings.path, there, here)
+    _judge(settings, report)
+    with torch.no_grad(), Bytes() as data:
+        for name in report.matched:
+            here[name].copy_(_tensor(there[name], data))
+    return report
+
+
+def _renamed(there: Mapping[str, "TensorRef"], renames: "list[Rename]") -> dict[str, "TensorRef"]:
+    result: dict[str, TensorRef] = {}
+    for old, ref in there.items():
+        name = old
+        for rename in renames:
+            name = re.sub(rename.pattern, rename.to, name)
+        if name in result:
+            message = "two tensors of the file would have one name"
+            raise BadConfig([Problem(f"{_PATH}.rename", message, shown(name))])
+        result[name] = ref
+    return result
+
+
+def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    saved = module.state_dict().keys()
+    return {name: b for name, b in module.named_buffers(remove_duplicate=False) if name in saved}
+
+
+def _report(path: str, there: Mapping[str, "TensorRef"], here: Mapping[str, Tensor]) -> Report:
+    common = [name for name in here if name in there]
+    same = {name for name in common if there[name].shape == tuple(here[name].shape)}
+    return Report(
+        path=path,
+        matched=tuple(name for name in common if name in same),
+        missing=tuple(name for name in here if name not in there),
+        unexpected=tuple(name for name in there if name not in here),
+        reshaped=tuple(
+            Reshaped(name, there[name].shape, tuple(here[name].shape)) for name in common if name not in same
+        ),
+    )
+
+
+def _judge(settings: "InitFrom", report: Report) -> None:
+    """Raises BadConfig where `report` is less than `settings` ask for."""
+    near = None
+    if report.missing and report.unexpected:
+        near = nearest(report.missing[0], report.unexpected)
+    if settings.policy == "strict" and (report.reshaped or report.missing or report.unexpected):
+        allowed = "shape_tolerant (other shapes stay fresh), subset (missing ones too), or rename"
+        raise BadConfig([Problem(f"{_PATH}.policy", report.summary(), shown(settings.policy), allowed, near)])
+    if settings.policy == "shape_tolerant" and (report.missing or report.unexpected):
+        allowed = "subset (missing ones stay fresh), or rename"
+        raise BadConfig([Problem(f"{_PATH}.policy", report.summary(), shown(settings.policy), allowed, near)])
+    if report.ratio < settings.min_match:
+        message = f"only {report.ratio:.0%} match: {report.summary()}"
+        allowed = f"{int(report.ratio * 100) / 100:g} or less, or rename"
+        raise BadConfig([Problem(f"{_PATH}.min_match", message, shown(settings.min_match), allowed, near)])
+
+
+def _tensor(ref: "TensorRef", data: Bytes) -> Tensor:
+    """The tensor itself, on the CPU."""
+    import numpy as np
+
+    raw = np.array(data.whole(ref), order="C", copy=True)
+    flat = torch.from_numpy(raw.reshape(-1).view(np.uint8))
+    return flat.view(getattr(torch, ref.dtype)).view(ref.shape)
+
+
+def _some(names: "tuple[str, ...] | list[str]") -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

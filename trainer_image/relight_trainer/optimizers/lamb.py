@@ -1,0 +1,88 @@
+# ruff: noqa: SLF001  # torch's operations on lists have no public names
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from relight_trainer.optimizers.scaled import commit, gradients, taken
+
+
+class Lamb(Optimizer):
+    """Layer-wise Adam: for each tensor w, Adam's bias-corrected update plus weight_decay * w, call it r, is taken at the
+    rate lr * min(|w|, max_norm) / |r|. You et al. 2019, arXiv:1904.00962, algorithm 2.
+
+    Where w or r is all zeros, or `adapt` is false, the rate is lr: AdamW, but for eps. Nothing waits for the host, also
+    under GradScaler.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        max_norm: float = 10.0,
+        adapt: bool = True,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "max_norm": max_norm,
+            "adapt": adapt,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._update(group, parameters)
+        return loss
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        beta1, beta2 = group["betas"]
+        grads = gradients(self, parameters)
+        for p in parameters:
+            if not self.state[p]:
+                zero = torch.zeros((), dtype=torch.float32, device=p.device)
+                self.state[p] = {"step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        states = [self.state[p] for p in parameters]
+        counts = [s["step"] for s in states]
+        firsts = [s["exp_avg"] for s in states]
+        seconds = [s["exp_avg_sq"] for s in states]
+
+        steps = torch._foreach_add(counts, 1.0)
+        first = torch._foreach_lerp(firsts, grads, 1.0 - beta1)
+        second = torch._foreach_mul(seconds, beta2)
+        torch._foreach_addcmul_(second, grads, grads, 1.0 - beta2)
+        updates = [
+            m / (1.0 - beta1**t) / ((v / (1.0 - beta2**t)).sqrt() + group["eps"])
+            for m, v, t in zip(first, second, (t.to(torch.float64) for t in steps), strict=True)
+        ]
+        torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
+        if group["adapt"]:
+            rates = [
+                _rate(w, r, group["max_norm"])
+                for w, r in zip(torch._foreach_norm(parameters), torch._foreach_norm(updates), strict=True)
+            ]
+            torch._foreach_mul_(updates, rates)
+        weights = torch._foreach_sub(parameters, updates, alpha=group["lr"])
+        where = taken(self, parameters[0].device)
+        commit([*counts, *firsts, *seconds, *parameters], [*steps, *first, *second, *weights], where)
+
+
+def _rate(weight: Tensor, update: Tensor, max_norm: float) -> Tensor:
+    return torch.where((weight > 0) & (update > 0), weight.clamp(max=max_norm) / update, 1.0)

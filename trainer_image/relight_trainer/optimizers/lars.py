@@ -1,0 +1,87 @@
+# ruff: noqa: SLF001  # torch's operations on lists have no public names
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from relight_trainer.optimizers.scaled import commit, gradients, taken
+
+
+class Lars(Optimizer):
+    """Layer-wise adaptive rate scaling: SGD with momentum whose rate is, for each tensor w with gradient g,
+    lr * trust * |w| / (|g| + weight_decay * |w| + eps). You, Gitman and Ginsburg 2017, arXiv:1708.03888, algorithm 1.
+
+    Where w or g is all zeros, or `adapt` is false, the rate is lr: plain SGD. Nothing waits for the host, also under
+    GradScaler.
+    """
+
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        *,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 1e-4,
+        trust: float = 1e-3,
+        eps: float = 1e-8,
+        adapt: bool = True,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "weight_decay": weight_decay,
+            "trust": trust,
+            "eps": eps,
+            "adapt": adapt,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._update(group, parameters)
+        return loss
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        decay, momentum = group["weight_decay"], group["momentum"]
+        grads = gradients(self, parameters)
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+
+        decayed = torch._foreach_add(grads, parameters, alpha=decay)
+        if group["adapt"]:
+            rates = [
+                _rate(w, g, group)
+                for w, g in zip(torch._foreach_norm(parameters), torch._foreach_norm(grads), strict=True)
+            ]
+            torch._foreach_mul_(decayed, rates)
+        torch._foreach_mul_(decayed, group["lr"])
+        moved = torch._foreach_mul(buffers, momentum)
+        torch._foreach_add_(moved, decayed)
+        if group["nesterov"]:
+            torch._foreach_add_(decayed, moved, alpha=momentum)
+            steps: Any = decayed
+        else:
+            steps = moved
+        weights = torch._foreach_sub(parameters, steps)
+        where = taken(self, parameters[0].device)
+        commit([*buffers, *parameters], [*moved, *weights], where)
+
+
+def _rate(weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
+    rate = group["trust"] * weight / (gradient + group["weight_decay"] * weight + group["eps"])
+    return torch.where((weight > 0) & (gradient > 0), rate, 1.0)

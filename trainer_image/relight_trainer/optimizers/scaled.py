@@ -1,0 +1,35 @@
+"""What GradScaler asks of an optimizer that is to skip a step, or to unscale in it, without the host's knowing.
+
+GradScaler sets `grad_scale` and `found_inf` on an optimizer that says `_step_supports_amp_scaling`, calls `step()` and
+removes them. With torch's own fused optimizers it does the same.
+"""
+
+# ruff: noqa: SLF001  # torch's operations on lists have no public names
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def gradients(optimizer: Optimizer, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of `parameters`, unscaled where GradScaler has left that to the optimizer."""
+    found = [p.grad for p in parameters if p.grad is not None]
+    scale: Tensor | None = getattr(optimizer, "grad_scale", None)
+    if scale is None or not found:
+        return found
+    return list(torch._foreach_div(found, scale.to(found[0].device).reshape(())))
+
+
+def taken(optimizer: Optimizer, device: torch.device) -> Tensor | None:
+    """Whether this step is to be taken, as a scalar on `device`; None where nobody asks."""
+    found_inf: Tensor | None = getattr(optimizer, "found_inf", None)
+    return None if found_inf is None else found_inf.to(device).reshape(()) == 0
+
+
+def commit(old: Sequence[Tensor], new: Sequence[Tensor], where: Tensor | None) -> None:
+    """Make each of `old` what `new` has, or leave all of them as they are where `where` is false."""
+    if where is not None:
+        new = [torch.where(where, n, o) for o, n in zip(old, new, strict=True)]
+    torch._foreach_copy_(list(old), list(new))
