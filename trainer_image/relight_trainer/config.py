@@ -6,30 +6,64 @@ The defaults are a recipe for the digits that reaches 99 % in seconds on one CPU
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated, Any, Self
 
-from pydantic import SerializeAsAny, ValidationError
+from pydantic import Field, SerializeAsAny, ValidationError, model_validator
 
 from relight_agent.exits import ExitCode
-from relight_trainer.problems import Problem, problems_of
-from relight_trainer.registry import Arguments, arguments
-from relight_trainer.settings.choice import kinds
+from relight_trainer import registry
+from relight_trainer.problems import Problem, join, problems_of
+from relight_trainer.registry import Arguments, named
+from relight_trainer.settings import schedule as schedules
+from relight_trainer.settings.clip import ClipSettings
 from relight_trainer.settings.data import DATA, Digits
+from relight_trainer.settings.ddp import Ddp
+from relight_trainer.settings.ema import EmaSettings
 from relight_trainer.settings.evaluate import Evaluate
+from relight_trainer.settings.freeze import FreezeSettings
+from relight_trainer.settings.hooks import HOOKS, HookSettings
+from relight_trainer.settings.init_from import InitFromSettings
+from relight_trainer.settings.loader import Loader
+from relight_trainer.settings.loss import LOSSES, CrossEntropy, LossSettings
 from relight_trainer.settings.model import MODELS, DigitsCnn
+from relight_trainer.settings.observe import Observe
 from relight_trainer.settings.optimizer import OptimizerSettings, Sgd
 from relight_trainer.settings.schedule import OneCycle, ScheduleSettings
+from relight_trainer.settings.sync_bn import SyncBnSettings
 from relight_trainer.settings.train import Train
-from relight_trainer.strict import StrictModel
+from relight_trainer.strict import StrictModel, located, problem
 
 
 class TrainerConfig(StrictModel):
-    model: Annotated[SerializeAsAny[Arguments], kinds(arguments(MODELS))] = DigitsCnn(type="digits_cnn")
-    data: Annotated[SerializeAsAny[Arguments], kinds(arguments(DATA))] = Digits(type="digits")
+    model: Annotated[SerializeAsAny[Arguments], named(MODELS)] = DigitsCnn(type="digits_cnn")
+    data: Annotated[SerializeAsAny[Arguments], named(DATA)] = Digits(type="digits")
+    loader: Loader = Loader()
+    loss: LossSettings = CrossEntropy(type="cross_entropy")
     train: Train = Train()
     optimizer: OptimizerSettings = Sgd()
     schedule: ScheduleSettings = OneCycle()
+    clip: ClipSettings | None = None
+    ema: EmaSettings | None = None
+    freeze: FreezeSettings = Field([], description="What is not trained, and when.")
+    init_from: InitFromSettings | None = None
+    sync_bn: SyncBnSettings = None
+    ddp: Ddp = Ddp()
     evaluate: Evaluate = Evaluate()
+    observe: Observe = Observe()
+    hooks: list[HookSettings] = Field([], description="Somebody's own, done beside the training.")
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        schedules.check(self.schedule, self.optimizer, self.evaluate)
+        if self.ddp.static_graph and self.train.deterministic:
+            error = problem(
+                "conflict",
+                "a static graph is not bit-equal after a resume",
+                allowed="false, or train.deterministic: false",
+            )
+            raise ValidationError.from_exception_data("ddp", [located(error, ("ddp", "static_graph"), True)])
+        return self
 
 
 class BadConfig(Exception):
@@ -48,6 +82,27 @@ def parse(value: Any, path: str = "config") -> TrainerConfig:
         return TrainerConfig.model_validate(value)
     except ValidationError as error:
         raise BadConfig(problems_of(error, path)) from None
+
+
+def check(config: TrainerConfig, path: str = "config") -> None:
+    """Import what `config` names and compare its arguments with the signatures. Raises BadConfig.
+
+    Only where the training's own code can be imported.
+    """
+    chosen: list[tuple[tuple[int | str, ...], registry.Table, Arguments]] = [
+        (("model",), MODELS, config.model),
+        (("data",), DATA, config.data),
+        (("loss",), LOSSES, config.loss),
+        *((("hooks", i), HOOKS, hook) for i, hook in enumerate(config.hooks)),
+    ]
+    problems = [
+        replace(found, path=join(path, (*place, found.path)))
+        for place, table, arguments in chosen
+        if arguments.type not in table  # ours fit their factories: a test says so
+        for found in registry.check(table, arguments)
+    ]
+    if problems:
+        raise BadConfig(problems)
 
 
 def canonical(config: TrainerConfig) -> dict[str, Any]:

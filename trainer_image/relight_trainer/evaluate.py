@@ -1,49 +1,82 @@
-"""Accuracy and loss over a test set, the same for any number of ranks: each takes its shard, and sums are summed."""
+"""Metrics over a test set, the same for any number of ranks: each takes its shard, and sums are summed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from relight_trainer.data.tensors import Samples
+from relight_trainer.data.draws import shard
+from relight_trainer.data.splits import Split
+from relight_trainer.modes import mode
+from relight_trainer.objective import Objective, split
 from relight_trainer.peers import Interrupted, Peers
+
+if TYPE_CHECKING:
+    from relight_trainer.run import Run
 
 _BATCH = 256
 
+Sums = Callable[[Any, int], Mapping[str, Tensor]]  # from a batch and its size to sums over its samples
 
-def shard_sums(model: nn.Module, shard: Samples, interrupted: Callable[[], bool]) -> Tensor:
-    """(samples, right answers, sum of losses) over one rank's shard, float64 on the model's device.
 
-    Raises Interrupted between two batches once `interrupted()`. The model is in training mode again afterwards.
+def sums_of(model: nn.Module, objective: Objective, run: "Run") -> Sums:
+    """What is summed in an evaluation of `model`: its loss, and right answers where it tells classes apart.
+
+    A model with `validation_step(batch, run)` names its own metrics there, each a mean over the batch's samples.
     """
-    sums = torch.zeros(3, dtype=torch.float64, device=shard.labels.device)
-    model.eval()
-    try:
-        with torch.no_grad():
-            for inputs, labels in zip(*(torch.split(t, _BATCH) for t in shard), strict=True):
-                if interrupted():
-                    raise Interrupted
-                if len(labels) == 0:  # split gives one empty batch of an empty shard
-                    continue
-                logits = model(inputs).double()
-                sums[0] += len(labels)
-                sums[1] += (logits.argmax(1) == labels).sum()
-                sums[2] += cross_entropy(logits, labels, reduction="sum")
-    finally:
-        model.train()
+    own = getattr(model, "validation_step", None)
+    if own is not None:
+        return lambda batch, size: {name: value * size for name, value in own(batch, run).items()}
+
+    def sums(batch: Any, size: int) -> Mapping[str, Tensor]:
+        output = objective.output(model, batch, run)
+        if isinstance(output, Tensor):
+            output = output.double()
+        found = {"loss": objective.loss(output, batch, size)}
+        if isinstance(output, Tensor) and output.dim() == 2 and _are_classes(labels := split(batch)[2], size):
+            found["accuracy"] = (output.argmax(1) == labels).sum()
+        return found
+
     return sums
 
 
-def evaluate(model: nn.Module, test: Samples, peers: Peers, interrupted: Callable[[], bool]) -> dict[str, str]:
-    """Metrics over the whole test set, the same text on every rank. Called by all ranks."""
-    shard = Samples(*(t[peers.rank :: peers.world] for t in test))
-    sums = peers.sum(shard_sums(model, shard, interrupted), interrupted)
-    return metrics(sums)
+def _are_classes(labels: Any, size: int) -> bool:
+    return isinstance(labels, Tensor) and labels.shape == (size,) and not labels.is_floating_point()
 
 
-def metrics(sums: Tensor) -> dict[str, str]:
-    count, right, loss = sums.tolist()  # counts are exact in float64 up to 2**53
-    if count == 0:
+def shard_sums(
+    model: nn.Module, sums: Sums, test: Split, *, rank: int, world: int, interrupted: Callable[[], bool]
+) -> tuple[list[str], Tensor]:
+    """The names of the metrics and (samples, sum of each), float64, over one rank's shard of `test`.
+
+    Every rank knows the names, also one without a sample: it looks at one that does not count. Raises Interrupted
+    between two batches once `interrupted()`. Every module's mode is as before afterwards.
+    """
+    draws = list(shard(test.size, rank, world, _BATCH))
+    stand_in = not draws
+    names: list[str] = []
+    total: Tensor | None = None
+    with mode(model, training=False), torch.inference_mode():
+        for draw, batch in zip(draws or shard(1, 0, 1, 1), test.batches(draws or shard(1, 0, 1, 1)), strict=True):
+            if interrupted():
+                raise Interrupted
+            size = len(draw.indices)
+            found = sums(batch, size)
+            names = list(found)
+            values = torch.stack([v.double() for v in found.values()])
+            values = torch.cat([values.new_tensor([size]), values])
+            total = values if total is None else total + values
+    assert total is not None
+    return names, torch.zeros_like(total) if stand_in else total.clone()
+
+
+def evaluate(
+    model: nn.Module, sums: Sums, test: Split, peers: Peers, interrupted: Callable[[], bool]
+) -> dict[str, str]:
+    """Means over the whole test set, the same text on every rank; nothing where it is empty. Called by all ranks."""
+    if not test.size:
         return {}
-    return {"test_accuracy": f"{right / count:.4f}", "test_loss": f"{loss / count:.4f}"}
+    names, total = shard_sums(model, sums, test, rank=peers.rank, world=peers.world, interrupted=interrupted)
+    count, *rest = peers.sum(total, interrupted).tolist()  # counts are exact in float64 up to 2**53
+    return {f"test_{name}": f"{value / count:.4f}" for name, value in sorted(zip(names, rest, strict=True))}

@@ -6,7 +6,8 @@ A hook overrides the points it wants; a point that nobody overrides costs a call
       micro_begin  data_ready  forward_end  backward_end      once per micro-batch
     gradients_ready                                           reduced over ranks, unscaled; not yet clipped
     update_end                                                optimizer and averages have moved, or the step is skipped
-    step_end                                                  state is equal on all ranks and snapshotted
+    state_equal                                               on all ranks; not yet snapshotted
+    step_end                                                  the step is done, snapshotted, and maybe checkpointed
 
 Around that: run_begin, run_end, epoch_end, evaluation_begin, evaluation_end, checkpoint_begin, checkpoint_end, logged,
 failed. Called by every rank, in the order of `order` and, where that is equal, of the configuration.
@@ -62,6 +63,8 @@ class Hook:
     def update_end(self, run: "Run") -> None:
         """`run.skipped` says whether the update was left out for a gradient that is not finite."""
 
+    def state_equal(self, run: "Run") -> None: ...
+
     def step_end(self, run: "Run") -> None:
         """`run.step` counts this step as done."""
 
@@ -87,7 +90,7 @@ class Hooks:
 
     POINTS: ClassVar = (
         "run_begin", "run_end", "step_begin", "micro_begin", "data_ready", "forward_end", "backward_end",
-        "gradients_ready", "update_end", "step_end", "epoch_end", "evaluation_begin", "evaluation_end",
+        "gradients_ready", "update_end", "state_equal", "step_end", "epoch_end", "evaluation_begin", "evaluation_end",
         "checkpoint_begin", "checkpoint_end", "logged", "failed",
     )  # fmt: skip
 
@@ -100,6 +103,7 @@ class Hooks:
     backward_end: Callable[["Run"], None]
     gradients_ready: Callable[["Run"], None]
     update_end: Callable[["Run"], None]
+    state_equal: Callable[["Run"], None]
     step_end: Callable[["Run"], None]
     epoch_end: Callable[["Run"], None]
     evaluation_begin: Callable[["Run"], None]

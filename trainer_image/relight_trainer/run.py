@@ -1,5 +1,6 @@
 """A training under way: what the loop works on and hooks look at."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,21 @@ if TYPE_CHECKING:
     from relight_trainer.session import Session
 
 
+def _nothing() -> None: ...
+
+
+def _one_pass(_: int) -> Sequence[Callable[[], None]]:
+    return (_nothing,)
+
+
 @dataclass
 class Run:
     """One rank's part in one generation's training.
 
-    `model` is the user's module, `replica` what is called (DDP around it in a world of several). Of the present step:
+    `model` is the user's module, `replica` what is called (DDP around it in a world of several). `passes` says, from
+    the step, how often each micro-batch goes through the model, and what to do before each time. Of the present step:
     `micro` counts this rank's micro-batches, `batch` is what was fetched, `output` and `loss` (detached; the rank's
-    share: its sum over ranks and micro-batches is the mean over the global batch) what came of it.
+    share: its mean over the ranks, summed over the micro-batches, is the loss over the global batch) came of it.
     """
 
     config: TrainerConfig
@@ -34,6 +43,7 @@ class Run:
     epoch_size: EpochSize
     total_steps: int
     hooks: Hooks = field(default_factory=lambda: Hooks(()))
+    passes: Callable[[int], Sequence[Callable[[], None]]] = _one_pass
     step: int = 0  # optimizer steps done, skipped ones among them
     skipped: bool = False  # whether the newest step's update was left out
     micro: int = 0
@@ -54,6 +64,19 @@ class Run:
         """Passes over the training set done, with the fraction of the present one."""
         return self.step / self.epoch_size.steps
 
+    def log(self, metrics: dict[str, str]) -> None:
+        """Show these in the job's status, its checkpoints and its curves; the same on every rank, values as text."""
+        self.session.log(metrics)
+        self.hooks.logged(self, {name: float(value) for name, value in metrics.items() if _is_number(value)})
+
     def random(self, name: str, *counters: int) -> int:
         """A seed for a choice of one's own: the same on every rank, in every generation, after every resume."""
         return stream(self.config.train.seed, name, *counters)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

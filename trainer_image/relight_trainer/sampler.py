@@ -1,7 +1,7 @@
 """Which samples each step trains on: a function of (seed, epoch, step), with no state but the sample cursor.
 
 The sample cursor counts samples consumed by the whole job, so it means the same in a world of any size. The tail of
-an epoch that is smaller than a global batch is dropped; another epoch's order has another tail.
+an epoch that is smaller than a global batch is dropped, or kept as a smaller one.
 """
 
 from typing import NamedTuple
@@ -39,25 +39,33 @@ def share(count: int, rank: int, world: int) -> slice:
 
 
 class Sampler:
-    """The order of `count` samples in global batches of `batch`."""
+    """The order of `count` samples in global batches of `batch`; `keep_tail`: an epoch's last may be smaller."""
 
-    def __init__(self, count: int, batch: int, seed: int) -> None:
+    def __init__(self, count: int, batch: int, seed: int, *, keep_tail: bool = False) -> None:
         if batch > count:
             raise ValueError(f"a global batch of {batch} samples does not fit a training set of {count}")
-        self.count = count
-        self.batch = batch
-        self.seed = seed
-        self.steps_per_epoch = count // batch
-        self.epoch = EpochSize(self.steps_per_epoch, self.steps_per_epoch * batch, batch)
+        steps = -(-count // batch) if keep_tail else count // batch
+        self.epoch = EpochSize(steps, min(count, steps * batch), batch)
+        self._count = count
+        self._seed = seed
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None
 
     def place(self, step: int) -> Place:
-        return Place(*divmod(step, self.steps_per_epoch))
+        return Place(*divmod(step, self.epoch.steps))
 
-    def indices(self, step: int, rank: int, world: int) -> npt.NDArray[np.int64]:
-        """The samples of `rank` in `step` (0 is the first), as indices into the training set."""
+    def consumed(self, step: int) -> int:
+        """Samples consumed once `step` steps are done."""
+        epochs, batches = self.place(step)
+        return epochs * self.epoch.samples + batches * self.epoch.batch
+
+    def size(self, step: int) -> int:
+        """Samples of `step` (0 is the first)."""
+        return min(self.epoch.batch, self.epoch.samples - self.place(step).batch * self.epoch.batch)
+
+    def batch_of(self, step: int) -> npt.NDArray[np.int64]:
+        """The samples of `step`, as indices into the training set."""
         epoch, batch = self.place(step)
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, permutation(self.count, stream(self.seed, "data", epoch))
-        of_step = self._order[1][batch * self.batch : (batch + 1) * self.batch]
-        return of_step[share(self.batch, rank, world)]
+            self._order = epoch, permutation(self._count, stream(self._seed, "data", epoch))
+        start = batch * self.epoch.batch
+        return self._order[1][start : min(start + self.epoch.batch, self.epoch.samples)]

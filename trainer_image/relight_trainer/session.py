@@ -11,8 +11,8 @@ session.complete(...)
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
@@ -93,6 +93,11 @@ class Session:
         self.peers = Peers()
         self.pace = Pace()
         self.checkpoint_time: float | None = None  # unix seconds, of this generation's newest
+        self.shown: dict[str, str] = {}  # beside the metrics in progress, and nowhere else: of this rank and run alone
+        # What surrounds a session may do: once all ranks hold the same state, ...
+        self.state_equal: Callable[[], None] = _nothing
+        self.before_saving: Callable[[], None] = _nothing  # right before it is copied; an exception keeps it from that
+        self.saving: Callable[[], AbstractContextManager[None]] = nullcontext  # around a checkpoint
         self._entered_at = 0.0
         self._context = context
         self._notices: list[str] = []
@@ -145,10 +150,16 @@ class Session:
         print(f"relight: {text}", flush=True)
         self._notices = [*self._notices, clip(text)][-MAX_NOTICES:]
 
-    def restore(self, objects: Mapping[str, Stateful], modules: Iterable[nn.Module]) -> Restored | None:
+    def restore(
+        self,
+        objects: Mapping[str, Stateful],
+        modules: Iterable[nn.Module],
+        fresh: Callable[[], None] | None = None,
+    ) -> Restored | None:
         """Load the newest state that any rank holds into `objects`; `modules` are those whose buffers are kept equal.
 
-        Where None is returned, rank 0's present state is what training starts from.
+        Where None is returned, rank 0's present state is what training starts from; `fresh`, called on rank 0 alone,
+        has then had its say in it.
         """
         context = self._context
         self._objects = objects
@@ -166,7 +177,9 @@ class Session:
             self._progress = replace(self._progress, resumed_from=step, resumed_kind=restored.kind)
             if restored.kind == "checkpoint":
                 self._progress = replace(self._progress, checkpoint=step)
-        elif self.peers.world > 1:
+        elif self.peers.rank == 0 and fresh is not None:
+            fresh()
+        if restored is None and self.peers.world > 1:
             # Own code may have begun differently on each rank.
             self._load(spread(self.peers, pack(self._state()) if self.peers.rank == 0 else None, owner=0))
         # A replacement holds the state from here on, and this generation's outranks what older ones have left.
@@ -192,6 +205,7 @@ class Session:
         """The step that was entered is done, and `cursor` says where that leaves training."""
         assert self._buffers is not None
         self._buffers.sync()
+        self.state_equal()
         epoch_ended = cursor.epoch > self.cursor.epoch
         samples = cursor.samples - self.cursor.samples
         self.cursor = cursor
@@ -279,6 +293,7 @@ class Session:
     def _write_snapshot(self) -> None:
         if self._snapshots is None:
             return
+        self.before_saving()
         try:
             self._snapshots.write(self._state(), generation=self._context.generation, step=self.cursor.step)
         except SnapshotsOff as error:
@@ -289,17 +304,19 @@ class Session:
 
     def _save_checkpoint(self, *, final: bool = False) -> None:
         assert self._checkpoints is not None
+        self.before_saving()
         self._heartbeat.beat(_CHECKPOINT, self.cursor.step)
-        self._checkpoints.save(
-            self._state(),
-            generation=self._context.generation,
-            step=self.cursor.step,
-            cursor=asdict(self.cursor),
-            final=final,
-            rank=self._context.rank,
-            world=self._context.world_size,
-            exchange=self._exchange,
-        )
+        with self.saving():
+            self._checkpoints.save(
+                self._state(),
+                generation=self._context.generation,
+                step=self.cursor.step,
+                cursor=asdict(self.cursor),
+                final=final,
+                rank=self._context.rank,
+                world=self._context.world_size,
+                exchange=self._exchange,
+            )
         self._due.saved()
         self.checkpoint_time = time.time()
         self._heartbeat.beat(_TRAIN, self.cursor.step)
@@ -335,7 +352,7 @@ class Session:
             total_steps=self.total_steps,
             epoch=self._epoch(),
             samples=cursor.samples,
-            metrics=cursor.metrics,
+            metrics={**cursor.metrics, **self.shown},
             updated_at=now,
             notices=self._notices,
             **changes,
@@ -348,3 +365,6 @@ class Session:
         if not self.batches_per_epoch:
             return str(self.cursor.epoch)
         return f"{self.cursor.epoch + self.cursor.batch / self.batches_per_epoch:.2f}"
+
+
+def _nothing() -> None: ...

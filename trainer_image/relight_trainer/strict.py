@@ -44,19 +44,23 @@ def problem(kind: str, message: str, *, allowed: str = "", near: str | None = No
     return PydanticCustomError(kind, "{message}", {"message": message, "allowed": allowed, "nearest": near})
 
 
-def one_of(classes: Mapping[str, type["StrictModel"]], value: Any) -> "StrictModel":
-    """`value`, a mapping whose `type` is one of the names in `classes`, as that class. Raises ValidationError."""
+def one_of(classes: Mapping[str, type["StrictModel"]], value: Any, *, also: str = "") -> "StrictModel":
+    """`value`, a mapping whose `type` is one of the names in `classes`, as that class. Raises ValidationError.
+
+    `also` is what else is allowed, for the message.
+    """
     for known in classes.values():
         if isinstance(value, known):
             return value
-    names = ", ".join(sorted(classes))
+    extra = [also] if also else []
+    names = ", ".join([*sorted(classes), *extra])
     if not isinstance(value, Mapping):
         raise problem("type", "wrong type", allowed=f"a mapping with a type: {names}")
     name = value.get("type")
     if isinstance(name, str) and name in classes:
         return classes[name].model_validate(value)
     if "type" in value:
-        errors = [located(unknown(name, classes, "unknown name"), ("type",), name)]
+        errors = [located(unknown(name, classes, "unknown name", *extra), ("type",), name)]
     else:
         fields = {field for known in classes.values() for field in known.json_names()}
         errors = [
@@ -68,10 +72,10 @@ def one_of(classes: Mapping[str, type["StrictModel"]], value: Any) -> "StrictMod
     raise ValidationError.from_exception_data("type", errors)
 
 
-def unknown(found: Any, names: Iterable[str], message: str) -> PydanticCustomError:
-    """The error of a name that is none of `names`."""
+def unknown(found: Any, names: Iterable[str], message: str, *also: str) -> PydanticCustomError:
+    """The error of a name that is none of `names`, nor what `also` says."""
     names = sorted(names)
-    shown = ", ".join(names[:MAX_SHOWN]) + (", ..." if len(names) > MAX_SHOWN else "")
+    shown = ", ".join([*names[:MAX_SHOWN], *(["..."] if len(names) > MAX_SHOWN else []), *also])
     near = nearest(found, names) if isinstance(found, str) else None
     return problem("unknown", message, allowed=shown, near=near)
 

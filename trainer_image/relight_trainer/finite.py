@@ -1,0 +1,46 @@
+"""Numbers that are not finite: found before they are kept, named by their step, at no wait for the device."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from relight_agent.exits import ExitCode
+
+
+class NonFiniteLoss(Exception):
+    """The loss or its gradient is NaN or infinite."""
+
+    exit_code = ExitCode.NON_FINITE_LOSS
+
+
+class FiniteWatch:
+    """Watches the loss and the gradient of each step.
+
+    On the CPU a number is looked at as it comes, before the step changes anything. On a GPU it is looked at by
+    `settle`, which belongs right before the state is copied to the host, for that waits for the same things.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._later = device.type != "cpu"
+        self._noted: list[tuple[str, int, Tensor]] = []
+
+    def note(self, what: str, value: Tensor, step: int) -> None:
+        """`value` (one number) is the `what` of the step after `step` done ones. Raises NonFiniteLoss."""
+        if self._later:
+            self._noted.append((what, step, value.detach()))
+        else:
+            _check(what, value.item(), step)
+
+    def settle(self) -> None:
+        """Look at everything noted; the device is waited for. Raises NonFiniteLoss."""
+        if self._noted:
+            noted, self._noted = self._noted, []
+            values = torch.stack([value.double() for _, _, value in noted]).tolist()
+            for (what, step, _), value in zip(noted, values, strict=True):
+                _check(what, value, step)
+
+
+def _check(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise NonFiniteLoss(f"the {what} is {value} in step {step + 1}")

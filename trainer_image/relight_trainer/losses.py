@@ -1,0 +1,57 @@
+"""The losses that come with the training core: each gives the sum over the samples of a batch.
+
+Where a sample has several numbers to predict (pixels, positions), its loss is their mean.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+
+
+class CrossEntropy(nn.Module):
+    """(n, classes, ...) logits and (n, ...) labels"""
+
+    reduction = "sum"
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self._smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        total = cross_entropy(_wide(logits), labels, reduction="sum", label_smoothing=self._smoothing)
+        return total if logits.dim() == 2 else total / _numbers_of_a_sample(labels)
+
+
+class Mse(nn.Module):
+    """(n, ...) twice"""
+
+    reduction = "sum"
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        total = mse_loss(_wide(output), _like(target, output), reduction="sum")
+        return total / _numbers_of_a_sample(output)
+
+
+class BinaryCrossEntropy(nn.Module):
+    """(n, ...) logits and (n, ...) targets in 0..1"""
+
+    reduction = "sum"
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        total = binary_cross_entropy_with_logits(_wide(logits), _like(target, logits), reduction="sum")
+        return total / _numbers_of_a_sample(logits)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least fp32: losses are sums of many small numbers."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _like(target: Tensor, output: Tensor) -> Tensor:
+    if target.shape != output.shape:
+        raise ValueError(f"the model gives {tuple(output.shape)} and the targets are {tuple(target.shape)}")
+    return target.to(torch.promote_types(output.dtype, torch.float32))
+
+
+def _numbers_of_a_sample(batch: Tensor) -> int:
+    return max(1, batch.numel() // max(1, len(batch)))

@@ -1,0 +1,85 @@
+"""From a batch to the loss: the user's model and loss, whatever shape their batch has.
+
+A batch is a tuple or list, its last part the target and the others the model's arguments; or a mapping, whose
+`target`, `targets`, `label` or `labels` is the target and whose other entries are the model's arguments by name.
+A model with `training_step(batch, run)` does it by itself: it gives the mean loss over the batch's samples, alone or
+as `loss` in a mapping.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from relight_trainer.run import Run
+
+TARGETS = ("target", "targets", "label", "labels")
+
+
+class NoTarget(Exception):
+    """The batch has no target for the loss."""
+
+
+def split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """(arguments, keyword arguments, target) of a batch. Raises NoTarget."""
+    if isinstance(batch, Mapping):
+        key = next((key for key in TARGETS if key in batch), None)
+        if key is not None:
+            return (), {name: value for name, value in batch.items() if name != key}, batch[key]
+    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
+        return tuple(batch[:-1]), {}, batch[-1]
+    raise NoTarget(
+        f"a batch is a {type(batch).__name__}; allowed: a tuple whose last part is the target, a mapping with one of "
+        f"{', '.join(TARGETS)}, or a model with training_step"
+    )
+
+
+class Objective:
+    """`replica(batch)` and the loss over it; `criterion` compares the model's output with the target.
+
+    What a criterion gives is the sum over the samples where its `reduction` is "sum", as torch's losses name it; else
+    one number is their mean, and several are one for each sample.
+    """
+
+    def __init__(self, criterion: Callable[[Any, Any], Tensor]) -> None:
+        self._criterion = criterion
+        self._sums = getattr(criterion, "reduction", None) == "sum"
+
+    def output(self, replica: nn.Module, batch: Any, run: "Run") -> Any:  # noqa: ARG002  # for `training_step`
+        arguments, keywords, _ = split(batch)
+        return replica(*arguments, **keywords)
+
+    def loss(self, output: Any, batch: Any, samples: int) -> Tensor:
+        """The sum of the losses of the batch's `samples`."""
+        return self.total(self._criterion(output, split(batch)[2]), samples)
+
+    def total(self, loss: Tensor, samples: int) -> Tensor:
+        if self._sums:
+            return loss
+        return loss.sum() if loss.dim() else loss * samples
+
+
+class OwnStep(nn.Module):
+    """A model's `training_step` as the forward pass of a module: what DDP prepares for is a call of its module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._training_step: Any = model.training_step
+
+    def forward(self, batch: Any, run: "Run") -> Any:
+        return self._training_step(batch, run)
+
+
+class OwnObjective(Objective):
+    """The objective of a model that has `training_step`."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda loss, _: loss)
+
+    def output(self, replica: nn.Module, batch: Any, run: "Run") -> Any:
+        return replica(batch, run)
+
+    def loss(self, output: Any, batch: Any, samples: int) -> Tensor:  # noqa: ARG002  # it is in the output
+        return self.total(output["loss"] if isinstance(output, Mapping) else output, samples)

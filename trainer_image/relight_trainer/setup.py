@@ -1,0 +1,227 @@
+"""From a configuration to a training that can begin."""
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from relight_agent.exits import ExitCode
+from relight_trainer.clip import build_clip
+from relight_trainer.config import TrainerConfig
+from relight_trainer.context import WorkerContext
+from relight_trainer.data.splits import Splits
+from relight_trainer.ema import Ema
+from relight_trainer.evaluate import evaluate, sums_of
+from relight_trainer.freeze import Freezer
+from relight_trainer.hooks import Hook, Hooks
+from relight_trainer.init_from import init_from
+from relight_trainer.objective import Objective, OwnObjective, OwnStep
+from relight_trainer.observe.build import hooks_for
+from relight_trainer.optim import build_optimizer, set_rates
+from relight_trainer.placement import check_model
+from relight_trainer.precision import autocast, build_scaler
+from relight_trainer.registry import build
+from relight_trainer.replicas import replicate
+from relight_trainer.run import Run
+from relight_trainer.sampler import Sampler
+from relight_trainer.schedule import build_schedule
+from relight_trainer.seeds import seed_torch, stream
+from relight_trainer.session import Session, Stateful
+from relight_trainer.settings.hooks import HOOKS, CustomHook
+from relight_trainer.settings.loss import LOSSES
+from relight_trainer.settings.model import MODELS
+from relight_trainer.settings.position import Length
+from relight_trainer.step import Step
+from relight_trainer.sync_batchnorm import apply as apply_sync_bn
+from relight_trainer.unused import Unused
+from relight_trainer.windows import Dealer
+
+
+class UnfitConfig(Exception):
+    """The configuration asks for what this machine, this world or this data set does not have."""
+
+    exit_code = ExitCode.BAD_CONFIG
+
+
+class Training:
+    """What the loop needs, built in the order that matters: model, its conversions, optimizer, replica."""
+
+    def __init__(
+        self, config: TrainerConfig, splits: Splits, session: Session, device: torch.device, context: WorkerContext
+    ) -> None:
+        settings = config.train
+        self.config = config
+        self.splits = splits
+        self._session = session
+        self._context = context
+        self._device = device
+        self.sampler = _sampler(config, splits.train.size)
+        length = Length(settings.duration.steps(self.sampler.epoch), self.sampler.epoch)
+        self.dealer = _dealer(config, self.sampler, session, context)
+
+        seed_torch(stream(settings.seed, "init"))
+        model: nn.Module = build(MODELS, config.model).to(device)
+        if settings.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        check_model(model, device)
+        apply_sync_bn(config.sync_bn, model)
+        self.freezer = Freezer(config.freeze, model, length)
+        self.freezer.at(0)
+        optimizer = build_optimizer(config.optimizer, model, settings.global_batch)
+        self.schedule = build_schedule(config.schedule, config.optimizer, length, settings.global_batch)
+        self.ema = Ema(config.ema, model) if config.ema else None
+
+        own = hasattr(model, "training_step")
+        objective = OwnObjective() if own else Objective(build(LOSSES, config.loss))
+        self._objective = objective
+        self._callee = OwnStep(model) if own else model
+        self._unused = Unused(config.ddp, model)
+        self.run = Run(
+            config=config,
+            session=session,
+            device=device,
+            model=model,
+            replica=self._callee,
+            optimizer=optimizer,
+            scaler=build_scaler(settings.precision, device),
+            epoch_size=self.sampler.epoch,
+            total_steps=length.total,
+            hooks=Hooks([*map(_hook, config.hooks), *hooks_for(config.observe, context, device)], session.say),
+        )
+        self.step = Step(
+            self.run,
+            objective=objective,
+            autocast=autocast(settings.precision, device),
+            clip=build_clip(config.clip, model),
+            passed_on=self.dealer.passed_on,
+        )
+        session.batches_per_epoch, session.total_steps = self.sampler.epoch.steps, length.total
+        session.state_equal = lambda: self.run.hooks.state_equal(self.run)
+        session.before_saving = self.step.watch.settle
+        session.saving = self._saving
+        every = config.evaluate.every
+        self.evaluate_every = every.steps(self.sampler.epoch) if every else length.total
+
+    def restore(self) -> None:
+        """Load the newest state, or begin."""
+        run = self.run
+        objects: dict[str, Stateful] = {
+            "model": run.model,
+            "optimizer": run.optimizer,
+            "scaler": run.scaler,
+            "schedule": self.schedule,
+            "updates": self.step.updates,
+            "unused": self._unused,
+            "data": self.splits.identity,
+            "hooks": run.hooks,
+        }
+        if self.ema:
+            objects["ema"] = self.ema
+        self._session.restore(objects, [run.model], self._begin_afresh)
+        run.step = self._session.cursor.step
+        self.freezer.at(run.step)
+        self._replicate()
+
+    def before_step(self) -> None:
+        """Make the model what it is to be in the next step; DDP is built anew where other parameters learn."""
+        if self.freezer.at(self.run.step):
+            self._replicate()
+        set_rates(self.run.optimizer, self.schedule(self.step.updates.taken))
+
+    def after_step(self) -> None:
+        """What follows the optimizer's step, before it counts as done."""
+        if self.ema and not self.run.skipped:
+            self.ema.update()
+        if self._unused.look(self.run.step, self._session.say):
+            self._replicate()
+
+    def evaluate(self) -> None:
+        """Evaluate, and note what came of it."""
+        run, session = self.run, self._session
+        run.hooks.evaluation_begin(run)
+        with session.evaluation():
+            metrics = self._evaluate()
+            if self.ema:
+                with self.ema.swapped():
+                    metrics |= {f"ema_{name}": value for name, value in self._evaluate().items()}
+        self.schedule.observe(metrics)
+        run.log(metrics)
+        run.hooks.evaluation_end(run, _numbers(metrics))
+
+    def _evaluate(self) -> dict[str, str]:
+        run = self.run
+        sums = sums_of(run.model, self._objective, run)
+        return evaluate(run.model, sums, self.splits.test, self._session.peers, self._session.leaving)
+
+    def _begin_afresh(self) -> None:
+        if self.config.init_from:
+            report = init_from(self.config.init_from, self.run.model)
+            self._session.say(report.summary())
+            if self._context.job.checkpoint_dir:
+                folder = Path(self._context.job.checkpoint_dir)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "init_from.json").write_text(json.dumps(report.dump(), indent=2))
+        if self.ema:
+            self.ema.reset()
+
+    def _replicate(self) -> None:
+        """In a world of one, DDP would do nothing but take time: the sums are the same bits without it."""
+        run = self.run
+        if run.world == 1:
+            return
+        run.replica = self._callee
+        gc.collect()  # an older DDP hangs its hooks on parameters for as long as it lives
+        run.replica = replicate(self._callee, self._device, self.config.ddp, find_unused=self._unused.allowed)
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        self.run.hooks.checkpoint_begin(self.run)
+        yield
+        self.run.hooks.checkpoint_end(self.run)
+
+
+def _sampler(config: TrainerConfig, samples: int) -> Sampler:
+    settings = config.train
+    keep = settings.last_batch == "keep"
+    if settings.global_batch > samples and not keep:
+        raise UnfitConfig(
+            f"train.global_batch {settings.global_batch}: allowed is at most {samples}, the training set, "
+            "or last_batch: keep"
+        )
+    return Sampler(samples, settings.global_batch, settings.seed, keep_tail=keep)
+
+
+def _dealer(config: TrainerConfig, sampler: Sampler, session: Session, context: WorkerContext) -> Dealer:
+    settings, peers = config.train, session.peers
+    # A world that is larger than the job's is one that was asked for in another way.
+    workers = max(context.job.nodes * context.job.proc_per_node, peers.world)
+    ranks = workers if settings.virtual_ranks == "auto" else settings.virtual_ranks
+    return Dealer(
+        sampler,
+        virtual_ranks=ranks,
+        accumulate=settings.micro_batches(ranks),
+        rank=peers.rank,
+        world=peers.world,
+        together=config.sync_bn is not None,
+    )
+
+
+def _hook(settings: CustomHook) -> Hook:
+    hook = build(HOOKS, settings)
+    if not isinstance(hook, Hook):
+        raise UnfitConfig(
+            f"hooks: {settings.type} gives a {type(hook).__name__}; allowed: a relight_trainer.hooks.Hook"
+        )
+    if settings.order is not None:
+        hook.order = settings.order
+    if settings.on_error is not None:
+        hook.on_error = settings.on_error
+    return hook
+
+
+def _numbers(metrics: dict[str, str]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}

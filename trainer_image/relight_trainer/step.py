@@ -1,0 +1,164 @@
+"""One optimizer step of one rank."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+
+from relight_trainer.finite import FiniteWatch, NonFiniteLoss
+from relight_trainer.objective import Objective
+from relight_trainer.placement import explain
+from relight_trainer.replicas import VirtualBuffers, take_part
+from relight_trainer.run import Run
+from relight_trainer.seeds import seed_torch, stream
+from relight_trainer.sync_batchnorm import uncounted
+from relight_trainer.windows import Part
+
+MAX_SKIPPED = 50  # in a row; a loss scale halved so often is gone
+
+
+class Updates:
+    """Optimizer steps really taken: what schedules and averages count. In checkpoints."""
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.skipped_in_a_row = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken, "skipped_in_a_row": self.skipped_in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken, self.skipped_in_a_row = state["taken"], state["skipped_in_a_row"]
+
+
+class Step:
+    """Forward and backward over a step's micro-batches, and the update that follows from them.
+
+    The gradient is that of the mean loss over the global batch, however its samples are dealt out: DDP divides the sum
+    over ranks by their number, so that each rank's share of the loss is the sum over its samples, times the ranks,
+    over the samples of the batch.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        objective: Objective,
+        autocast: Callable[[], AbstractContextManager[object]],
+        clip: Callable[[], Tensor] | None,
+        passed_on: bool,
+    ) -> None:
+        """`passed_on`: this rank may run the parts of several virtual ranks (`Dealer.passed_on`)."""
+        self.updates = Updates()
+        self.watch = FiniteWatch(run.device)
+        self._run = run
+        self._objective = objective
+        self._autocast = autocast
+        self._clip = clip
+        self._buffers = VirtualBuffers(run.model, run.device) if passed_on else None
+        self._parameters = list(run.model.parameters())
+        self._seed = run.config.train.seed
+        self._skips = run.config.train.non_finite == "skip"
+        self._scaled = run.scaler.is_enabled()
+
+    def __call__(self, parts: list[Part], batches: Iterator[Any], samples: int) -> None:
+        """The step over `parts`, of a global batch of `samples`; `batches` gives one for each part.
+
+        Raises NonFiniteLoss.
+        """
+        run = self._run
+        run.optimizer.zero_grad(set_to_none=True)
+        share = run.world / samples
+        total: Tensor | None = None
+        passes = run.passes(run.step)
+        last = len(parts) * len(passes) - 1
+        for run.micro, part in enumerate(parts):
+            run.hooks.micro_begin(run)
+            run.batch = next(batches)
+            run.hooks.data_ready(run)
+            if self._buffers is not None:
+                self._buffers.begin(part.virtual_rank)
+            for i, choose in enumerate(passes):
+                choose()
+                seed_torch(stream(self._seed, "step", run.step, part.number))
+                with self._alone() if run.micro * len(passes) + i < last else nullcontext():
+                    loss = self._forward(part, share / len(passes))
+                    total = loss.detach() if total is None else total + loss.detach()
+                    run.hooks.forward_end(run)
+                    (run.scaler.scale(loss) if self._scaled else loss).backward()  # type: ignore[no-untyped-call]
+                run.hooks.backward_end(run)
+        if self._buffers is not None:
+            self._buffers.end()
+        if total is None:
+            total = self._without_samples()
+        run.loss = total
+        self._update()
+
+    def _forward(self, part: Part, weight: float) -> Tensor:
+        """The loss of the present batch, weighted; it is watched, and the run shows it detached."""
+        run, objective = self._run, self._objective
+        run.output = None  # the last one's memory is free for this one
+        try:
+            with nullcontext() if part.samples else uncounted():
+                with self._autocast():
+                    run.output = objective.output(run.replica, run.batch, run)
+                loss = objective.loss(run.output, run.batch, part.samples) * (weight if part.samples else 0.0)
+        except (RuntimeError, NotImplementedError) as error:
+            explain(error, run.model, run.batch, run.device)
+            raise
+        run.loss = loss.detach()
+        if not (self._scaled or self._skips):
+            self.watch.note("loss", run.loss, run.step)
+        return loss
+
+    def _without_samples(self) -> Tensor:
+        """For a rank that has no part of the step: its peers still wait for its gradients, which are zero."""
+        assert isinstance(self._run.replica, DistributedDataParallel)
+        take_part(self._run.replica)
+        return torch.zeros((), device=self._run.device)
+
+    def _alone(self) -> AbstractContextManager[object]:
+        replica = self._run.replica
+        return replica.no_sync() if isinstance(replica, DistributedDataParallel) else nullcontext()
+
+    def _update(self) -> None:
+        run = self._run
+        if self._scaled:
+            run.scaler.unscale_(run.optimizer)
+        run.hooks.gradients_ready(run)
+        norm = self._clip() if self._clip else self._norm()
+        run.skipped = False
+        if self._scaled:
+            before = run.scaler.get_scale()
+            run.scaler.step(run.optimizer)
+            run.scaler.update()
+            run.skipped = run.scaler.get_scale() < before
+        elif self._skips and not math.isfinite(norm.item()):
+            run.skipped = True
+        else:
+            if not self._skips:
+                self.watch.note("gradient's norm", norm, run.step)
+            run.optimizer.step()
+        self._count()
+        run.hooks.update_end(run)
+
+    def _norm(self) -> Tensor:
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        return get_total_norm(gradients)
+
+    def _count(self) -> None:
+        updates = self.updates
+        if not self._run.skipped:
+            updates.taken += 1
+            updates.skipped_in_a_row = 0
+            return
+        updates.skipped_in_a_row += 1
+        if updates.skipped_in_a_row == MAX_SKIPPED:
+            raise NonFiniteLoss(
+                f"the gradients of {MAX_SKIPPED} steps in a row, the last one step {self._run.step + 1}, are not finite"
+            )

@@ -1,0 +1,67 @@
+"""How the samples of one optimizer step are dealt out: to virtual ranks, to micro-batches, to real ranks.
+
+A global batch is cut into `virtual_ranks * accumulate` parts, virtual rank by virtual rank. In the world that the
+configuration means, each rank is one virtual rank. In a smaller one each rank runs the parts of several, so that
+every part, with its batch statistics and its dropout, is what it was in the full world.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from relight_trainer.sampler import Sampler, share
+
+Indices = npt.NDArray[np.int64]
+
+
+class Part(NamedTuple):
+    """One micro-batch of one rank."""
+
+    number: int  # among all parts of a step; names the part's random choices
+    virtual_rank: int
+    indices: Indices  # into the training set
+    samples: int  # that count: 0 where the indices are a stand-in, for a rank without samples that must take part
+
+
+class Dealer:
+    """Deals the parts of each step to `rank` of `world`: a pure function of the step.
+
+    With `together`, statistics are those of all ranks' samples in one forward (sync BN): then what must not change
+    with the world's size is each micro-batch over all ranks, and every rank takes part in each.
+    """
+
+    def __init__(
+        self, sampler: Sampler, *, virtual_ranks: int, accumulate: int, rank: int, world: int, together: bool = False
+    ) -> None:
+        self.accumulate = accumulate
+        self.virtual_ranks = virtual_ranks
+        self._sampler = sampler
+        self._rank = rank
+        self._world = world
+        self._together = together
+        self.passed_on = not together and virtual_ranks > world  # some rank runs the parts of several virtual ranks
+
+    def parts(self, step: int) -> list[Part]:
+        """The micro-batches of this rank in `step`, in the order in which they are run.
+
+        Parts without samples are left out, but where all ranks work together; a rank may have none at all.
+        """
+        batch = self._sampler.batch_of(step)
+        if self._together:
+            return self._parts_together(batch)
+        count = self.virtual_ranks * self.accumulate
+        mine = share(self.virtual_ranks, self._rank, self._world)
+        numbers = range(mine.start * self.accumulate, mine.stop * self.accumulate)
+        shares = ((n, batch[share(len(batch), n, count)]) for n in numbers)
+        return [Part(n, n // self.accumulate, mine, len(mine)) for n, mine in shares if len(mine)]
+
+    def _parts_together(self, batch: Indices) -> list[Part]:
+        parts = []
+        for micro in range(self.accumulate):
+            of_micro = batch[share(len(batch), micro, self.accumulate)]
+            if len(of_micro):
+                mine = of_micro[share(len(of_micro), self._rank, self._world)]
+                number = self._rank * self.accumulate + micro
+                parts.append(Part(number, self._rank, mine if len(mine) else of_micro[:1], len(mine)))
+        return parts
