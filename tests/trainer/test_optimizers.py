@@ -297,7 +297,7 @@ def test_wrong_settings_are_answered_in_words(optimizer: Any, text: str) -> None
 
 
 def test_muon_says_what_it_cannot_train() -> None:
-    with pytest.raises(BadConfig, match="config.optimizer: muon cannot train this model: .*2D"):
+    with pytest.raises(BadConfig, match=r"config.optimizer: muon cannot train this model: .*2D"):
         build_optimizer(settings(type="muon"), net(), 64)
 
 

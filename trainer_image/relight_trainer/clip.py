@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_norm
 
-from relight_trainer.patterns import chosen, require
+from relight_trainer.globs import chosen
+from relight_trainer.patterns import require
 from relight_trainer.settings.clip import AnyClip, ClipAgc, ClipNorm
 
 Clip = Callable[[], Tensor]

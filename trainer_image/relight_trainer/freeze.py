@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from relight_trainer.config import BadConfig
-from relight_trainer.patterns import chosen, require
+from relight_trainer.globs import chosen
+from relight_trainer.patterns import require
 from relight_trainer.problems import Problem, shown
 from relight_trainer.settings.freeze import Frozen
 from relight_trainer.settings.position import Length

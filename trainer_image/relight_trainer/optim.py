@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from relight_trainer.config import BadConfig
-from relight_trainer.patterns import chosen, near
+from relight_trainer.globs import chosen, near
 from relight_trainer.problems import Problem, shown
 from relight_trainer.schedule import Rates
 from relight_trainer.settings.optimizer import OptimizerArguments
