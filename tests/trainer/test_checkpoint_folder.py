@@ -26,6 +26,10 @@ from relight_trainer.checkpoint import (
 from relight_trainer.checkpoint import (
     folder as folder_module,
 )
+from relight_trainer.checkpoint import (
+    local_place as local_module,
+)
+from relight_trainer.checkpoint.local_place import LocalPlace
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -357,7 +361,7 @@ def test_a_zombie_of_a_deleted_job_of_the_same_name_may_not_save_either(path):
 
 def test_a_zombie_overtaken_while_it_writes_commits_nothing(path, monkeypatch):
     zombie = Job(path, world=2).begin(1).saved(1, 5)
-    write = folder_module.write_file
+    write = local_module.write_file
 
     def overtaken(file, parts):
         if file.name == "manifest.json":
@@ -365,7 +369,7 @@ def test_a_zombie_overtaken_while_it_writes_commits_nothing(path, monkeypatch):
             file.parent.mkdir(exist_ok=True)  # as if the new generation had not seen the folder yet
         return write(file, parts)
 
-    monkeypatch.setattr(folder_module, "write_file", overtaken)
+    monkeypatch.setattr(local_module, "write_file", overtaken)
     assert all(isinstance(error, Fenced) for error in zombie.save(1, 7))
     assert zombie.names() == ["step-000000005.g1"]
 
@@ -412,7 +416,7 @@ def test_a_damaged_fence_is_said_and_written_anew(path):
 @pytest.mark.parametrize("file", ["shard-0-of-3", "shard-2-of-3", "state.json", "manifest.json"])
 def test_a_failed_write_on_any_rank_fails_all_and_costs_nothing_older(path, monkeypatch, file, code):
     job = Job(path, world=3).begin(1).saved(1, 5)
-    write = folder_module.write_file
+    write = local_module.write_file
 
     def failing(target, parts):
         if target.name.startswith(file):
@@ -420,7 +424,7 @@ def test_a_failed_write_on_any_rank_fails_all_and_costs_nothing_older(path, monk
             raise OSError(code, "the disk says no")
         return write(target, parts)
 
-    monkeypatch.setattr(folder_module, "write_file", failing)
+    monkeypatch.setattr(local_module, "write_file", failing)
     errors = job.save(1, 9)
     assert len(errors) == 3
     for error in errors:
@@ -439,7 +443,7 @@ def test_a_failed_fsync_of_the_folder_is_a_failed_save(path, monkeypatch):
     def failing(_):
         raise OSError(errno.EIO, "fsync failed")
 
-    monkeypatch.setattr(folder_module, "fsync_folder", failing)
+    monkeypatch.setattr(local_module, "fsync_folder", failing)
     assert all(isinstance(error, StorageFailed) for error in job.save(1, 9))
     monkeypatch.undo()
     assert newest(job) == (1, 5)
@@ -447,8 +451,8 @@ def test_a_failed_fsync_of_the_folder_is_a_failed_save(path, monkeypatch):
 
 def test_a_folder_that_the_machines_do_not_share_is_named_as_such(path, tmp_path):
     job = Job(path, world=2).begin(1)
-    job.ranks[1]._folder = tmp_path / "elsewhere"
-    job.ranks[1]._folder.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    job.ranks[1]._place = LocalPlace(tmp_path / "elsewhere")
     for error in job.save(1, 5):
         assert isinstance(error, StorageFailed)
         assert "is the folder shared?" in str(error)
@@ -511,7 +515,7 @@ def test_what_cannot_be_deleted_is_said_and_costs_nothing_else(path, monkeypatch
     def stuck(*_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(folder_module.shutil, "rmtree", stuck)
+    monkeypatch.setattr(local_module.shutil, "rmtree", stuck)
     job.saved(1, 3)
     assert any("could not be deleted" in said for said in job.said)
     monkeypatch.undo()

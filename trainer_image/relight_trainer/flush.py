@@ -19,7 +19,7 @@ def flush(job: JobFile, run_dir: Path) -> int | None:
     if position is None:
         return None
     folder = CheckpointFolder(
-        Path(job.checkpoint_dir),
+        job.checkpoint_dir,
         job_uid=job.uid,
         created=job.created,
         config_hash=job.config_hash,

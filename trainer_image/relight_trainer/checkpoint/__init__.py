@@ -6,13 +6,15 @@
         .newest() -> Position | None
         .read() -> memoryview                      what unpack() takes; writable, private, valid until the second
                                                    write() after it
-    CheckpointFolder(folder, job_uid=, created=, config_hash=, keep=3, say=print)
+    CheckpointFolder(folder, job_uid=, created=, config_hash=, keep=3, best=None, say=print)
+                                                   `folder`: a path, or a URL that fsspec knows
         .begin_generation(generation)              rank 0, once, before newest()
         .newest(newer_than=None) -> Checkpoint | None      rank 0; `newer_than`: a Position somebody holds already,
                                                    so that nothing older is read for nothing
         .load(checkpoint) -> state
         .save(state, generation=, step=, cursor=, final=, rank=, world=, exchange=) -> Checkpoint     all ranks
     Checkpoint: path, created, position, final, cursor, world
+    Best(metric, mode="max", keep=1)               what retention keeps beside the newest
     Exchange: put(key, value), get(key, timeout)
     weights_digest([(name, tensor), ...]) -> str   64 hexadecimal digits
 
@@ -34,9 +36,11 @@ from relight_trainer.checkpoint.errors import (
 from relight_trainer.checkpoint.exchange import Exchange
 from relight_trainer.checkpoint.folder import CheckpointFolder
 from relight_trainer.checkpoint.manifest import Checkpoint, Position
+from relight_trainer.checkpoint.retention import Best
 from relight_trainer.checkpoint.snapshots import Snapshots
 
 __all__ = [
+    "Best",
     "Checkpoint",
     "CheckpointError",
     "CheckpointFolder",

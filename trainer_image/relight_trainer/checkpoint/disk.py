@@ -26,9 +26,3 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> tuple[int, st
     finally:
         os.close(descriptor)
     return size, digest.hexdigest()
-
-
-def checksum(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

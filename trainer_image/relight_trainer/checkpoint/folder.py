@@ -1,4 +1,4 @@
-"""The checkpoints of one job in a folder that all its machines share.
+"""The checkpoints of one job in a place that all its machines share: a folder, or an object store.
 
 step-000001200.g3/           committed: renamed into place, its manifest fsynced last
     manifest.json            sizes, checksums, order, cursor; sealed with a checksum of its own
@@ -8,20 +8,18 @@ step-000001500.g4.final/     the state at the end of training
 tmp-*  trash-*               being written, being deleted: never read
 corrupt-*  fenced-*          set aside: damaged, or written by a generation that was over
 fence.json                   the newest generation that has begun, and the checkpoints that it found
+
+This is a folder's layout; an object store's differs as `object_place` says.
 """
 
 import contextlib
 import json
-import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from relight_agent.files import fsync_folder, write_json
 from relight_trainer.checkpoint.container import State
-from relight_trainer.checkpoint.disk import write_file
 from relight_trainer.checkpoint.errors import (
     CheckpointError,
     ConfigChanged,
@@ -32,7 +30,6 @@ from relight_trainer.checkpoint.errors import (
 )
 from relight_trainer.checkpoint.exchange import Exchange, all_or_none
 from relight_trainer.checkpoint.manifest import (
-    MANIFEST,
     Checkpoint,
     FileRecord,
     Position,
@@ -44,10 +41,11 @@ from relight_trainer.checkpoint.manifest import (
     sealed,
     unsealed,
 )
+from relight_trainer.checkpoint.place import Place, place_of
+from relight_trainer.checkpoint.retention import LEAST_KEPT, Best, retired
 from relight_trainer.checkpoint.shards import STATE, Content, load, shard_name
 
 _FENCE = "fence.json"
-_LEAST_KEPT = 2  # the newest could turn out damaged
 
 
 @dataclass(frozen=True)
@@ -65,26 +63,28 @@ class _Fence:
 
 class CheckpointFolder:
     """Order of checkpoints: (job created, generation, step). Retention keeps the newest `keep` sound ones (two at
-    least) and every final one. `say` hears what a person should know. `timeout` (seconds) bounds how long a rank waits
+    least), every final one, and the `best`. `folder` may be a URL that fsspec knows. `say` hears what a person should know. `timeout` (seconds) bounds how long a rank waits
     for the others to write their shards.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         *,
         job_uid: str,
         created: float,
         config_hash: str,
         keep: int = 3,
+        best: Best | None = None,
         say: Callable[[str], None] = print,
         timeout: float = 1800.0,
     ) -> None:
-        self._folder = folder
+        self._place: Place = place_of(folder)
         self._job_uid = job_uid
         self._created = created
         self._config_hash = config_hash
-        self._keep = max(keep, _LEAST_KEPT)
+        self._keep = max(keep, LEAST_KEPT)
+        self._best = best
         self._say = say
         self._timeout = timeout
         self._saves = 0
@@ -96,16 +96,15 @@ class CheckpointFolder:
         Raises `Fenced` where a newer generation has begun, `StorageFailed`.
         """
         with self._storage("begin a generation"):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._place.prepare()
             self._refuse_if_fenced(generation)
             fence = self._fence()
             if fence is None or (fence.created, fence.generation) < (self._created, generation):
                 sound, _ = self._scan()
                 known = [c.seal for c in sound if fence is None or fence.admits(c)]
                 body = {"created": self._created, "generation": generation, "job_uid": self._job_uid, "known": known}
-                write_json(self._folder / _FENCE, sealed(body), durable=True)
-            for leftover in (*self._folder.glob("tmp-*"), *self._folder.glob("trash-*")):
-                shutil.rmtree(leftover, ignore_errors=True)
+                self._place.put(_FENCE, json.dumps(sealed(body)).encode())
+            self._place.sweep()
 
     def newest(self, newer_than: Position | None = None) -> Checkpoint | None:
         """The newest checkpoint that verifies, None where there is none. Rank 0, after `begin_generation`.
@@ -116,18 +115,18 @@ class CheckpointFolder:
         newest belongs to another configuration, `StorageFailed`.
         """
         with self._storage("read"):
-            if not self._folder.is_dir():
+            if not self._place.exists():
                 return None
             fence = self._fence()
             sound, damaged = self._scan()
-            bad = [self._set_aside(path, why) for path, why in damaged]
+            bad = [self._set_aside(name, why) for name, why in damaged]
             for checkpoint in sorted(sound, key=lambda c: c.order, reverse=True):
                 if fence is not None and not fence.admits(checkpoint):
                     self._say(
                         f"{checkpoint.path.name} is not used: generation {checkpoint.position.generation} wrote it after "
                         f"generation {fence.generation} had begun"
                     )
-                    self._rename_aside(checkpoint.path, "fenced")
+                    self._place.set_aside(checkpoint.path.name, "fenced")
                     continue
                 if newer_than is not None and checkpoint.order <= (self._created, newer_than, False):
                     return None
@@ -135,18 +134,18 @@ class CheckpointFolder:
                     raise ConfigChanged(
                         f"the newest checkpoint, {checkpoint.path}, belongs to another configuration "
                         f"({checkpoint.config_hash or 'none'} instead of {self._config_hash or 'none'}); give the job another "
-                        f"name or checkpoint location, undo the change, or delete {self._folder} to start from scratch"
+                        f"name or checkpoint location, undo the change, or delete {self._place} to start from scratch"
                     )
-                why = problem(checkpoint, checksums=True)
+                why = problem(checkpoint, self._place, checksums=True)
                 if why is None:
                     return checkpoint
-                bad.append(self._set_aside(checkpoint.path, why))
+                bad.append(self._set_aside(checkpoint.path.name, why))
             if newer_than is not None:
                 return None
-            bad = bad or [f"{path.name}: set aside earlier" for path in sorted(self._folder.glob("corrupt-*"))]
+            bad = bad or [f"{name}: set aside earlier" for name in self._place.names("corrupt-")]
             if bad:
                 raise NoUsableCheckpoint(
-                    f"no checkpoint in {self._folder} can be used ({'; '.join(bad)}). Put a sound copy back, or delete the "
+                    f"no checkpoint in {self._place} can be used ({'; '.join(bad)}). Put a sound copy back, or delete the "
                     f"folder to start from scratch"
                 )
             return None
@@ -154,7 +153,10 @@ class CheckpointFolder:
     def load(self, checkpoint: Checkpoint) -> State:
         """The state of what `newest` gave. Raises `StorageFailed`."""
         with self._storage("read"):
-            return load(checkpoint.path, list(checkpoint.files))
+            name = checkpoint.path.name
+            state = load({file: self._place.fetch(name, file) for file in checkpoint.files})
+            self._place.forget()
+            return state
 
     def save(
         self,
@@ -179,7 +181,7 @@ class CheckpointFolder:
             return self._last
         self._saves += 1
         name = folder_name(position, final=final)
-        temporary = self._folder / f"tmp-{name}-{secrets.token_hex(4)}"
+        begun = ""
         content: Content | None = None
 
         def together(stage: str, act: Callable[[], Any]) -> list[Any]:
@@ -187,31 +189,29 @@ class CheckpointFolder:
             return all_or_none(exchange, key, act, rank=rank, world=world, timeout=self._timeout)
 
         def begin() -> tuple[str, str]:
-            nonlocal content
+            nonlocal begun, content
             content = Content(state)
             if rank == 0:
                 with self._storage("write"):
                     self._refuse_if_fenced(generation)
-                    temporary.mkdir(parents=True)
-            return temporary.name, content.layout_digest
+                    begun = self._place.begin(name)
+            return begun, content.layout_digest
 
         def write_shard() -> tuple[str, int, str]:
             assert content is not None
             shard = shard_name(rank, world)
             with self._storage(f"write {shard}"):
-                temporary.mkdir(exist_ok=True)  # a shared folder may show it late
-                record = write_file(temporary / shard, content.shard(rank, world))
-                fsync_folder(temporary)
+                record = self._place.write(begun, shard, content.shard(rank, world))
             return shard, *record
 
-        def commit() -> str | None:
+        def commit() -> tuple[str, str] | None:
             if rank != 0:
                 return None
             assert content is not None
             with self._storage("write"):
                 files = {shard: FileRecord(size, digest) for shard, size, digest in written}
-                self._refuse_if_unseen(temporary, files)
-                files[STATE] = FileRecord(*write_file(temporary / STATE, [content.document()]))
+                self._refuse_if_unseen(begun, files)
+                files[STATE] = FileRecord(*self._place.write(begun, STATE, [content.document()]))
                 text = manifest_text(
                     job_uid=self._job_uid,
                     created=self._created,
@@ -222,24 +222,21 @@ class CheckpointFolder:
                     config_hash=self._config_hash,
                     files=files,
                 )
-                fsync_folder(temporary)
-                write_file(temporary / MANIFEST, [text.encode()])
-                fsync_folder(temporary)
-                self._refuse_if_fenced(generation)
-                self._put_in_place(temporary, name)
-            return text
+                committed = self._place.commit(begun, name, text.encode(), lambda: self._refuse_if_fenced(generation))
+            return committed, text
 
         try:
-            begun = together("begin", begin)
-            temporary = self._folder / begun[0][0]
-            _refuse_if_unequal([layout for _, layout in begun])
+            starts = together("begin", begin)
+            begun = starts[0][0]
+            _refuse_if_unequal([layout for _, layout in starts])
             written = together("shards", write_shard)
-            manifest = together("commit", commit)[0]
+            committed, manifest = together("commit", commit)[0]
         except BaseException:
-            if rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
+            if rank == 0 and begun:
+                with contextlib.suppress(*self._place.errors):
+                    self._place.discard(begun)
             raise
-        self._last = parse_manifest(self._folder / name, manifest)
+        self._last = parse_manifest(self._place.path(committed), manifest)
         if rank == 0:
             self._retire()
         return self._last
@@ -248,21 +245,14 @@ class CheckpointFolder:
         fence = self._fence()
         if fence is not None and (fence.created, fence.generation) > (self._created, generation):
             whose = f"generation {fence.generation}" if fence.created == self._created else "a newer job of this name"
-            raise Fenced(f"generation {generation} may no longer use {self._folder}: {whose} has begun")
+            raise Fenced(f"generation {generation} may no longer use {self._place}: {whose} has begun")
 
-    def _refuse_if_unseen(self, temporary: Path, files: dict[str, FileRecord]) -> None:
-        for name, record in files.items():
-            path = temporary / name
-            if not path.exists() or path.stat().st_size != record.bytes:
+    def _refuse_if_unseen(self, begun: str, files: dict[str, FileRecord]) -> None:
+        sizes = self._place.sizes(begun)
+        for file, record in files.items():
+            if sizes.get(file) != record.bytes:
+                path = self._place.path(begun) / file
                 raise StorageFailed(f"{path}, written by another rank, is not seen by rank 0: is the folder shared?")
-
-    def _put_in_place(self, temporary: Path, name: str) -> None:
-        target = self._folder / name
-        if target.exists():
-            # Another job's of the same name, or damaged: it stays a candidate under another name.
-            target.rename(self._folder / f"{name}.{secrets.token_hex(4)}")
-        temporary.rename(target)
-        fsync_folder(self._folder)
 
     def _retire(self) -> None:
         """Delete what retention does not keep. A failure here costs space, not state."""
@@ -273,52 +263,40 @@ class CheckpointFolder:
                 for c in self._scan()[0]
                 if c.config_hash == self._config_hash
                 and (fence is None or fence.admits(c))
-                and problem(c, checksums=False) is None
+                and problem(c, self._place, checksums=False) is None
             ]
-            sound.sort(key=lambda c: c.order, reverse=True)
-            for checkpoint in sound[self._keep :]:
-                if not checkpoint.final:
-                    trash = self._folder / f"trash-{checkpoint.path.name}-{secrets.token_hex(4)}"
-                    checkpoint.path.rename(trash)
-                    shutil.rmtree(trash)
-        except (OSError, CheckpointError) as error:
+            for checkpoint in retired(sound, keep=self._keep, best=self._best):
+                self._place.delete(checkpoint.path.name)
+        except Exception as error:
+            if not isinstance(error, (CheckpointError, *self._place.errors)):
+                raise
             self._say(f"old checkpoints could not be deleted: {error}")
 
-    def _scan(self) -> tuple[list[Checkpoint], list[tuple[Path, str]]]:
-        """(checkpoints with a sound manifest, others with what is wrong with each)."""
+    def _scan(self) -> tuple[list[Checkpoint], list[tuple[str, str]]]:
+        """(checkpoints with a sound manifest, names of others with what is wrong with each)."""
         sound: list[Checkpoint] = []
-        damaged: list[tuple[Path, str]] = []
-        for path in sorted(self._folder.glob("step-*")):
+        damaged: list[tuple[str, str]] = []
+        for name in self._place.names("step-"):
             try:
-                sound.append(read_manifest(path))
+                sound.append(read_manifest(self._place, name))
             except ValueError as error:
-                if path.exists():  # else a retiring writer was faster
-                    damaged.append((path, str(error)))
+                if name in self._place.names(name):  # else a retiring writer was faster
+                    damaged.append((name, str(error)))
         return sound, damaged
 
-    def _set_aside(self, path: Path, why: str) -> str:
-        reason = f"{path.name}: {why}"
-        aside = self._rename_aside(path, "corrupt")
+    def _set_aside(self, name: str, why: str) -> str:
+        reason = f"{name}: {why}"
+        aside = self._place.set_aside(name, "corrupt")
         self._say(f"checkpoint {reason}; it is not used, and kept as {aside}")
         return reason
 
-    def _rename_aside(self, path: Path, prefix: str) -> str:
-        aside = self._folder / f"{prefix}-{path.name}"
-        if aside.exists():
-            aside = aside.with_name(f"{aside.name}-{secrets.token_hex(4)}")
-        try:
-            path.rename(aside)
-        except OSError:  # read-only storage: it is judged again next time
-            return path.name
-        return aside.name
-
     def _fence(self) -> _Fence | None:
         try:
-            body = unsealed(json.loads((self._folder / _FENCE).read_bytes()), _FENCE)
+            body = unsealed(json.loads(self._place.read(_FENCE)), _FENCE)
         except FileNotFoundError:
             return None
         except ValueError as error:
-            self._say(f"{self._folder / _FENCE} is damaged ({error}): generations before this one are not shut out")
+            self._say(f"{self._place.path(_FENCE)} is damaged ({error}): generations before this one are not shut out")
             return None
         return _Fence(body["created"], body["generation"], frozenset(body["known"]))
 
@@ -326,8 +304,12 @@ class CheckpointFolder:
     def _storage(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            raise StorageFailed(f"cannot {doing} in {self._folder}: {error.strerror or error}") from error
+        except CheckpointError:
+            raise
+        except self._place.errors as error:
+            raise StorageFailed(
+                f"cannot {doing} in {self._place}: {getattr(error, 'strerror', None) or error}"
+            ) from error
 
 
 def _refuse_if_unequal(layouts: list[str]) -> None:

@@ -4,17 +4,16 @@ import hashlib
 import importlib.metadata
 import json
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import torch
 
 from relight_trainer.checkpoint import tagged
-from relight_trainer.checkpoint.disk import checksum
 from relight_trainer.checkpoint.errors import ConfigChanged
+from relight_trainer.checkpoint.place import MANIFEST, Place
 
 SCHEMA = 1
-MANIFEST = "manifest.json"
 
 
 class Position(NamedTuple):
@@ -33,7 +32,7 @@ class FileRecord(NamedTuple):
 class Checkpoint:
     """A committed checkpoint, as its manifest describes it."""
 
-    path: Path
+    path: PurePath  # a Path where it is in a folder
     job_uid: str
     created: float  # of the job, unix seconds
     position: Position
@@ -83,15 +82,15 @@ def manifest_text(
     return json.dumps(sealed(body), indent=1)
 
 
-def read_manifest(folder: Path) -> Checkpoint:
-    """Raises as `parse_manifest`, and `OSError`."""
+def read_manifest(place: Place, name: str) -> Checkpoint:
+    """Raises as `parse_manifest`, and what the place raises."""
     try:
-        return parse_manifest(folder, (folder / MANIFEST).read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+        return parse_manifest(place.path(name), place.read(f"{name}/{MANIFEST}"))
+    except FileNotFoundError:
         raise ValueError(f"{MANIFEST} is missing") from None
 
 
-def parse_manifest(folder: Path, text: str | bytes) -> Checkpoint:
+def parse_manifest(folder: PurePath, text: str | bytes) -> Checkpoint:
     """Raises `ValueError` saying what is wrong with it, `ConfigChanged` where a newer Relight wrote it."""
     try:
         value = json.loads(text)
@@ -118,18 +117,19 @@ def parse_manifest(folder: Path, text: str | bytes) -> Checkpoint:
     )
 
 
-def problem(checkpoint: Checkpoint, *, checksums: bool) -> str | None:
-    """What is wrong with a checkpoint's files, None if nothing is. `checksums` reads them whole. Raises `OSError`."""
+def problem(checkpoint: Checkpoint, place: Place, *, checksums: bool) -> str | None:
+    """What is wrong with a checkpoint's files, None if nothing is. `checksums` reads them whole.
+
+    Raises what the place raises.
+    """
+    sizes = place.sizes(checkpoint.path.name)
     for name, record in checkpoint.files.items():
-        path = checkpoint.path / name
-        try:
-            size = path.stat().st_size
-            if size != record.bytes:
-                return f"{name} has {size} bytes instead of {record.bytes}"
-            if checksums and checksum(path) != record.sha256:
-                return f"{name} does not match its checksum"
-        except FileNotFoundError:
+        if name not in sizes:
             return f"{name} is missing"
+        if sizes[name] != record.bytes:
+            return f"{name} has {sizes[name]} bytes instead of {record.bytes}"
+        if checksums and hashlib.sha256(place.fetch(checkpoint.path.name, name)).hexdigest() != record.sha256:
+            return f"{name} does not match its checksum"
     return None
 
 

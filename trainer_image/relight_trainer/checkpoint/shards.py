@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import mmap
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from relight_trainer.checkpoint.container import Head, Layout, State, entries_of, flatten, rebuild
@@ -52,14 +50,13 @@ def shard_name(rank: int, world: int) -> str:
     return f"shard-{rank}-of-{world}.safetensors"
 
 
-def load(folder: Path, names: Sequence[str]) -> State:
-    """The state of a checkpoint's files, which have been verified. Raises `ValueError`, `OSError`."""
-    document: Any = json.loads((folder / STATE).read_bytes())
+def load(files: Mapping[str, memoryview]) -> State:
+    """The state of a checkpoint's files, which have been verified. Raises `ValueError`."""
+    document: Any = json.loads(bytes(files[STATE]))
     entries: dict[str, memoryview] = {}
-    for name in names:
+    for name, data in files.items():
         if name != STATE:
-            with (folder / name).open("rb") as file:
-                entries |= entries_of(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[1]
+            entries |= entries_of(data)[1]
     return rebuild(document["state"], document["views"], entries)
 
 
