@@ -70,8 +70,7 @@ def init_from(settings: "InitFrom", module: nn.Module) -> Report:
         raise Unreadable(f"{settings.path}: {'; '.join(wrong)}")
     there = _renamed(dict(weights(contents, key=settings.key, ema=settings.ema)), settings.rename)
     here = {**dict(module.named_parameters(remove_duplicate=False)), **_saved_buffers(module)}
-    # Files older than batch norm's counter lack it; it is read only where the momentum is unset.
-    here = {name: t for name, t in here.items() if name in there or not name.endswith("num_batches_tracked")}
+    here = {name: tensor for name, tensor in here.items() if not _old_counter(name, there)}
     report = _report(settings.path, there, here)
     _judge(settings, report)
     with torch.no_grad(), Bytes() as data:
@@ -96,6 +95,12 @@ def _renamed(there: Mapping[str, "TensorRef"], renames: "list[Rename]") -> dict[
 def _saved_buffers(module: nn.Module) -> dict[str, Tensor]:
     saved = module.state_dict().keys()
     return {name: b for name, b in module.named_buffers(remove_duplicate=False) if name in saved}
+
+
+def _old_counter(name: str, there: Mapping[str, "TensorRef"]) -> bool:
+    """Whether `name` is batch norm's counter, which old files lack and which only an unset momentum reads."""
+    sibling = f"{name.removesuffix('num_batches_tracked')}running_mean"
+    return name.endswith("num_batches_tracked") and name not in there and sibling in there
 
 
 def _report(path: str, there: Mapping[str, "TensorRef"], here: Mapping[str, Tensor]) -> Report:
