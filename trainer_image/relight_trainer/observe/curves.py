@@ -8,7 +8,8 @@ In the folder of the job:
         events.out.tfevents.<when the job was created>.<generation>
 
 A generation goes on with the curves of those before it, from the step it was restored at: what they say of later steps
-goes, for these are done again. An evaluation at that step is done again too.
+goes, for these are done again. An evaluation at that step is done again too. What a process that is killed has not yet
+written, milliseconds' worth where storage is well, is missing.
 """
 
 import json
@@ -125,12 +126,18 @@ class Curves(Hook):
         self._writer = writer
         self._sinks = sinks
         self._machine = machine
+        self._evaluating = False
 
     def run_begin(self, run: Run) -> None:
         for sink in self._sinks:
             self._writer.put(lambda sink=sink, step=run.step: sink.open(step))  # type: ignore[misc]
 
+    def evaluation_begin(self, run: Run) -> None:  # noqa: ARG002  # as in Hook
+        self._evaluating = True
+
     def logged(self, run: Run, metrics: Scalars) -> None:
+        if self._evaluating:
+            return
         values, step, at = dict(metrics), run.step, time.time()
 
         def write() -> None:
@@ -140,6 +147,7 @@ class Curves(Hook):
         self._writer.put(write)
 
     def evaluation_end(self, run: Run, metrics: Scalars) -> None:
+        self._evaluating = False
         values, step, at = dict(metrics), run.step, time.time()
         self._writer.put(lambda: self._scalars(values, step, at, evaluation=True))
 

@@ -174,10 +174,14 @@ class TimeSplit(Hook):
         self._last_gradient: LastGradient | None = None
         self._told = ""
         self._seen = list(clock.seconds)
+        self._evaluating = False
+        self._after_backward = Phase.OPTIMIZER
 
     def run_begin(self, run: Run) -> None:
         if run.world > 1:
             self._last_gradient = LastGradient(run.model, lambda: self.clock.enter(Phase.COMMUNICATION))
+        if len(run.passes(run.step)) > 1:  # the next one may follow, with no point of the loop before it
+            self._after_backward = Phase.FORWARD
         self._publish()
         self.clock.enter(Phase.OTHER)
 
@@ -191,9 +195,12 @@ class TimeSplit(Hook):
         self.clock.enter(Phase.BACKWARD)
 
     def backward_end(self, run: Run) -> None:  # noqa: ARG002
-        self.clock.enter(Phase.OPTIMIZER)
+        self.clock.enter(self._after_backward)
         if self._last_gradient is not None:
             self._last_gradient.backward_ended()
+
+    def gradients_ready(self, run: Run) -> None:  # noqa: ARG002
+        self.clock.enter(Phase.OPTIMIZER)
 
     def update_end(self, run: Run) -> None:  # noqa: ARG002
         self.clock.enter(Phase.COMMUNICATION)
@@ -206,9 +213,11 @@ class TimeSplit(Hook):
         self.clock.settle()
 
     def evaluation_begin(self, run: Run) -> None:  # noqa: ARG002
+        self._evaluating = True
         self.clock.enter(Phase.EVALUATION)
 
     def evaluation_end(self, run: Run, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
+        self._evaluating = False
         self.clock.enter(Phase.OTHER)
 
     def checkpoint_begin(self, run: Run) -> None:  # noqa: ARG002
@@ -219,6 +228,8 @@ class TimeSplit(Hook):
 
     def logged(self, run: Run, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
         """The verdict on the time since the last one."""
+        if self._evaluating:
+            return
         now = list(self.clock.seconds)
         window = [b - a for a, b in zip(self._seen, now, strict=True)]
         if sum(window) <= 0:
