@@ -52,7 +52,6 @@ def recalibrate(
     return statistics
 
 
-@torch.no_grad()
 def population_statistics(
     model: nn.Module,
     batches: Iterable[Any],
@@ -61,20 +60,42 @@ def population_statistics(
     distributed: bool = False,
 ) -> Statistics:
     """As `recalibrate`, but the model stays as it is."""
-    layers = _layers(model)
-    sums = {name: _Sums(layer) for name, layer in layers.items()}
-    with ExitStack() as stack:
-        stack.enter_context(_calibrating(model, layers.values()))
-        for name, layer in layers.items():
-            stack.callback(layer.register_forward_pre_hook(sums[name].add).remove)
+    population = Population(model)
+    with population.gathering():
         for batch in batches:
             if forward is not None:
                 forward(batch)
             else:
                 model(batch[0] if isinstance(batch, (tuple, list)) else batch)
     if distributed:
-        _merge_ranks(list(sums.values()))
-    return {name: found.statistics() for name, found in sums.items() if found.count}
+        population.merge_ranks()
+    return population.statistics()
+
+
+class Population:
+    """What the batch norm layers of a model have been fed, as long as `gathering`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._layers = _layers(model)
+        self._sums = {name: _Sums(layer) for name, layer in self._layers.items()}
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Forward passes in this block count. Modes and hooks of the model are as before at its end."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(_calibrating(self._model, self._layers.values()))
+            for name, layer in self._layers.items():
+                stack.callback(layer.register_forward_pre_hook(self._sums[name].add).remove)
+            yield
+
+    def merge_ranks(self) -> None:
+        """Make it what all ranks have been fed. Called by all ranks; one collective."""
+        _merge_ranks(list(self._sums.values()))
+
+    def statistics(self) -> Statistics:
+        return {name: found.statistics() for name, found in self._sums.items() if found.count}
 
 
 @torch.no_grad()
@@ -92,19 +113,21 @@ def load_statistics(model: nn.Module, statistics: Statistics) -> None:
 @contextmanager
 def loaded(model: nn.Module, statistics: Statistics) -> Iterator[None]:
     """`statistics` in the model, and at the end of the block what was there before."""
-    layers = _layers(model)
-    kept = [
-        (t, t.clone())
-        for name in statistics
-        for t in (layers[name].running_mean, layers[name].running_var)
-        if t is not None
-    ]
-    load_statistics(model, statistics)
+    with preserved(model):
+        load_statistics(model, statistics)
+        yield
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """At the end of the block the running statistics are as they were."""
+    running = [t for layer in _layers(model).values() for t in (layer.running_mean, layer.running_var) if t is not None]
+    kept = [t.clone() for t in running]
     try:
         yield
     finally:
         with torch.no_grad():
-            for tensor, before in kept:
+            for tensor, before in zip(running, kept, strict=True):
                 tensor.copy_(before)
 
 
@@ -116,15 +139,17 @@ class StatisticsCache:
         self._of: tuple[tuple[int, int], ...] = ()
         self._known: dict[Hashable, Statistics] = {}
 
-    def get(self, path: Hashable, compute: Callable[[], Statistics]) -> Statistics:
-        """What `compute` gave for `path` and these very weights, else what it gives now."""
+    def known(self, path: Hashable) -> Statistics | None:
+        """What was put for `path` and these very weights."""
         # Every change in place raises a tensor's version: optimizers, loading and averaging are seen.
         weights = tuple((p.data_ptr(), p._version) for p in self._model.parameters())  # noqa: SLF001
         if weights != self._of:
             self._of, self._known = weights, {}
-        if path not in self._known:
-            self._known[path] = compute()
-        return self._known[path]
+        return self._known.get(path)
+
+    def put(self, path: Hashable, statistics: Statistics) -> None:
+        """After `known` has said that there is nothing."""
+        self._known[path] = statistics
 
 
 def _layers(model: nn.Module) -> dict[str, _BatchNorm]:

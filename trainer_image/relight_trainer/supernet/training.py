@@ -1,0 +1,157 @@
+"""A supernet as the loop sees it."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from relight_trainer.data.draws import Draw, shard
+from relight_trainer.data.splits import Split
+from relight_trainer.peers import Interrupted, Peers
+from relight_trainer.recalibrate import StatisticsCache
+from relight_trainer.sampler import permutation, share
+from relight_trainer.seeds import stream
+from relight_trainer.settings.supernet import Supernet as Settings
+from relight_trainer.supernet.choices import BadSupernet, ChoiceSpace, Path, PathContext, path_text, space_of
+from relight_trainer.supernet.costs import Costs, flop_costs, parameter_costs
+from relight_trainer.supernet.ranking import Candidates, measure, statistics_of
+from relight_trainer.supernet.samplers import build_sampler, uniform, within_budget
+
+_BATCH = 256  # samples of one forward pass of an evaluation
+_EVALUATION = -1  # the step that stands for it where paths are drawn
+
+
+class Supernet:
+    """The paths of `model`: which a step trains, and how good they are.
+
+    All of it is a function of the settings, `seed` and the step: nothing is to be saved. `probe` runs the model on one
+    sample; only a budget of flops needs it. Raises BadSupernet where settings and model do not fit.
+    """
+
+    def __init__(
+        self, settings: Settings, model: nn.Module, seed: int, probe: Callable[[], object] | None = None
+    ) -> None:
+        self.ranking: list[dict[str, Any]] = []  # of the newest evaluation, the best path first
+        self._settings = settings
+        self._model = model
+        self._seed = seed
+        self._space = space_of(model)
+        self._cache = StatisticsCache(model)
+        self._costs: Costs | None = None
+        if isinstance(self._space, ChoiceSpace):
+            space = self._space
+            sampler = build_sampler(settings, space.sizes, seed, lambda: self._measured(space, probe))
+            self._sample: Callable[[int], list[Path]] = sampler
+        elif settings.sampler != "uniform":
+            raise BadSupernet(
+                f"supernet.sampler: found {settings.sampler} for a model with a sample_path of its own; allowed: uniform, "
+                "which leaves the choice to that, or a model of relight_trainer.supernet.Choice blocks"
+            )
+        else:
+            count = settings.paths or 1
+            self._sample = lambda step: [self._own(step, i) for i in range(count)]
+
+    def paths(self, step: int) -> list[Path]:
+        """The paths of the optimizer step that comes after `step` done ones; their losses are averaged."""
+        return self._sample(step)
+
+    def choose(self, path: Path) -> None:
+        """Let the next forward passes take `path`."""
+        self._space.choose(path)
+
+    def candidates(self) -> Candidates:
+        """The paths that an evaluation compares: always the same ones, all there are where they are few."""
+        paths = {path_text(path): path for path in self._to_compare()}
+        return Candidates(self._model, self.choose, list(paths.values()), list(paths))
+
+    def evaluate(
+        self,
+        train: Split,
+        test: Split,
+        peers: Peers,
+        *,
+        forward: Callable[[Any], object],
+        sums: Callable[[Any, int], Mapping[str, Tensor]],
+        interrupted: Callable[[], bool],
+    ) -> dict[str, str]:
+        """Compare paths on the whole test set, each with statistics of its own; metrics as text, and `ranking`.
+
+        Called by all ranks, each of which does its share of the paths: the result is the same for any number of them,
+        bit for bit. `forward` runs the model on a batch, `sums` gives sums over its samples by name. Raises
+        Interrupted between two batches once `interrupted()`. The model's modes and statistics are as before.
+        """
+        if not test.size:
+            return {}
+        everyone = self.candidates()
+        count = len(everyone.paths)
+        # A rank without a path does the first one too, for the names, and does not count.
+        mine = list(range(peers.rank, count, peers.world)) or [0]
+        these = everyone._replace(paths=[everyone.paths[i] for i in mine], names=[everyone.names[i] for i in mine])
+        statistics = statistics_of(these, _polled(self._calibration(train), interrupted), forward, self._cache)
+        draws = list(shard(test.size, 0, 1, _BATCH))
+        batches = zip(_polled(test.batches(draws), interrupted), (len(d.indices) for d in draws), strict=True)
+        names, found = measure(these, statistics, batches, sums)
+        totals = torch.zeros(count, 1 + len(names), dtype=torch.float64, device=found.device)
+        if peers.rank < count:
+            totals[mine] = found
+        return self._rank(everyone, names, peers.sum(totals, interrupted).tolist())
+
+    def _rank(self, everyone: Candidates, names: list[str], totals: list[list[float]]) -> dict[str, str]:
+        means = [{n: v / row[0] for n, v in zip(names, row[1:], strict=True)} for row in totals]
+        rows = [{"path": name, **found} for name, found in zip(everyone.names, means, strict=True)]
+        by = "accuracy" if "accuracy" in names else "loss"
+        self.ranking = sorted(rows, key=lambda row: row[by], reverse=by == "accuracy")
+        best = self.ranking[0]
+        metrics = {"paths": str(len(rows)), "best_path": best["path"]}
+        for name in sorted(names):
+            metrics[f"test_{name}"] = f"{sum(row[name] for row in means) / len(rows):.4f}"  # mean over the paths
+            metrics[f"best_path_{name}"] = f"{best[name]:.4f}"
+        return metrics
+
+    def _calibration(self, train: Split) -> Iterable[Any]:
+        """The training samples that statistics are of, always the same, in batches of nearly equal size."""
+        settings = self._settings.recalibrate
+        if settings is None:
+            return ()
+        samples = permutation(train.size, stream(self._seed, "calibration"))[: settings.samples]
+        parts = -(-len(samples) // settings.batch)
+        return train.batches(
+            Draw(0, np.ascontiguousarray(samples[share(len(samples), i, parts)])) for i in range(parts)
+        )
+
+    def _to_compare(self) -> Iterable[Path]:
+        wanted, space = self._settings.evaluate, self._space
+        if not isinstance(space, ChoiceSpace):
+            return [self._own(_EVALUATION, i) for i in range(wanted)]
+        budget = self._settings.budget
+        if space.count <= wanted:
+            costs = self._costs
+            return [
+                p for p in space.all_paths() if not (budget and costs) or budget.least <= costs.of(p) <= budget.most
+            ]
+        if budget and self._costs:
+            costs = self._costs
+            return [within_budget(costs, budget, self._seed, _EVALUATION, i) for i in range(wanted)]
+        return [uniform(space.sizes, self._seed, _EVALUATION, i) for i in range(wanted)]
+
+    def _own(self, step: int, index: int) -> Path:
+        assert not isinstance(self._space, ChoiceSpace)
+        return self._space.sample(PathContext(self._seed, step, index))
+
+    def _measured(self, space: ChoiceSpace, probe: Callable[[], object] | None) -> Costs:
+        if self._costs is None:
+            if self._settings.budget and self._settings.budget.of == "flops":
+                assert probe is not None, "a budget of flops needs a probe"
+                self._costs = flop_costs(self._model, space, probe)
+            else:
+                self._costs = parameter_costs(self._model, space)
+        return self._costs
+
+
+def _polled(batches: Iterable[Any], interrupted: Callable[[], bool]) -> Iterable[Any]:
+    for batch in batches:
+        if interrupted():
+            raise Interrupted
+        yield batch
