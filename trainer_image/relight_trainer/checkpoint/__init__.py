@@ -13,6 +13,7 @@
                                                    so that nothing older is read for nothing
         .load(checkpoint) -> state
         .save(state, generation=, step=, cursor=, final=, rank=, world=, exchange=) -> Checkpoint     all ranks
+    Saver(folder, exchange, rank=, world=, timeout=, say=)     when they are written: due(), now(), poll(), wait()
     Checkpoint: path, created, position, final, cursor, world
     Best(metric, mode="max", keep=1)               what retention keeps beside the newest
     Exchange: put(key, value), get(key, timeout)
@@ -37,6 +38,7 @@ from relight_trainer.checkpoint.exchange import Exchange
 from relight_trainer.checkpoint.folder import CheckpointFolder
 from relight_trainer.checkpoint.manifest import Checkpoint, Position
 from relight_trainer.checkpoint.retention import Best
+from relight_trainer.checkpoint.saver import Saver
 from relight_trainer.checkpoint.snapshots import Snapshots
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "Fenced",
     "NoUsableCheckpoint",
     "Position",
+    "Saver",
     "Snapshots",
     "SnapshotsOff",
     "State",

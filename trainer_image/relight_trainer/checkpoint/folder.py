@@ -160,7 +160,7 @@ class CheckpointFolder:
 
     def save(
         self,
-        state: State,
+        state: State | Callable[[], Content],
         *,
         generation: int,
         step: int,
@@ -172,6 +172,7 @@ class CheckpointFolder:
     ) -> Checkpoint:
         """Write a state that all ranks hold alike, each rank its share; all ranks call this in the same order.
 
+        In the state's place may stand what gives its content, held earlier.
         Returns on every rank once the checkpoint is committed. Saving the same position again is free.
         Raises on every rank, with what was there before untouched: `StorageFailed`, `Fenced` where a newer generation
         has begun, `UnsupportedState` where the state cannot be saved or the ranks' states differ in shape.
@@ -190,7 +191,7 @@ class CheckpointFolder:
 
         def begin() -> tuple[str, str]:
             nonlocal begun, content
-            content = Content(state)
+            content = state() if callable(state) else Content(state)
             if rank == 0:
                 with self._storage("write"):
                     self._refuse_if_fenced(generation)

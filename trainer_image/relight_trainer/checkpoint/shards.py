@@ -3,10 +3,13 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from relight_trainer.checkpoint.container import Head, Layout, State, entries_of, flatten, rebuild
 from relight_trainer.checkpoint.memory import bytes_of
+
+if TYPE_CHECKING:
+    import torch
 
 STATE = "state.json"
 _SCHEMA = 1
@@ -19,6 +22,14 @@ class Content:
         """Raises `UnsupportedState`."""
         self._text, paths, self._tensors = flatten(state)
         self._layout = Layout.of(paths, self._tensors)
+        self._held: dict[int, torch.Tensor] = {}
+
+    def hold(self, rank: int, world: int) -> "Content":
+        """Copy what `shard(rank, world)` will write, so that the state may change from now on."""
+        for i in self._mine(rank, world):
+            self._held[i] = self._layout.source(i, self._tensors).detach().to("cpu", copy=True)
+        self._tensors = []
+        return self
 
     @property
     def layout_digest(self) -> str:
@@ -29,16 +40,19 @@ class Content:
     def shard(self, rank: int, world: int) -> Iterator[bytes | memoryview]:
         """The parts of one rank's safetensors file."""
         entries = self._layout.entries
-        mine = split([entry.bytes for entry in entries], world)[rank]
+        mine = self._mine(rank, world)
         yield Head((entries[i] for i in mine), {}).bytes("")
         for i in mine:
-            source = self._layout.source(i, self._tensors).cpu()
+            source = self._held[i] if i in self._held else self._layout.source(i, self._tensors).cpu()
             yield bytes_of(source)
 
     def document(self) -> bytes:
         """All that is not a tensor, and how the entries make tensors."""
         views = json.dumps(self._layout.views_json(), separators=(",", ":"))
         return f'{{"schema":{_SCHEMA},"views":{views},"state":{self._text}}}'.encode()
+
+    def _mine(self, rank: int, world: int) -> list[int]:
+        return split([entry.bytes for entry in self._layout.entries], world)[rank]
 
 
 def shard_name(rank: int, world: int) -> str:

@@ -1,0 +1,157 @@
+"""When a checkpoint is written: at once while the storage is quick, beside the training once it is slow."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from relight_trainer.checkpoint.container import State
+from relight_trainer.checkpoint.errors import CheckpointError, StorageFailed
+from relight_trainer.checkpoint.exchange import Exchange
+from relight_trainer.checkpoint.folder import CheckpointFolder
+from relight_trainer.checkpoint.manifest import Checkpoint
+from relight_trainer.checkpoint.shards import Content
+
+SLOW_SECONDS = 2.0  # what a checkpoint may hold up all ranks; the next one after a slower one is written beside them
+_AT_ONCE, _BESIDE, _NOT_NOW = b"at once", b"beside", b"not now"
+
+
+class Saver:
+    """The saves of one rank of one generation; all ranks make the same calls at the same steps.
+
+    `exchange` is this object's own: a thread waits on it. `say` is called in the caller's thread only.
+    """
+
+    def __init__(
+        self,
+        folder: CheckpointFolder,
+        exchange: Exchange,
+        *,
+        rank: int,
+        world: int,
+        timeout: float,
+        say: Callable[[str], None],
+        slow: float = SLOW_SECONDS,
+    ) -> None:
+        self._folder = folder
+        self._exchange = exchange
+        self._rank = rank
+        self._world = world
+        self._timeout = timeout
+        self._say = say
+        self._slow = slow
+        self._is_slow = False  # rank 0's judgement alone
+        self._running: _Running | None = None
+
+    def due(
+        self, state: Callable[[], State], *, generation: int, step: int, cursor: dict[str, Any]
+    ) -> Checkpoint | None:
+        """A checkpoint is due: the one that has been committed, if that is so on return.
+
+        A storage that fails is told and does not end training: what was there before is untouched. Where the one
+        before is still being written, this one is left out, and told. Raises what `CheckpointFolder.save` raises beside
+        `StorageFailed`.
+        """
+        how = self._agree(step)
+        arguments = {"generation": generation, "step": step, "cursor": cursor, "final": False}
+        if how == _NOT_NOW:
+            self._say(f"the storage is slow: no checkpoint of step {step}, the one before is still being written")
+            return None
+        if how == _BESIDE:
+            self.wait()
+            content = self._held(state)
+            self._running = _Running(lambda: self._save(content, arguments), f"the checkpoint of step {step}")
+            return None
+        try:
+            return self.now(state(), **arguments)
+        except StorageFailed as error:
+            self._failed(f"the checkpoint of step {step}", error)
+            return None
+
+    def now(self, state: State, **arguments: Any) -> Checkpoint:
+        """Save at once, after what is still being written. Arguments and errors are those of `CheckpointFolder.save`."""
+        self.wait()
+        began = time.monotonic()
+        saved = self._save(state, arguments)
+        took = time.monotonic() - began
+        if took > self._slow and not self._is_slow and not arguments.get("final"):
+            self._is_slow = True
+            if self._rank == 0:
+                self._say(f"a checkpoint took {took:.1f} s: from now on they are written beside the training")
+        return saved
+
+    def poll(self) -> Checkpoint | None:
+        """The checkpoint that has been committed beside the training since the last call; waits for nothing."""
+        if self._running is None or not self._running.done:
+            return None
+        return self.wait()
+
+    def wait(self) -> Checkpoint | None:
+        """As `poll`, once nothing is being written any more."""
+        running, self._running = self._running, None
+        if running is None:
+            return None
+        try:
+            return running.result()
+        except StorageFailed as error:
+            self._failed(running.what, error)
+            return None
+
+    def _agree(self, step: int) -> bytes:
+        """What rank 0 says: its save is the last to end, for it commits."""
+        key = f"save/{step}"
+        if self._rank == 0:
+            busy = self._running is not None and not self._running.done
+            how = _NOT_NOW if busy else _BESIDE if self._is_slow else _AT_ONCE
+            self._exchange.put(key, how)
+            return how
+        return self._exchange.get(key, self._timeout)
+
+    def _held(self, state: Callable[[], State]) -> Callable[[], Content]:
+        """The content of this rank's shard as it is now; an error in it is raised where all ranks hear of it."""
+        try:
+            content = Content(state()).hold(self._rank, self._world)
+        except CheckpointError as error:
+            return _raising(error)
+        return lambda: content
+
+    def _save(self, state: State | Callable[[], Content], arguments: dict[str, Any]) -> Checkpoint:
+        return self._folder.save(state, rank=self._rank, world=self._world, exchange=self._exchange, **arguments)
+
+    def _failed(self, what: str, error: StorageFailed) -> None:
+        self._say(f"training goes on without {what}: {error}")
+
+
+class _Running:
+    """One save in a thread, and how it ended. An ending interpreter does not wait for it."""
+
+    def __init__(self, save: Callable[[], Checkpoint], what: str) -> None:
+        self.what = what
+        self._save = save
+        self._saved: Checkpoint | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="relight-checkpoint", daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self) -> Checkpoint | None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._saved
+
+    def _run(self) -> None:
+        try:
+            self._saved = self._save()
+        except BaseException as error:
+            self._error = error
+
+
+def _raising(error: CheckpointError) -> Callable[[], Content]:
+    def raises() -> Content:
+        raise error
+
+    return raises
