@@ -15,6 +15,13 @@ class DigitsCnn(Arguments):
     width: int = Field(16, ge=1, le=1024, description="Channels of the first convolution; the others have 2x and 4x.")
 
 
+class DigitsSupernet(Arguments):
+    """Blocks of four convolutions to choose from, for 8x8 images of 10 classes; goes with the section `supernet`."""
+
+    width: int = Field(16, ge=1, le=1024, description="Channels of every block.")
+    choices: int = Field(3, ge=1, le=32, description="Blocks; there are 4 to their power paths.")
+
+
 class Lenet(Arguments):
     """Two 5x5 convolutions with batch norm and two linear layers, for grey images of 28x28."""
 
@@ -46,6 +53,7 @@ class ResNet(Arguments):
 
 MODELS: Table = {
     "digits_cnn": Entry("relight_trainer.models.digits_cnn:digits_cnn", DigitsCnn),
+    "digits_supernet": Entry("relight_trainer.models.digits_supernet:digits_supernet", DigitsSupernet),
     "lenet": Entry("relight_trainer.models.lenet:lenet", Lenet),
     "mlp": Entry("relight_trainer.models.mlp:mlp", Mlp),
     "resnet18": Entry("relight_trainer.models.resnet:resnet18", ResNet),
