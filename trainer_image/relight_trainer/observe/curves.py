@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from relight_trainer.config import BadConfig
+from relight_trainer.globs import chosen, near
 from relight_trainer.hooks import Hook
 from relight_trainer.observe.later import later
 from relight_trainer.observe.pictures import grid, histogram, reduced, sample_of
 from relight_trainer.observe.tensorboard import EventFile, Histogram, Pixels
 from relight_trainer.observe.writer import Writer
-from relight_trainer.patterns import chosen, near, require
+from relight_trainer.patterns import require
 from relight_trainer.problems import Problem, shown
 from relight_trainer.run import Run
 from relight_trainer.settings.observe import FeatureMaps, Histograms

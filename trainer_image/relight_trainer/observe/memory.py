@@ -115,14 +115,15 @@ def _faked(value: Any) -> Any:
 
 def _identity(storage: torch.UntypedStorage) -> int:
     """Views of one storage have the same, as long as one of them lives."""
-    return storage._cdata  # noqa: SLF001  # fake storages have no address, and no other name
+    name: int = storage._cdata  # noqa: SLF001  # fake storages have no address, and no other name
+    return name
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the storages that operations have made and that are still there."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
