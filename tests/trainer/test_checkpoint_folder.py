@@ -326,6 +326,29 @@ def test_another_configuration_is_refused_and_left_alone(path):
     assert job.names() == ["step-000000005.g1"]
 
 
+def test_a_harmless_or_allowed_change_of_the_configuration_is_told_and_gone_on_from(path):
+    def job(config, generation):
+        made = Job(path, config=f"hash {config}")
+        made.first._config = config
+        return made.begin(generation)
+
+    old = {"optimizer": {"lr": 0.1}, "train": {"log_every": 10, "seed": 1}}
+    job(old, 1).saved(1, 5)
+
+    harmless = job({**old, "train": {"log_every": 20, "seed": 1}}, 2)
+    assert newest(harmless) == (1, 5)
+    assert harmless.said == ["step-000000005.g1: the configuration has changed since: train.log_every: 10 -> 20"]
+
+    with pytest.raises(
+        ConfigChanged, match=r"optimizer.lr: 0.1 -> 0.2; allow it with resume.allow: \[optimizer.lr\], or"
+    ):
+        job({**old, "optimizer": {"lr": 0.2}}, 3).first.newest()
+
+    assert newest(job({**old, "optimizer": {"lr": 0.2}, "resume": {"allow": ["optimizer.lr"]}}, 4)) == (1, 5)
+    with pytest.raises(ConfigChanged, match="none"):  # a checkpoint whose configuration nobody knows
+        Job(path, config="").begin(5).first.newest()
+
+
 def test_a_newer_relights_checkpoint_is_refused_and_left_alone(path):
     Job(path).begin(1).saved(1, 5)
     file = path / "step-000000005.g1" / "manifest.json"

@@ -23,6 +23,7 @@ def flush(job: JobFile, run_dir: Path) -> int | None:
         job_uid=job.uid,
         created=job.created,
         config_hash=job.config_hash,
+        config=job.entry.get("config"),
         keep=job.checkpoint_keep,
     )
     try:

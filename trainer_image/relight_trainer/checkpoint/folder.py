@@ -14,7 +14,7 @@ This is a folder's layout; an object store's differs as `object_place` says.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from relight_trainer.checkpoint.manifest import (
 from relight_trainer.checkpoint.place import Place, place_of
 from relight_trainer.checkpoint.retention import LEAST_KEPT, Best, retired
 from relight_trainer.checkpoint.shards import STATE, Content, load, shard_name
+from relight_trainer.config_diff import differences, refused
 
 _FENCE = "fence.json"
 
@@ -63,7 +64,8 @@ class _Fence:
 
 class CheckpointFolder:
     """Order of checkpoints: (job created, generation, step). Retention keeps the newest `keep` sound ones (two at
-    least), every final one, and the `best`. `folder` may be a URL that fsspec knows. `say` hears what a person should know. `timeout` (seconds) bounds how long a rank waits
+    least), every final one, and the `best`. `config` is the core's configuration, which tells a harmless change from
+    another one. `folder` may be a URL that fsspec knows. `say` hears what a person should know. `timeout` (seconds) bounds how long a rank waits
     for the others to write their shards.
     """
 
@@ -74,6 +76,7 @@ class CheckpointFolder:
         job_uid: str,
         created: float,
         config_hash: str,
+        config: Mapping[str, Any] | None = None,
         keep: int = 3,
         best: Best | None = None,
         say: Callable[[str], None] = print,
@@ -83,6 +86,7 @@ class CheckpointFolder:
         self._job_uid = job_uid
         self._created = created
         self._config_hash = config_hash
+        self._config = config
         self._keep = max(keep, LEAST_KEPT)
         self._best = best
         self._say = say
@@ -131,11 +135,7 @@ class CheckpointFolder:
                 if newer_than is not None and checkpoint.order <= (self._created, newer_than, False):
                     return None
                 if checkpoint.config_hash != self._config_hash:
-                    raise ConfigChanged(
-                        f"the newest checkpoint, {checkpoint.path}, belongs to another configuration "
-                        f"({checkpoint.config_hash or 'none'} instead of {self._config_hash or 'none'}); give the job another "
-                        f"name or checkpoint location, undo the change, or delete {self._place} to start from scratch"
-                    )
+                    self._judge_change(checkpoint)
                 why = problem(checkpoint, self._place, checksums=True)
                 if why is None:
                     return checkpoint
@@ -221,6 +221,7 @@ class CheckpointFolder:
                     cursor=cursor,
                     world=world,
                     config_hash=self._config_hash,
+                    config=self._config,
                     files=files,
                 )
                 committed = self._place.commit(begun, name, text.encode(), lambda: self._refuse_if_fenced(generation))
@@ -247,6 +248,23 @@ class CheckpointFolder:
         if fence is not None and (fence.created, fence.generation) > (self._created, generation):
             whose = f"generation {fence.generation}" if fence.created == self._created else "a newer job of this name"
             raise Fenced(f"generation {generation} may no longer use {self._place}: {whose} has begun")
+
+    def _judge_change(self, checkpoint: Checkpoint) -> None:
+        """Go on from another configuration's checkpoint only where what differs is harmless or allowed."""
+        remedy = f"give the job another name or checkpoint location, undo the change, or delete {self._place} to start from scratch"
+        if checkpoint.config is None or self._config is None:
+            raise ConfigChanged(
+                f"the newest checkpoint, {checkpoint.path}, belongs to another configuration "
+                f"({checkpoint.config_hash or 'none'} instead of {self._config_hash or 'none'}); {remedy}"
+            )
+        found = differences(checkpoint.config, self._config)
+        wrong = refused(found, self._config.get("resume", {}).get("allow", []))
+        if wrong:
+            raise ConfigChanged(
+                f"the newest checkpoint, {checkpoint.path}, belongs to another configuration: {'; '.join(map(str, wrong))}; "
+                f"allow it with resume.allow: [{', '.join(d.path for d in wrong)}], or {remedy}"
+            )
+        self._say(f"{checkpoint.path.name}: the configuration has changed since: {'; '.join(map(str, found))}")
 
     def _refuse_if_unseen(self, begun: str, files: dict[str, FileRecord]) -> None:
         sizes = self._place.sizes(begun)

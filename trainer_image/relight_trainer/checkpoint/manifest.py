@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -42,6 +43,7 @@ class Checkpoint:
     config_hash: str
     files: dict[str, FileRecord]
     seal: str  # the manifest's own checksum
+    config: Mapping[str, Any] | None  # the core's, as it was; own scripts have none
 
     @property
     def order(self) -> tuple[float, Position, bool]:
@@ -66,6 +68,7 @@ def manifest_text(
     cursor: dict[str, Any],
     world: int,
     config_hash: str,
+    config: Mapping[str, Any] | None,
     files: dict[str, FileRecord],
 ) -> str:
     body = {
@@ -76,6 +79,7 @@ def manifest_text(
         "world": world,
         "cursor": json.loads(tagged.dumps(cursor)),
         "config_hash": config_hash,
+        **({"config": config} if config is not None else {}),
         "versions": {"torch": torch.__version__, "relight": _version()},
         "files": {name: record._asdict() for name, record in sorted(files.items())},
     }
@@ -114,6 +118,7 @@ def parse_manifest(folder: PurePath, text: str | bytes) -> Checkpoint:
         config_hash=body["config_hash"],
         files={name: FileRecord(**record) for name, record in body["files"].items()},
         seal=value["seal"],
+        config=body.get("config"),
     )
 
 

@@ -31,6 +31,7 @@ def read_checkpoint(path: Path, entries_of: Entries) -> Contents:
             "final": final,
             "world": manifest["world"],
             "configHash": manifest["config_hash"],
+            "config": manifest.get("config"),
             "jobUid": manifest["job_uid"],
             "versions": manifest["versions"],
             "cursor": manifest["cursor"],

@@ -136,7 +136,7 @@ def _number(value: float) -> float | str:
 def text(said: Mapping[str, Any]) -> str:
     """A report for a person to read."""
     lines = [f"{said['path']}: {said['kind']}"]
-    facts = {k: v for k, v in said["facts"].items() if k not in ("files", "cursor", "metadata") and v not in ("", None)}
+    facts = {k: v for k, v in said["facts"].items() if k not in ("files", "cursor", "metadata", "config") and v not in ("", None)}
     lines += [f"  {name} {_shown(value)}" for name, value in facts.items()]
     cursor = {**said["facts"].get("cursor", {}), **said["facts"].get("metadata", {})}
     lines += [
