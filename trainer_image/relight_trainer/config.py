@@ -29,7 +29,9 @@ from relight_trainer.settings.loss import LOSSES, CrossEntropy, LossSettings
 from relight_trainer.settings.model import MODELS, DigitsCnn
 from relight_trainer.settings.observe import Observe
 from relight_trainer.settings.optimizer import OptimizerSettings, Sgd
+from relight_trainer.settings.resume import Resume
 from relight_trainer.settings.schedule import OneCycle, ScheduleSettings
+from relight_trainer.settings.supernet import Supernet
 from relight_trainer.settings.sync_bn import SyncBnSettings
 from relight_trainer.settings.train import Train
 from relight_trainer.strict import StrictModel, located, problem
@@ -51,6 +53,8 @@ class TrainerConfig(StrictModel):
     ddp: Ddp = Ddp()
     evaluate: Evaluate = Evaluate()
     observe: Observe = Observe()
+    supernet: Supernet | None = None
+    resume: Resume = Resume()
     hooks: list[HookSettings] = Field([], description="Somebody's own, done beside the training.")
 
     @model_validator(mode="after")

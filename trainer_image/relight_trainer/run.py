@@ -1,6 +1,7 @@
 """A training under way: what the loop works on and hooks look at."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -67,16 +68,17 @@ class Run:
     def log(self, metrics: dict[str, str]) -> None:
         """Show these in the job's status, its checkpoints and its curves; the same on every rank, values as text."""
         self.session.log(metrics)
-        self.hooks.logged(self, {name: float(value) for name, value in metrics.items() if _is_number(value)})
+        self.hooks.logged(self, numbers(metrics))
 
     def random(self, name: str, *counters: int) -> int:
         """A seed for a choice of one's own: the same on every rank, in every generation, after every resume."""
         return stream(self.config.train.seed, name, *counters)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def numbers(metrics: dict[str, str]) -> dict[str, float]:
+    """Those of the metrics that are numbers."""
+    found = {}
+    for name, text in metrics.items():
+        with suppress(ValueError):
+            found[name] = float(text)
+    return found

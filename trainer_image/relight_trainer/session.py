@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from torch import Tensor, nn
@@ -23,7 +22,9 @@ from relight_agent.exits import ExitCode
 from relight_agent.files import MAX_METRICS, MAX_NOTICES, SECTIONS, Heartbeat, Outcome, Progress, clip
 from relight_trainer.chaos import Chaos
 from relight_trainer.checkpoint import (
+    Checkpoint,
     CheckpointFolder,
+    Saver,
     Snapshots,
     SnapshotsOff,
     State,
@@ -120,13 +121,23 @@ class Session:
         if context.local_rank == 0:
             self._snapshots = Snapshots(context.snapshots, job_uid=job.uid, config_hash=job.config_hash)
         self._checkpoints: CheckpointFolder | None = None
+        self._saver: Saver | None = None
         if job.checkpoint_dir:
             self._checkpoints = CheckpointFolder(
-                Path(job.checkpoint_dir),
+                job.checkpoint_dir,
                 job_uid=job.uid,
                 created=job.created,
                 config_hash=job.config_hash,
+                config=job.entry.get("config"),
                 keep=job.checkpoint_keep,
+                say=self.say,
+            )
+            self._saver = Saver(
+                self._checkpoints,
+                StoreExchange(connect(f"{prefix}/saves")),
+                rank=context.rank,
+                world=context.world_size,
+                timeout=TIMEOUT.total_seconds(),
                 say=self.say,
             )
         self._due = CheckpointDue(job, rank=context.rank, exchange=self._exchange)
@@ -219,8 +230,12 @@ class Session:
         elif time.monotonic() >= self._progress_due:
             self._report()
         self._chaos.after_step(cursor.step)
-        if self._checkpoints and self._due.at(cursor.step, cursor.epoch if epoch_ended else None):
-            self._save_checkpoint()
+        if self._saver is None:
+            return
+        if (committed := self._saver.poll()) is not None:
+            self._committed(committed)
+        if self._due.at(cursor.step, cursor.epoch if epoch_ended else None):
+            self._save_checkpoint(self._saver, at_once=False)
 
     def log(self, metrics: Mapping[str, str]) -> None:
         """Add to the metrics that progress, checkpoints and the end of the job show; values are text."""
@@ -250,8 +265,8 @@ class Session:
             raise RanksDiffer(f"at the end ranks {differing} hold other weights than rank 0")
         self.cursor = replace(self.cursor, weights_digest=digest)
         self._write_snapshot()
-        if self._checkpoints:
-            self._save_checkpoint(final=True)
+        if self._saver:
+            self._save_checkpoint(self._saver, final=True)
         return self.completed()
 
     def completed(self) -> Outcome:
@@ -302,32 +317,31 @@ class Session:
         else:
             self._progress = replace(self._progress, snapshot=self.cursor.step)
 
-    def _save_checkpoint(self, *, final: bool = False) -> None:
-        assert self._checkpoints is not None
+    def _save_checkpoint(self, saver: Saver, *, final: bool = False, at_once: bool = True) -> None:
         self.before_saving()
         self._heartbeat.beat(_CHECKPOINT, self.cursor.step)
+        generation, step, cursor = self._context.generation, self.cursor.step, asdict(self.cursor)
         with self.saving():
-            self._checkpoints.save(
-                self._state(),
-                generation=self._context.generation,
-                step=self.cursor.step,
-                cursor=asdict(self.cursor),
-                final=final,
-                rank=self._context.rank,
-                world=self._context.world_size,
-                exchange=self._exchange,
-            )
+            committed: Checkpoint | None
+            if at_once:
+                committed = saver.now(self._state(), generation=generation, step=step, cursor=cursor, final=final)
+            else:
+                committed = saver.due(self._state, generation=generation, step=step, cursor=cursor)
         self._due.saved()
-        self.checkpoint_time = time.time()
         self._heartbeat.beat(_TRAIN, self.cursor.step)
-        self._report(checkpoint=self.cursor.step)
+        if committed is not None:
+            self._committed(committed)
+
+    def _committed(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint_time = time.time()
+        self._report(checkpoint=checkpoint.position.step)
 
     def _leave(self) -> NoReturn:
         self._stop.close()
         saved, message = self._member_has_snapshot(), ""
-        if self._checkpoints and self._progress.checkpoint != self.cursor.step:
+        if self._saver and self._progress.checkpoint != self.cursor.step:
             try:
-                self._save_checkpoint()
+                self._save_checkpoint(self._saver)
             except StorageFailed as error:  # a stop must not fail for it: peers may leave at once
                 saved, message = False, clip(str(error))
         self._report()

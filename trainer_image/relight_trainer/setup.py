@@ -22,11 +22,12 @@ from relight_trainer.init_from import init_from
 from relight_trainer.objective import Objective, OwnObjective, OwnStep
 from relight_trainer.observe.build import hooks_for
 from relight_trainer.optim import build_optimizer, set_rates
+from relight_trainer.paths import Paths
 from relight_trainer.placement import check_model
 from relight_trainer.precision import autocast, build_scaler
 from relight_trainer.registry import build
 from relight_trainer.replicas import replicate
-from relight_trainer.run import Run
+from relight_trainer.run import Run, numbers
 from relight_trainer.sampler import Sampler
 from relight_trainer.schedule import build_schedule
 from relight_trainer.seeds import seed_torch, stream
@@ -79,7 +80,7 @@ class Training:
         objective = OwnObjective() if own else Objective(build(LOSSES, config.loss))
         self._objective = objective
         self._callee = OwnStep(model) if own else model
-        self._unused = Unused(config.ddp, model)
+        self._unused = Unused(config.ddp, model, always=config.supernet is not None)
         self.run = Run(
             config=config,
             session=session,
@@ -92,11 +93,15 @@ class Training:
             total_steps=length.total,
             hooks=Hooks([*map(_hook, config.hooks), *hooks_for(config.observe, context, device)], session.say),
         )
+        self._paths = Paths(config, self.run, self.splits, context) if config.supernet else None
+        if self._paths:
+            self.run.passes = self._paths.of_step
         self.step = Step(
             self.run,
             objective=objective,
             autocast=autocast(settings.precision, device),
             clip=build_clip(config.clip, model),
+            unused=self._unused,
             passed_on=self.dealer.passed_on,
         )
         session.batches_per_epoch, session.total_steps = self.sampler.epoch.steps, length.total
@@ -136,7 +141,7 @@ class Training:
         """What follows the optimizer's step, before it counts as done."""
         if self.ema and not self.run.skipped:
             self.ema.update()
-        if self._unused.look(self.run.step, self._session.say):
+        if self._unused.looks(self.run.step) and self._unused.allowed:
             self._replicate()
 
     def evaluate(self) -> None:
@@ -150,12 +155,18 @@ class Training:
                     metrics |= {f"ema_{name}": value for name, value in self._evaluate().items()}
         self.schedule.observe(metrics)
         run.log(metrics)
-        run.hooks.evaluation_end(run, _numbers(metrics))
+        run.hooks.evaluation_end(run, numbers(metrics))
 
     def _evaluate(self) -> dict[str, str]:
         run = self.run
         sums = sums_of(run.model, self._objective, run)
+        if self._paths:
+            return self._paths.evaluate(sums, lambda batch: self._objective.output(run.model, batch, run))
         return evaluate(run.model, sums, self.splits.test, self._session.peers, self._session.leaving)
+
+    def close(self) -> None:
+        if self._paths:
+            self._paths.close()
 
     def _begin_afresh(self) -> None:
         if self.config.init_from:
@@ -221,7 +232,3 @@ def _hook(settings: CustomHook) -> Hook:
     if settings.on_error is not None:
         hook.on_error = settings.on_error
     return hook
-
-
-def _numbers(metrics: dict[str, str]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items()}

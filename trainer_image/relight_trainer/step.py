@@ -17,6 +17,7 @@ from relight_trainer.replicas import VirtualBuffers, take_part
 from relight_trainer.run import Run
 from relight_trainer.seeds import seed_torch, stream
 from relight_trainer.sync_batchnorm import uncounted
+from relight_trainer.unused import Unused
 from relight_trainer.windows import Part
 
 MAX_SKIPPED = 50  # in a row; a loss scale halved so often is gone
@@ -51,6 +52,7 @@ class Step:
         objective: Objective,
         autocast: Callable[[], AbstractContextManager[object]],
         clip: Callable[[], Tensor] | None,
+        unused: Unused,
         passed_on: bool,
     ) -> None:
         """`passed_on`: this rank may run the parts of several virtual ranks (`Dealer.passed_on`)."""
@@ -62,6 +64,7 @@ class Step:
         self._clip = clip
         self._buffers = VirtualBuffers(run.model, run.device) if passed_on else None
         self._parameters = list(run.model.parameters())
+        self._unused = unused
         self._seed = run.config.train.seed
         self._skips = run.config.train.non_finite == "skip"
         self._scaled = run.scaler.is_enabled()
@@ -74,9 +77,10 @@ class Step:
         run = self._run
         run.optimizer.zero_grad(set_to_none=True)
         share = run.world / samples
-        total: Tensor | None = None
+        total = torch.zeros((), dtype=torch.float64, device=run.device)
         passes = run.passes(run.step)
-        last = len(parts) * len(passes) - 1
+        looks = self._unused.looks(run.step)
+        last = len(parts) * len(passes) - 1 if not looks else -1
         for run.micro, part in enumerate(parts):
             run.hooks.micro_begin(run)
             run.batch = next(batches)
@@ -86,16 +90,18 @@ class Step:
             for i, choose in enumerate(passes):
                 choose()
                 seed_torch(stream(self._seed, "step", run.step, part.number))
-                with self._alone() if run.micro * len(passes) + i < last else nullcontext():
+                with self._alone() if run.micro * len(passes) + i != last else nullcontext():
                     loss = self._forward(part, share / len(passes))
-                    total = loss.detach() if total is None else total + loss.detach()
+                    total = total + loss.detach()
                     run.hooks.forward_end(run)
                     (run.scaler.scale(loss) if self._scaled else loss).backward()  # type: ignore[no-untyped-call]
                 run.hooks.backward_end(run)
         if self._buffers is not None:
             self._buffers.end()
-        if total is None:
-            total = self._without_samples()
+        if looks:
+            self._unused.look(run.session.say)
+        elif not parts:
+            self._without_samples()
         run.loss = total
         self._update()
 
@@ -116,11 +122,10 @@ class Step:
             self.watch.note("loss", run.loss, run.step)
         return loss
 
-    def _without_samples(self) -> Tensor:
+    def _without_samples(self) -> None:
         """For a rank that has no part of the step: its peers still wait for its gradients, which are zero."""
         assert isinstance(self._run.replica, DistributedDataParallel)
         take_part(self._run.replica)
-        return torch.zeros((), device=self._run.device)
 
     def _alone(self) -> AbstractContextManager[object]:
         replica = self._run.replica

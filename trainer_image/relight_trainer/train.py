@@ -66,6 +66,8 @@ def train(
     except Exception as error:
         hooks.failed(run, error)
         raise
+    finally:
+        training.close()
     return session.complete([*run.model.named_parameters(), *run.model.named_buffers()])
 
 

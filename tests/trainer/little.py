@@ -1,0 +1,66 @@
+"""Little models, data sets and hooks for configurations of tests, named in them as "little:NAME"."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from relight_trainer.data.tensors import Samples
+from relight_trainer.hooks import Hook
+from relight_trainer.run import Run
+
+WEIGHTS: dict[str, dict[str, Tensor]] = {}
+
+
+class Perceptron(nn.Module):
+    """4 numbers to 3 classes; `norm` and `dropout` between; a part that is `idle` gets no gradient."""
+
+    def __init__(self, norm: bool = False, dropout: float = 0.0, idle: bool = False, double: bool = True) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.norm: nn.Module = nn.BatchNorm1d(8) if norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.last = nn.Linear(8, 3)
+        if idle:
+            self.idle = nn.Linear(2, 2)
+        if double:
+            self.double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.last(self.dropout(self.norm(self.first(inputs)).relu()))
+        return output
+
+
+def samples(count: int, double: bool = True, test: int = 7) -> tuple[Samples, Samples]:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(count + test, 4, generator=generator, dtype=torch.float64 if double else torch.float32)
+    labels = torch.randint(0, 3, (count + test,), generator=generator)
+    return Samples(inputs[:count], labels[:count]), Samples(inputs[count:], labels[count:])
+
+
+class Noisy(torch.utils.data.Dataset[Any]):
+    """Samples with noise on them, drawn anew for each visit."""
+
+    def __init__(self, count: int) -> None:
+        self.samples = samples(count, double=False)[0]
+
+    def __len__(self) -> int:
+        return self.samples.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.samples.inputs[index] + 0.1 * torch.randn(4), self.samples.labels[index]
+
+
+def noisy(count: int) -> tuple[Noisy, None]:
+    return Noisy(count), None
+
+
+class Capture(Hook):
+    """Keeps the weights of the training's end under `name`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run_end(self, run: Run) -> None:
+        tensors = (*run.model.named_parameters(), *run.model.named_buffers())
+        WEIGHTS[self.name] = {name: tensor.detach().clone() for name, tensor in tensors}
