@@ -71,12 +71,17 @@ def scrape_when_up(port: int) -> str:
     return wait_for(answer)
 
 
-def series(text: str) -> dict[str, float]:
-    """Relight's series by name, labels included as they are written."""
+OF_MACHINE = ("relight_member_", "relight_gpu_")
+OF_TIME = ("relight_train_phase_",)
+
+
+def series(text: str, prefixes: tuple[str, ...] = ()) -> dict[str, float]:
+    """Relight's series by name, labels included as they are written: those with a prefix, else those of neither kind."""
     found = {}
     for family in text_string_to_metric_families(text):
         for s in family.samples:
-            if s.name.startswith("relight_"):
+            known = s.name.startswith((*OF_MACHINE, *OF_TIME))
+            if s.name.startswith(prefixes) if prefixes else s.name.startswith("relight_") and not known:
                 labels = ",".join(f'{k}="{v}"' for k, v in s.labels.items())
                 found[s.name + (f"{{{labels}}}" if labels else "")] = s.value
     return found
@@ -160,9 +165,26 @@ def test_promtool_finds_nothing_to_say(run: Any) -> None:
     promtool = program("promtool")
     *_, [(_, seen), _] = run
     text = seen[-1][0]
-    assert text.count("# HELP relight_") == text.count("# TYPE relight_") == 9
+    assert text.count("# HELP relight_") == text.count("# TYPE relight_") >= 9 + 1 + 4
     checked = subprocess.run([promtool, "check", "metrics"], input=text, text=True, capture_output=True, check=False)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
+def test_every_member_tells_what_it_uses_and_where_its_time_goes(run: Any) -> None:
+    *_, answers = run
+    for rank, (_, seen) in enumerate(answers):
+        texts = [text for text, _ in seen]
+        first, last = (series(texts[i], OF_TIME) for i in (0, -1))
+        phases = ("data", "forward", "backward", "optimizer", "communication", "checkpoint", "evaluation", "other")
+        assert set(last) == {
+            f'relight_train_phase_seconds_total{{node_rank="{rank}",phase="{phase}"}}' for phase in phases
+        }
+        assert all(last[name] >= first[name] >= 0 for name in last)
+        grown = {name.split('"')[3] for name in last if last[name] > first[name]}
+        assert grown >= {"data", "forward", "backward", "optimizer", "communication", "checkpoint"}
+        machine = series(texts[-1], OF_MACHINE)
+        assert machine[f'relight_member_memory_bytes{{node_rank="{rank}"}}'] > 0
+        assert machine[f'relight_member_cpu_seconds_total{{node_rank="{rank}"}}'] > 0
 
 
 def threads(context: WorkerContext) -> Any:
