@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from relight_trainer.settings.ema import EmaArguments
 
@@ -24,37 +24,25 @@ class Ema:
         self._moving = [self._averages[name] for name in floating]
         self._followed = [self._own[name] for name in floating]
         self._copies = [(self._averages[name], own) for name, own in self._own.items() if name not in set(floating)]
-        self._updates = torch.zeros(
-            (), dtype=torch.float64
-        )  # on the host until a step's skipping is known to a device only
+        self.updates = 0  # steps followed
 
     @torch.no_grad()
     def reset(self) -> None:
         """Begin anew from the module's present weights."""
         for name, own in self._own.items():
             self._averages[name].copy_(own)
-        self._updates.zero_()
+        self.updates = 0
 
     @torch.no_grad()
-    def update(self, skipped: Tensor | None = None) -> None:
-        """Follow an optimizer step. `skipped`: a scalar on the device; where it is not 0, no step was taken."""
-        if skipped is None and self._updates.device.type == "cpu":
-            self._updates += 1
-            torch._foreach_lerp_(self._moving, self._followed, 1.0 - self._decay().item())
-        else:
-            taken = torch.ones((), device=self._updates.device) if skipped is None else (skipped == 0)
-            self._updates = self._updates.to(taken.device, non_blocking=True) + taken
-            weight = (1.0 - self._decay()) * taken
-            for average, own in zip(self._moving, self._followed, strict=True):
-                average.lerp_(own, weight.to(own.dtype))
+    def update(self) -> None:
+        """Follow an optimizer step that was taken; one that was skipped is none."""
+        self.updates += 1
+        decay = self._settings.decay
+        if self._settings.warmup:
+            decay = min(decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self._moving, self._followed, 1.0 - decay)
         for copy, own in self._copies:
             copy.copy_(own)
-
-    def _decay(self) -> Tensor:
-        decay = torch.full_like(self._updates, self._settings.decay)
-        if not self._settings.warmup:
-            return decay
-        return torch.minimum(decay, (1.0 + self._updates) / (10.0 + self._updates))
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -71,7 +59,7 @@ class Ema:
             own.data, average.data = average.data, own.data
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self._updates, "weights": dict(self._averages)}
+        return {"updates": self.updates, "weights": dict(self._averages)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -82,9 +70,4 @@ class Ema:
             raise ValueError(f"the saved average is of another model: {', '.join(odd[:5])}")
         for name, average in self._averages.items():
             average.copy_(weights[name])
-        self._updates = state["updates"].clone()
-
-    @property
-    def updates(self) -> Tensor:
-        """Steps followed, as a scalar tensor."""
-        return self._updates
+        self.updates = state["updates"]
