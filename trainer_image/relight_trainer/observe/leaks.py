@@ -62,12 +62,17 @@ def holders(run: Run) -> Iterator[str]:
     """Which attributes and globals hold tensors that have a graph, in a container or not: `"losses" of MyHook`."""
     expected = {id(leaf) for leaf in tree_leaves((run.output, run.batch))}
     objects = gc.get_objects()
-    graphs = {id(o) for o in objects if isinstance(o, Tensor) and o.grad_fn is not None} - expected
+    # Of strangers' objects the class is asked and nothing else: attributes may be code.
+    graphs = {id(o) for o in objects if issubclass(type(o), Tensor) and o.grad_fn is not None} - expected
     for owner in objects:
-        if owner is run or not isinstance(attributes := getattr(owner, "__dict__", None), dict):
+        try:
+            attributes = object.__getattribute__(owner, "__dict__")
+        except AttributeError:
+            continue
+        if owner is run or not isinstance(attributes, dict):
             continue
         for name, value in list(attributes.items()):
-            parts = value.values() if isinstance(value, dict) else value if isinstance(value, _CONTAINERS) else ()
+            parts = value.values() if type(value) is dict else value if type(value) in _CONTAINERS else ()
             if id(value) in graphs or any(id(part) in graphs for part in tuple(parts)):
                 kind = f"the module {owner.__name__}" if isinstance(owner, ModuleType) else type(owner).__name__
                 yield f'"{name}" of {kind}'
