@@ -63,7 +63,12 @@ class Supernet:
 
     def candidates(self) -> Candidates:
         """The paths that an evaluation compares: always the same ones, all there are where they are few."""
-        paths = {path_text(path): path for path in self._to_compare()}
+        wanted = self._settings.evaluate
+        paths: dict[str, Path] = {}
+        for path in self._to_compare():
+            paths.setdefault(path_text(path), path)
+            if len(paths) == wanted:
+                break
         return Candidates(self._model, self.choose, list(paths.values()), list(paths))
 
     def evaluate(
@@ -122,19 +127,18 @@ class Supernet:
         )
 
     def _to_compare(self) -> Iterable[Path]:
-        wanted, space = self._settings.evaluate, self._space
+        """Paths in the order in which they are wanted; drawn ones may repeat, and end when new ones are rare."""
+        wanted, budget, space, costs = self._settings.evaluate, self._settings.budget, self._space, self._costs
+        draws = range(10 * wanted)
         if not isinstance(space, ChoiceSpace):
-            return [self._own(_EVALUATION, i) for i in range(wanted)]
-        budget = self._settings.budget
+            return (self._own(_EVALUATION, i) for i in draws)
+        if budget and costs:
+            if space.count <= wanted:
+                return (p for p in space.all_paths() if budget.least <= costs.of(p) <= budget.most)
+            return (within_budget(costs, budget, self._seed, _EVALUATION, i) for i in draws)
         if space.count <= wanted:
-            costs = self._costs
-            return [
-                p for p in space.all_paths() if not (budget and costs) or budget.least <= costs.of(p) <= budget.most
-            ]
-        if budget and self._costs:
-            costs = self._costs
-            return [within_budget(costs, budget, self._seed, _EVALUATION, i) for i in range(wanted)]
-        return [uniform(space.sizes, self._seed, _EVALUATION, i) for i in range(wanted)]
+            return space.all_paths()
+        return (uniform(space.sizes, self._seed, _EVALUATION, i) for i in draws)
 
     def _own(self, step: int, index: int) -> Path:
         assert not isinstance(self._space, ChoiceSpace)
