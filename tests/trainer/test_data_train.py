@@ -1,0 +1,115 @@
+"""Data sets through the whole training: loader processes, augmentation, evaluation, a cut, changed data."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import worlds
+from PIL import Image
+from test_train_exact import job, result, until
+
+from relight_trainer import train
+from relight_trainer.data.digits import digits
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def digit_images(root: Path, train_images: int, test_images: int) -> None:
+    """Scikit-learn's digits as PNG files in class folders."""
+    parts = digits(test_fraction=0.2, split_seed=0)
+    for name, samples, count in (("train", parts.train, train_images), ("val", parts.test, test_images)):
+        for i, (image, label) in enumerate(zip(samples.inputs[:count], samples.labels[:count].tolist(), strict=True)):
+            (root / name / str(label)).mkdir(parents=True, exist_ok=True)
+            pixels = (image[0] * 255).round().to(torch.uint8).numpy()
+            Image.fromarray(pixels).save(root / name / str(label) / f"{i:04}.png")
+
+
+def images(root: Path, workers: int) -> dict[str, Any]:
+    pipeline = {"size": 8, "channels": 1, "mean": [0.3], "std": [0.4], "test_crop": 1.0, "rand_augment": {}}
+    return {
+        "model": {"type": "resnet18", "width": 4, "stem": "small", "channels": 1, "classes": 10},
+        "data": {"type": "image_folder", "root": str(root), "images": pipeline},
+        "loader": {"workers": workers},
+    }
+
+
+def test_a_cut_amid_augmented_epochs_changes_nothing_and_other_data_is_refused(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    digit_images(data, 200, 41)
+
+    def the_job(root: Path, workers: int) -> Any:
+        root.mkdir(exist_ok=True)
+        return job(root, steps=8, **images(data, workers))  # of 64 samples: three to an epoch
+
+    whole = result(worlds.run(train.run, root=tmp_path / "whole", job=the_job(tmp_path / "whole", 0), ranks=2))
+    assert set(whole["metrics"]) == {"loss", "test_accuracy", "test_loss"}
+
+    root = tmp_path / "cut"
+    outcomes = worlds.run(until, 1, 4, root=root, job=the_job(root, 2), ranks=2)
+    assert outcomes[1] == "died"
+    shutil.rmtree(root / "slot-1")
+    added = data / "train" / "3" / "added.png"
+    shutil.copy(next((data / "train" / "3").iterdir()), added)
+    refused = worlds.run(train.run, root=root, job=the_job(root, 1), generation=2, ranks=2)
+    assert all(str(text).startswith("DataChanged: data.train: 201 samples") for text in refused), refused
+    added.unlink()
+    assert result(worlds.run(train.run, root=root, job=the_job(root, 1), generation=3, ranks=2)) == whole
+
+
+def test_unusable_data_ends_a_worker_before_the_world_forms(tmp_path: Path) -> None:
+    the_job = job(tmp_path, **images(tmp_path / "not_mounted", 1))
+    # Alone of two ranks: it would wait for the other one if it got as far.
+    with worlds.world(train.run, root=tmp_path, job=the_job, ranks=1, WORLD_SIZE="2") as one:
+        [outcome] = one.join(60)
+    assert outcome.startswith(f"BadData: data.root: {tmp_path} has no not_mounted; found job.json, slot-0")
+
+
+def test_other_data_sets_train(tmp_path: Path) -> None:
+    inputs = np.random.default_rng(0).integers(0, 256, (60, 6), dtype=np.uint8)
+    np.savez(tmp_path / "d.npz", inputs=inputs, labels=inputs[:, 0] // 128)
+    model = {"type": "mlp", "inputs": 6, "hidden": [8], "outputs": 2}
+    numbers = {"type": "arrays", "train": str(tmp_path / "d.npz"), "scale": 255.0}
+    the_job = job(tmp_path, steps=4, model=model, data=numbers)
+    the_job.entry["config"]["train"]["global_batch"] = 7
+    outcome = result(worlds.run(train.run, root=tmp_path, job=the_job, ranks=1))
+    assert 0 <= float(outcome["metrics"]["test_accuracy"]) <= 1
+
+
+def accuracies(root: Path, seeds: int, config: dict[str, Any]) -> list[float]:
+    found = []
+    for seed in range(seeds):
+        folder = root / str(seed)
+        folder.mkdir()
+        the_job = job(folder, checkpoints=False)
+        the_job.entry["config"] = {**config, "train": {"device": "cpu", **config["train"], "seed": seed}}
+        found.append(
+            float(
+                result(worlds.run(train.run, root=folder, job=the_job, ranks=1, timeout=170))["metrics"][
+                    "test_accuracy"
+                ]
+            )
+        )
+    return found
+
+
+@pytest.mark.slow
+def test_the_digits_reach_99_percent_in_the_mean_of_five_seeds(tmp_path: Path) -> None:
+    found = accuracies(tmp_path, 5, example("digits"))
+    assert np.mean(found) >= 0.99, found
+
+
+@pytest.mark.slow
+def test_mnist5k_reaches_97_and_a_half_percent(tmp_path: Path) -> None:
+    [found] = accuracies(tmp_path, 1, example("mnist5k"))
+    assert found >= 0.975
+
+
+def example(name: str) -> dict[str, Any]:
+    import yaml
+
+    path = Path(__file__).parents[2] / "examples" / f"{name}.yaml"
+    config: dict[str, Any] = yaml.safe_load(path.read_text())["spec"]["trainer"]["config"]
+    return config
