@@ -105,7 +105,7 @@ class Training:
             passed_on=self.dealer.passed_on,
         )
         session.batches_per_epoch, session.total_steps = self.sampler.epoch.steps, length.total
-        session.state_equal = lambda: self.run.hooks.state_equal(self.run)
+        session.state_equal = self._state_equal
         session.before_saving = self.step.watch.settle
         session.saving = self._saving
         every = config.evaluate.every
@@ -139,10 +139,13 @@ class Training:
 
     def after_step(self) -> None:
         """What follows the optimizer's step, before it counts as done."""
-        if self.ema and not self.run.skipped:
-            self.ema.update()
         if self._unused.looks(self.run.step) and self._unused.allowed:
             self._replicate()
+
+    def _state_equal(self) -> None:
+        if self.ema and not self.run.skipped:
+            self.ema.update()  # not earlier: before, the buffers that it follows are each rank's own
+        self.run.hooks.state_equal(self.run)
 
     def evaluate(self) -> None:
         """Evaluate, and note what came of it."""
