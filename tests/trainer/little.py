@@ -1,10 +1,11 @@
 """Little models, data sets and hooks for configurations of tests, named in them as "little:NAME"."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from relight_trainer.checkpoint import pack
 from relight_trainer.data.tensors import Samples
 from relight_trainer.hooks import Hook
 from relight_trainer.run import Run
@@ -64,3 +65,20 @@ class Capture(Hook):
     def run_end(self, run: Run) -> None:
         tensors = (*run.model.named_parameters(), *run.model.named_buffers())
         WEIGHTS[self.name] = {name: tensor.detach().clone() for name, tensor in tensors}
+
+
+class Cut(Exception):
+    """The training was cut here."""
+
+
+class Keep(Hook):
+    """Keeps the packed state of each step's end; `cut` ends the training without a word after so many steps."""
+
+    order = 100
+    states: ClassVar[dict[int, bytes]] = {}
+    cut: ClassVar[int | None] = None
+
+    def step_end(self, run: Run) -> None:
+        self.states[run.step] = bytes(pack(run.session._state()))
+        if run.step == self.cut:
+            raise Cut

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from relight_trainer.sampler import Sampler, permutation, share
 from relight_trainer.seeds import seed_everything, stream
+from relight_trainer.windows import Dealer
 
 KEYS = st.integers(0, 2**63 - 1)
 
@@ -33,24 +34,55 @@ def test_shares_cover_everything_once_and_evenly(count: int, world: int) -> None
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@given(st.integers(1, 200), st.data(), KEYS)
-def test_an_epoch_has_each_sample_at_most_once_and_drops_less_than_a_batch(
-    count: int, data: st.DataObject, seed: int
+@given(st.integers(1, 120), st.data(), KEYS, st.booleans(), st.booleans())
+def test_an_epoch_has_each_sample_once_whoever_takes_it(
+    count: int, data: st.DataObject, seed: int, keep_tail: bool, together: bool
 ) -> None:
-    sampler = Sampler(count, data.draw(st.integers(1, count)), seed)
-    world = data.draw(st.integers(1, sampler.batch))
+    """Any size of data, batch, virtual ranks, micro-batches and real ranks, ranks without a sample among them."""
+    batch = data.draw(st.integers(1, count + 3 if keep_tail else count))
+    sampler = Sampler(count, batch, seed, keep_tail=keep_tail)
+    virtual_ranks, accumulate = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
+    world = data.draw(st.integers(1, 5))
+    ranks = [
+        Dealer(sampler, virtual_ranks=virtual_ranks, accumulate=accumulate, rank=rank, world=world, together=together)
+        for rank in range(world)
+    ]
     for epoch in range(2):
-        steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
-        seen = [i for step in steps for rank in range(world) for i in sampler.indices(step, rank, world).tolist()]
-        assert len(seen) == len(set(seen))
-        assert count - sampler.batch < len(seen) <= count
+        seen: list[int] = []
+        for step in range(epoch * sampler.epoch.steps, (epoch + 1) * sampler.epoch.steps):
+            parts = [dealer.parts(step) for dealer in ranks]
+            taken = [i for mine in parts for part in mine if part.samples for i in part.indices.tolist()]
+            assert sorted(taken) == sorted(sampler.batch_of(step).tolist())
+            assert sum(part.samples for mine in parts for part in mine) == sampler.size(step) == len(taken)
+            if together:  # all take part in each of the same number of forwards
+                assert len({len(mine) for mine in parts}) == 1
+                assert all(len(part.indices) for mine in parts for part in mine)
+            seen += taken
+            assert sampler.consumed(step + 1) == sampler.consumed(step) + len(taken)
+        assert len(seen) == len(set(seen)) == sampler.epoch.samples
+        assert count - batch < len(seen) <= count
+        assert len(seen) == count or not keep_tail
 
 
-def test_steps_can_be_had_in_any_order_and_any_world() -> None:
+@given(st.integers(1, 64), st.integers(1, 5), st.integers(1, 4), st.integers(1, 5))
+def test_every_part_is_what_it_is_in_the_full_world(count: int, full: int, accumulate: int, world: int) -> None:
+    sampler = Sampler(count, count, 0)
+
+    def parts(world: int) -> dict[int, tuple[int, list[int]]]:
+        dealers = [
+            Dealer(sampler, virtual_ranks=full, accumulate=accumulate, rank=r, world=world) for r in range(world)
+        ]
+        return {part.number: (part.virtual_rank, part.indices.tolist()) for d in dealers for part in d.parts(0)}
+
+    assert parts(world) == parts(full)
+    assert all(rank == number // accumulate for number, (rank, _) in parts(full).items())
+
+
+def test_steps_can_be_had_in_any_order() -> None:
     there, back = Sampler(100, 10, seed=3), Sampler(100, 10, seed=3)
-    forwards = {step: there.indices(step, 0, 1).tolist() for step in range(30)}
+    forwards = {step: there.batch_of(step).tolist() for step in range(30)}
     for step in reversed(range(30)):
-        assert np.concatenate([back.indices(step, rank, 4) for rank in range(4)]).tolist() == forwards[step]
+        assert back.batch_of(step).tolist() == forwards[step]
     assert forwards[0] != forwards[10]
 
 

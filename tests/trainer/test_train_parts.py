@@ -20,10 +20,7 @@ from relight_agent.files import GenerationFolder, JobFile
 from relight_trainer import chaos, train
 from relight_trainer.context import WorkerContext
 from relight_trainer.data.digits import digits
-from relight_trainer.data.tensors import Samples
 from relight_trainer.due import CheckpointDue
-from relight_trainer.evaluate import metrics, shard_sums
-from relight_trainer.models.digits_cnn import digits_cnn
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -41,31 +38,6 @@ def test_digits_are_scikit_learns_split_by_class() -> None:
         share = (test_part.labels == label).sum() / (theirs.target == label).sum()
         assert 0.195 < share < 0.205
     assert not torch.equal(digits(test_fraction=0.2, split_seed=1).test.inputs, test_part.inputs)
-
-
-@pytest.mark.parametrize("world", [1, 2, 3, 5, 41])
-def test_evaluation_is_the_same_for_any_number_of_ranks_and_samples(world: int) -> None:
-    torch.manual_seed(0)
-    model = digits_cnn(2)
-    everything = digits(test_fraction=0.2, split_seed=0).test
-    for size in range(1, 41):
-        test = Samples(everything.inputs[:size], everything.labels[:size])
-        parts = [shard_sums(model, Samples(*(t[r::world] for t in test)), lambda: False) for r in range(world)]
-        total = torch.stack(parts).sum(0)
-        model.eval()
-        with torch.no_grad():
-            logits = model(test.inputs).double()
-        model.train()
-        expected = torch.stack(
-            [
-                torch.tensor(size, dtype=torch.float64),
-                (logits.argmax(1) == test.labels).sum().double(),
-                -logits.log_softmax(1)[torch.arange(size), test.labels].sum(),
-            ]
-        )
-        assert torch.equal(total[:2], expected[:2])
-        assert torch.allclose(total, expected, rtol=1e-6)
-        assert metrics(total)["test_accuracy"] == f"{expected[1].item() / size:.4f}"
 
 
 def test_one_process_learns_the_digits(tmp_path: Path) -> None:

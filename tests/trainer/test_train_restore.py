@@ -11,7 +11,7 @@ import worlds
 from test_train_exact import job, result, uncut, until
 
 from relight_agent.files import JobFile
-from relight_trainer import train
+from relight_trainer import losses, train
 from relight_trainer.checkpoint import Snapshots, SnapshotsOff
 from relight_trainer.context import WorkerContext
 from relight_trainer.session import Cursor, Session
@@ -176,13 +176,13 @@ def test_at_each_steps_end_all_ranks_hold_the_same_state(tmp_path: Path, precisi
 
 def nan_on_rank_1(context: WorkerContext) -> Any:
     if context.rank == 1:
-        cross_entropy = train.cross_entropy
+        forward = losses.CrossEntropy.forward
         calls = iter(range(100))
 
-        def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
-            return cross_entropy(*args, **kwargs) * (float("nan") if next(calls) == 3 else 1.0)
+        def poisoned(*args: Any) -> torch.Tensor:
+            return forward(*args) * (float("nan") if next(calls) == 3 else 1.0)
 
-        train.cross_entropy = poisoned  # type: ignore[assignment]
+        losses.CrossEntropy.forward = poisoned  # type: ignore[method-assign]
     return train.run(context)
 
 

@@ -42,7 +42,7 @@ class Sampler:
     """The order of `count` samples in global batches of `batch`; `keep_tail`: an epoch's last may be smaller."""
 
     def __init__(self, count: int, batch: int, seed: int, *, keep_tail: bool = False) -> None:
-        if batch > count:
+        if batch > count and not keep_tail:
             raise ValueError(f"a global batch of {batch} samples does not fit a training set of {count}")
         steps = -(-count // batch) if keep_tail else count // batch
         self.epoch = EpochSize(steps, min(count, steps * batch), batch)
