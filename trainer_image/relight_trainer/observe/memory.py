@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from relight_agent.exits import ExitCode
 
+_NUMBER_OF = torch.ops.aten._local_scalar_dense.default  # noqa: SLF001  # what tensor.item() calls
 _BLOCK = 512  # bytes: CUDA's allocator gives whole blocks
 
 
@@ -60,8 +61,9 @@ def measure(
     """
     alive = LiveBytes()
     try:
+        model = _shaped(make_model)
         with FakeTensorMode(), alive:
-            model = make_model()
+            _fake_parameters(model)
             model.train()
             optimizer = make_optimizer(model)
             inputs = tree_map(_faked, batch)
@@ -73,7 +75,9 @@ def measure(
                 loss.backward()  # type: ignore[no-untyped-call]
                 del loss
                 gradients = size_of(p.grad for p in model.parameters() if p.grad is not None)
+                alive.scalar = 1.0  # optimizers read their step counter
                 optimizer.step()
+                alive.scalar = None
                 optimizer.zero_grad(set_to_none=True)
     except DataDependentOutputException as error:
         raise Unpredictable(f"the model looks at values that only a real run has: {error}") from None
@@ -109,6 +113,32 @@ def rows(batch: Any, count: int) -> Any:
     return tree_map(resized, batch)
 
 
+def _shaped(make: Callable[[], nn.Module]) -> nn.Module:
+    """The model without memory; for real where its constructor looks at values."""
+    try:
+        with torch.device("meta"):
+            return make()
+    except (NotImplementedError, RuntimeError):
+        return make()
+
+
+def _fake_parameters(model: nn.Module) -> None:
+    """Put fake tensors in the place of parameters and buffers; what is shared stays shared."""
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):  # noqa: SLF001  # setattr would refuse other types
+            for name, tensor in table.items():
+                if tensor is None:
+                    continue
+                fake = made.get(id(tensor))
+                if fake is None:
+                    fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+                    if isinstance(tensor, nn.Parameter):
+                        fake = nn.Parameter(fake, tensor.requires_grad)
+                    made[id(tensor)] = fake
+                table[name] = fake
+
+
 def _faked(value: Any) -> Any:
     return torch.empty(value.shape, dtype=value.dtype, device="cpu") if isinstance(value, Tensor) else value
 
@@ -120,15 +150,21 @@ def _identity(storage: torch.UntypedStorage) -> int:
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that operations have made and that are still there."""
+    """Counts the bytes of the storages that operations have made and that are still there.
+
+    Where `scalar` is set, it is what tensors are told to hold when they are asked for a number.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
+        self.scalar: float | None = None
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.scalar is not None and func is _NUMBER_OF:
+            return self.scalar
         made = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(made):
             if isinstance(leaf, Tensor):
