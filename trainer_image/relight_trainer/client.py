@@ -97,6 +97,11 @@ class Run:
         """The epoch that training is in, counted from 0."""
         return self._cursor.epoch
 
+    @property
+    def batch(self) -> int:
+        """Batches of this epoch that have been trained on."""
+        return self._cursor.batch
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model` in DDP, whose sums are the same in a resumed process; as it is where there is no process group."""
         if not dist.is_initialized():
@@ -140,6 +145,36 @@ class Run:
             self._arrive()
         if self._cursor.epoch == epoch:
             raise Misused(f"the loader gave no more than the {consumed} batches of epoch {epoch} already trained on")
+
+    # What a loop that is not `steps` says and asks, in this order; `relight_trainer.adapters` do it for trainers.
+
+    def expect(self, *, steps: int, batches: int) -> None:
+        """The whole training has `steps` optimizer steps, an epoch has `batches`; 0 where unknown."""
+        if self._session is not None:
+            self._session.total_steps, self._session.batches_per_epoch = steps, batches
+
+    def batches(self, loader: Iterable[Batch], epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch that have not been trained on yet."""
+        consumed = self._cursor.batch if epoch == self._cursor.epoch else 0
+        return (batch for number, _, batch in self._batches(loader, epoch) if number >= consumed)
+
+    def enter(self, epoch: int, batch: int, *, first: bool = True) -> None:
+        """A batch is going to be trained on; `first`: of an optimizer step.
+
+        Raises SystemExit(0) where the job stops here; everything is saved by then.
+        """
+        if first:
+            self._guard(Session.enter)
+        self._seed_for("step", epoch, batch)
+
+    def done(self, *, epoch: int, batch: int, samples: int = 0, step: int | None = None) -> None:
+        """An optimizer step is complete: `step`, or one more. The next one begins at `epoch`, `batch`.
+
+        `samples` are those that all ranks have trained on since the last call.
+        """
+        step = self._cursor.step + 1 if step is None else step
+        self._reached = Cursor(step, epoch, batch, self._cursor.samples + samples)
+        self._arrive()
 
     def log(self, **metrics: float | Tensor | str) -> None:
         """Show these numbers in the job's status and progress. A tensor on a device is waited for."""

@@ -1,0 +1,201 @@
+"""Trainers with loops of their own: cut anywhere, they end as if they had not been.
+
+With the real libraries, where they are installed or stand in the folder that RELIGHT_TEST_PEERS names.
+"""
+
+import contextlib
+import importlib.util
+import os
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import worlds
+from test_train_exact import job
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from relight_trainer import client
+from relight_trainer.adapters.timm import RelightSaver
+from relight_trainer.context import WorkerContext
+from relight_trainer.session import Cursor, Session
+
+pytestmark = pytest.mark.timeout(170)
+PEERS = os.environ.get("RELIGHT_TEST_PEERS", "")
+if PEERS:
+    sys.path.append(PEERS)
+
+
+def needs(library: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(importlib.util.find_spec(library) is None, reason=f"{library} is not installed")
+
+
+def data() -> TensorDataset:
+    generator = torch.Generator().manual_seed(1)
+    points = torch.randn(48, 4, generator=generator)
+    return TensorDataset(points, (points.sum(1) > 0).long())
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+
+
+def with_lightning(folder: Path, accumulate: int) -> None:
+    import lightning.pytorch as pl
+
+    from relight_trainer.adapters.lightning import RelightCallback
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model()
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            self.log("loss", loss)
+            return loss
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("accuracy", (self.net(batch[0]).argmax(1) == batch[1]).float().mean())
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]  # by epoch
+
+    relight = RelightCallback()
+    trainer = pl.Trainer(
+        max_epochs=3, accelerator="cpu", devices=1, accumulate_grad_batches=accumulate, callbacks=[relight], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(Module(), relight.loader(DataLoader(data(), 8, shuffle=True)), DataLoader(data(), 16))
+
+
+def with_transformers(folder: Path, accumulate: int) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    from relight_trainer.adapters.transformers import RelightCallback
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model()
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            logits = self.net(x)
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    rows = [{"x": x, "labels": y} for x, y in data()]
+    net = Model()
+    relight = RelightCallback(net)
+    args = TrainingArguments(
+        output_dir=str(folder / "out"), num_train_epochs=3, per_device_train_batch_size=8, save_strategy="no", use_cpu=True,
+        gradient_accumulation_steps=accumulate, logging_steps=1, report_to="none", disable_tqdm=True, learning_rate=0.01,
+    )  # fmt: skip
+    trainer = Trainer(model=net, args=args, train_dataset=rows, callbacks=[relight])
+    trainer.train(resume_from_checkpoint=relight.resume())
+
+
+def with_timms_shape(folder: Path, accumulate: int) -> None:
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 18)
+    saver = RelightSaver(net, optimizer, scheduler=scheduler)
+    loader = DataLoader(data(), 8, shuffle=True)
+    for epoch in range(saver.start_epoch, 3):
+        for number, (x, y) in saver.batches(loader, epoch):
+            loss = nn.functional.cross_entropy(net(x), y) / accumulate
+            loss.backward()
+            if (number + 1) % accumulate == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+                scheduler.step()
+                if number + 1 < len(loader):
+                    saver.save_recovery(epoch, number)
+        best = saver.save_checkpoint(epoch, 0.5 if epoch == 1 else 0.25)
+        assert best == ((0.25, 0) if epoch == 0 else (0.5, 1))
+    saver.finish()
+
+
+def train(context: WorkerContext, name: str, accumulate: int, folder: Path, die_at: int) -> Any:
+    step_done = Session.step_done
+
+    def step_done_then_die(self: Session, cursor: Cursor) -> None:
+        step_done(self, cursor)
+        if cursor.step == die_at:
+            os._exit(9)
+
+    Session.step_done = step_done_then_die  # type: ignore[method-assign]
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # the libraries' own
+    if PEERS:
+        sys.path.append(PEERS)
+    with contextlib.suppress(SystemExit):
+        globals()[name](folder, accumulate)
+    return client.outcome()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("with_lightning", marks=needs("lightning")),
+        pytest.param("with_transformers", marks=needs("transformers")),
+        "with_timms_shape",
+    ],
+)
+def test_a_training_that_is_cut_ends_with_the_same_weights(tmp_path: Path, name: str, accumulate: int) -> None:
+    total = 18 // accumulate
+    whole_root, root = tmp_path / "whole", tmp_path / "cut"
+    whole_root.mkdir()
+    root.mkdir()
+    arguments = (name, accumulate, tmp_path)
+
+    [whole] = worlds.run(train, *arguments, -1, root=whole_root, job=job(whole_root, checkpoints=False), ranks=1)
+    assert whole.kind == "completed", whole
+    assert whole.step == total
+
+    cuts = [
+        1,
+        total // 3,
+        total // 3 + 1,
+        total - 1,
+    ]  # the first step, an epoch's last, an epoch's first, the last but one
+    the_job = replace(job(root), checkpoint_steps=3)
+    for generation, cut in enumerate(cuts, 1):
+        assert worlds.run(train, *arguments, cut, root=root, job=the_job, generation=generation, ranks=1) == ["died"]
+    [outcome] = worlds.run(train, *arguments, -1, root=root, job=the_job, generation=len(cuts) + 1, ranks=1)
+
+    assert (outcome.kind, outcome.step) == ("completed", total), outcome
+    assert outcome.result["weightsDigest"] == whole.result["weightsDigest"]
+    [again] = worlds.run(train, *arguments, -1, root=root, job=the_job, generation=len(cuts) + 2, ranks=1)
+    assert (again.kind, again.result["weightsDigest"]) == ("completed", whole.result["weightsDigest"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("with_lightning", marks=needs("lightning")),
+        pytest.param("with_transformers", marks=needs("transformers")),
+        "with_timms_shape",
+    ],
+)
+def test_a_stop_is_obeyed_between_steps_and_gone_on_from(tmp_path: Path, name: str) -> None:
+    arguments = (name, 1, tmp_path, -1)
+    with worlds.world(train, *arguments, root=tmp_path, job=job(tmp_path), ranks=1) as world:
+        world.stop(0)
+        [outcome] = world.join()
+    assert (outcome.kind, outcome.saved) == ("stopped", True), outcome
+    [outcome] = worlds.run(train, *arguments, root=tmp_path, job=job(tmp_path), generation=2, ranks=1)
+    assert (outcome.kind, outcome.step) == ("completed", 18), outcome
+
+
+def test_outside_a_job_the_saver_does_nothing_and_knows_the_best(tmp_path: Path) -> None:
+    with_timms_shape(tmp_path, 1)
+    saver = RelightSaver(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0), decreasing=True)
+    assert [saver.save_checkpoint(e, m)[1] for e, m in enumerate([3.0, 1.0, 2.0])] == [0, 1, 1]
+    assert saver.find_recovery() == ""

@@ -1,0 +1,138 @@
+"""Hugging Face's Trainer under Relight: it goes on from the newest state, every optimizer step is a place to stop.
+
+    relight = RelightCallback(model)
+    trainer = Trainer(model=model, args=TrainingArguments(save_strategy="no", ...), callbacks=[relight], ...)
+    trainer.train(resume_from_checkpoint=relight.resume())
+
+The Trainer positions its data itself, by samples. What a data set draws at random while it is read is not part of it.
+"""
+
+# ruff: noqa: ARG002  # the signatures are the trainer's
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from relight_trainer import client
+from relight_trainer.seeds import seed_everything, stream
+
+_STATE, _WEIGHTS, _OPTIMIZER, _SCHEDULER = "trainer_state.json", "pytorch_model.bin", "optimizer.pt", "scheduler.pt"
+
+
+class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Joins the job in `resume`. `seed` is the root of what epochs and steps draw."""
+
+    def __init__(self, model: nn.Module, seed: int = 0) -> None:
+        self._model = model
+        self._seed = seed
+        self._parts = {name: _Late() for name in ("optimizer", "scheduler", "trainer")}
+        self._run: client.Run | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._steps = 0  # of the Trainer's count, as the run was told it last
+
+    def resume(self) -> str | None:
+        """Load the newest state: what `Trainer.train` wants as `resume_from_checkpoint`, None for a new training."""
+        self._run = client.start(init=True, seed=self._seed, model=self._model, **self._parts)
+        self._steps = self._run.step
+        if not self._run.step:
+            return None
+        self._folder = tempfile.TemporaryDirectory(prefix="relight-")
+        folder = Path(self._folder.name)
+        torch.save(self._model.state_dict(), folder / _WEIGHTS)
+        torch.save(self._parts["optimizer"].held, folder / _OPTIMIZER)
+        torch.save(self._parts["scheduler"].held, folder / _SCHEDULER)
+        (folder / _STATE).write_text(self._parts["trainer"].held["json"])
+        return str(folder)
+
+    @property
+    def run(self) -> client.Run:
+        if self._run is None:
+            raise client.Misused(
+                "call trainer.train(resume_from_checkpoint=relight.resume()): the callback has joined no job"
+            )
+        return self._run
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        self._parts["optimizer"].object = kwargs["optimizer"]
+        self._parts["scheduler"].object = kwargs["lr_scheduler"]
+        self._parts["trainer"].object = _Json(state)
+        self.run.expect(steps=state.max_steps, batches=0)
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        # Samplers without a generator of their own draw the epoch's order now: the same on all ranks and in each run.
+        seed_everything(stream(self._seed, "epoch", int(state.epoch or 0)))
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        self._step_is_over(state)
+        self.run.enter(int(state.epoch or 0), state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        logs = kwargs.get("logs") or {}
+        self.run.log(**{name: value for name, value in logs.items() if isinstance(value, (int, float))})
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **kwargs: Any,
+    ) -> None:
+        self._step_is_over(state)
+        self.run.finish()
+
+    def _step_is_over(self, state: TrainerState) -> None:
+        if state.global_step != self._steps:
+            self._steps = state.global_step
+            self.run.done(epoch=int(state.epoch or 0), batch=0, step=state.global_step)
+
+
+class _Late:
+    """The state of an object that the Trainer makes only when it trains: held until then."""
+
+    def __init__(self) -> None:
+        self.object: Any = None
+        self.held: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.held if self.object is None else self.object.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.held = state
+
+
+class _Json:
+    def __init__(self, state: TrainerState) -> None:
+        self._state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
+            self._state.save_to_json(file.name)
+            return {"json": Path(file.name).read_text()}
