@@ -6,10 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import worlds
+from click.testing import CliRunner
+from safetensors.torch import load_file
 from test_train_exact import job, result, until
+from torch import nn
 
 from relight_trainer import train
+from relight_trainer.commands.recalibrate import command
+from relight_trainer.data.digits import digits
+from relight_trainer.inspect import WrongInput
+from relight_trainer.models.digits_supernet import digits_supernet
+from relight_trainer.recalibrate import calibration_draws, population_statistics
+from relight_trainer.supernet import BadSupernet
+from relight_trainer.supernet.choices import space_of
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -21,20 +32,68 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def test_a_supernet_that_loses_a_member_ends_with_the_same_weights_and_ranking(tmp_path: Path) -> None:
-    outcomes = {}
-    for name in ("whole", "cut"):
-        root = tmp_path / name
-        root.mkdir()
-        the_job = job(root, steps=7, **CONFIG)
-        if name == "cut":
-            ends = worlds.run(until, 0, 3, root=root, job=the_job, generation=1)
-            assert ends[0] == "died"
-            shutil.rmtree(root / "slot-0")
-        outcomes[name] = result(worlds.run(train.run, root=root, job=the_job, generation=2))
-        outcomes[name]["ranking"] = json.loads((root / "checkpoints" / "paths.json").read_text())
-    assert outcomes["cut"] == outcomes["whole"]
-    metrics, ranking = outcomes["whole"]["metrics"], outcomes["whole"]["ranking"]
-    assert (metrics["paths"], len(ranking)) == ("4", 4)
-    assert metrics["best_path"] == ranking[0]["path"]
-    assert metrics["test_accuracy"] == f"{sum(row['accuracy'] for row in ranking) / 4:.4f}"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder and the result of a training that was not cut."""
+    root = tmp_path_factory.mktemp("whole")
+    return root, result(worlds.run(train.run, root=root, job=job(root, steps=7, **CONFIG), generation=2))
+
+
+def ranking(root: Path) -> Any:
+    return json.loads((root / "checkpoints" / "paths.json").read_text())
+
+
+def test_a_supernet_that_loses_a_member_ends_with_the_same_weights_and_ranking(
+    tmp_path: Path, whole: tuple[Path, dict[str, Any]]
+) -> None:
+    the_job = job(tmp_path, steps=7, **CONFIG)
+    ends = worlds.run(until, 0, 3, root=tmp_path, job=the_job, generation=1)
+    assert ends[0] == "died"
+    shutil.rmtree(tmp_path / "slot-0")
+    root, expected = whole
+    assert result(worlds.run(train.run, root=tmp_path, job=the_job, generation=2)) == expected
+    rows = ranking(root)
+    assert ranking(tmp_path) == rows
+    metrics = expected["metrics"]
+    assert (metrics["paths"], len(rows)) == ("4", 4)
+    assert metrics["best_path"] == rows[0]["path"]
+    assert metrics["test_accuracy"] == f"{sum(row['accuracy'] for row in rows) / 4:.4f}"
+
+
+def test_recalibrate_writes_a_paths_weights_with_its_own_statistics(
+    tmp_path: Path, whole: tuple[Path, dict[str, Any]]
+) -> None:
+    folder = str(whole[0] / "checkpoints")
+    out = tmp_path / "best.safetensors"
+    options = ["--path", "best", "--samples", "100", "--batch", "50", "-o", "json"]
+    answer = CliRunner().invoke(command, [folder, str(out), *options], catch_exceptions=False)
+    said = json.loads(answer.output)
+    best = ranking(whole[0])[0]["path"]
+    assert (said["path"], said["layers"], said["samples"]) == (best, 3, 100)
+    assert set(said["before"]) == set(said["after"]) == {"test_accuracy", "test_loss"}
+
+    model = digits_supernet(4, 2)
+    model.load_state_dict(load_file(out))
+    space_of(model).choose(tuple(map(int, best.split("-"))))
+    train_part, test_part = digits(0.2, 0)
+    model.eval()
+    right = (model(test_part.inputs).argmax(1) == test_part.labels).double().mean().item()
+    assert said["after"]["test_accuracy"] == f"{right:.4f}"
+    draws = calibration_draws(train_part.size, 0, samples=100, batch=50)
+    batches = [train_part.inputs[torch.from_numpy(draw.indices)] for draw in draws]
+    for name, found in population_statistics(model, batches).items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.BatchNorm2d)
+        assert torch.equal(layer.running_var, found.var.float())  # type: ignore[arg-type]
+
+    for arguments, words in (
+        ([folder, str(out)], "exists; --force"),
+        ([folder, str(tmp_path / "out.onnx")], "the name says the format"),
+        ([folder, str(tmp_path / "x.pt")], "--path is missing: statistics are one path's; allowed: .*or best"),
+        ([str(out), str(tmp_path / "x.pt")], "does not say which model and data it belongs to"),
+    ):
+        with pytest.raises(WrongInput, match=words):
+            CliRunner().invoke(command, arguments, catch_exceptions=False)
+    with pytest.raises(BadSupernet, match="allowed: from 0-0 to 3-3"):
+        CliRunner().invoke(command, [folder, str(tmp_path / "x.pt"), "--path", "0-4"], catch_exceptions=False)
+    assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]

@@ -14,11 +14,15 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from relight_trainer.data.draws import Draw
+from relight_trainer.sampler import permutation, share
+from relight_trainer.seeds import stream
 from relight_trainer.sync_batchnorm import alone
 
 
@@ -70,6 +74,16 @@ def population_statistics(
     if distributed:
         population.merge_ranks()
     return population.statistics()
+
+
+def calibration_draws(size: int, seed: int, *, samples: int, batch: int) -> list[Draw]:
+    """Which of `size` training samples statistics are of: always the same, in batches of nearly equal size.
+
+    No batch is much smaller than the others: its own statistics, with which it is normalised meanwhile, would be poor.
+    """
+    chosen = permutation(size, stream(seed, "calibration"))[:samples]
+    parts = -(-len(chosen) // batch)
+    return [Draw(0, np.ascontiguousarray(chosen[share(len(chosen), i, parts)])) for i in range(parts)]
 
 
 class Population:

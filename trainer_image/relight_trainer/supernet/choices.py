@@ -116,3 +116,21 @@ def path_text(path: Path) -> str:
         return json.dumps(path, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise BadSupernet(f"supernet: sample_path gave {path!r}; allowed is a JSON value: {error}") from None
+
+
+def path_of(text: str, space: ChoiceSpace | OwnSpace) -> Path:
+    """The path that `path_text` gives `text` for. Raises BadSupernet where it is none of the model's."""
+    if isinstance(space, OwnSpace):
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise BadSupernet(f"path: found {text!r}; allowed: the JSON that the model's sample_path gives") from None
+    options = text.split("-")
+    if len(options) == len(space.sizes) and all(
+        option.isdecimal() and int(option) < size for option, size in zip(options, space.sizes, strict=True)
+    ):
+        return tuple(map(int, options))
+    highest = "-".join(str(size - 1) for size in space.sizes)
+    raise BadSupernet(
+        f"path: found {text!r}; allowed: from {'-'.join('0' * len(space.sizes))} to {highest}, each digit on its own"
+    )

@@ -3,16 +3,13 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from relight_trainer.data.draws import Draw, shard
+from relight_trainer.data.draws import shard
 from relight_trainer.data.splits import Split
 from relight_trainer.peers import Interrupted, Peers
-from relight_trainer.recalibrate import StatisticsCache
-from relight_trainer.sampler import permutation, share
-from relight_trainer.seeds import stream
+from relight_trainer.recalibrate import StatisticsCache, calibration_draws
 from relight_trainer.settings.supernet import Supernet as Settings
 from relight_trainer.supernet.choices import BadSupernet, ChoiceSpace, Path, PathContext, path_text, space_of
 from relight_trainer.supernet.costs import Costs, flop_costs, parameter_costs
@@ -116,15 +113,11 @@ class Supernet:
         return metrics
 
     def _calibration(self, train: Split) -> Iterable[Any]:
-        """The training samples that statistics are of, always the same, in batches of nearly equal size."""
         settings = self._settings.recalibrate
         if settings is None:
             return ()
-        samples = permutation(train.size, stream(self._seed, "calibration"))[: settings.samples]
-        parts = -(-len(samples) // settings.batch)
-        return train.batches(
-            Draw(0, np.ascontiguousarray(samples[share(len(samples), i, parts)])) for i in range(parts)
-        )
+        draws = calibration_draws(train.size, self._seed, samples=settings.samples, batch=settings.batch)
+        return train.batches(draws)
 
     def _to_compare(self) -> Iterable[Path]:
         """Paths in the order in which they are wanted; drawn ones may repeat, and end when new ones are rare."""

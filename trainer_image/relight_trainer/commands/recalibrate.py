@@ -1,0 +1,52 @@
+"""Compute batch norm's running statistics anew and write the weights with them."""
+
+import json
+
+import click
+
+
+@click.command("recalibrate")
+@click.argument("checkpoint", metavar="CHECKPOINT")
+@click.argument("out", metavar="OUT.safetensors|OUT.pt")
+@click.option(
+    "--path", metavar="PATH", help='Of a supernet: the path, such as "0-3-1", or "best" of the last evaluation.'
+)
+@click.option("--samples", type=click.IntRange(2), help="Training samples to compute them of (default 1024).")
+@click.option("--batch", type=click.IntRange(2), help="Samples of one forward pass (default 128).")
+@click.option("--ema", is_flag=True, help="The moving average of the weights instead of the weights.")
+@click.option("--force", is_flag=True, help="Replace OUT where it exists.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print the answer.")
+def command(
+    *,
+    checkpoint: str,
+    out: str,
+    path: str | None,
+    samples: int | None,
+    batch: int | None,
+    ema: bool,
+    force: bool,
+    output: str,
+) -> None:
+    """Give the batch norm layers of CHECKPOINT the exact statistics of training samples, and write its weights to OUT.
+
+    What training leaves is a moving average over weights that were changing; in a supernet, a mixture of all paths.
+    CHECKPOINT is one of Relight's, or a job's folder, of which the newest is taken: it says itself which model and
+    data it belongs to. The test set's metrics are shown with the old statistics and with the new ones.
+
+    \b
+      relight recalibrate /checkpoints/default/digits digits.safetensors
+      relight recalibrate /checkpoints/default/supernet best.pt --path best
+
+    Exit codes: 0, 64 wrong input, 65 damaged checkpoint or data, 74 OUT cannot be written.
+    """  # noqa: D301  # click's mark for text that is not wrapped
+    from pathlib import Path
+
+    from relight_trainer.recalibrate_checkpoint import recalibrate_checkpoint
+
+    said = recalibrate_checkpoint(checkpoint, Path(out), path=path, samples=samples, batch=batch, ema=ema, force=force)
+    if output == "json":
+        click.echo(json.dumps(said, indent=2))
+        return
+    click.echo(f"{said['out']}: {said['layers']} layers have the statistics of {said['samples']} samples")
+    for name, before in said["before"].items():
+        click.echo(f"{name} {before} -> {said['after'][name]}")

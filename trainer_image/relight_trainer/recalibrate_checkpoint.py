@@ -1,0 +1,137 @@
+"""`relight recalibrate`: a checkpoint in, its weights with batch norm statistics computed anew out."""
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from relight_trainer.config import TrainerConfig, check, parse
+from relight_trainer.data.splits import Split, open_splits
+from relight_trainer.evaluate import Sums, shard_sums, sums_of
+from relight_trainer.init_from import init_from
+from relight_trainer.inspect import Contents, WrongInput, read
+from relight_trainer.objective import Objective, split
+from relight_trainer.recalibrate import calibration_draws, recalibrate
+from relight_trainer.registry import build
+from relight_trainer.settings.init_from import InitFrom
+from relight_trainer.settings.loss import LOSSES
+from relight_trainer.settings.model import MODELS
+from relight_trainer.settings.supernet import Recalibration
+from relight_trainer.supernet.choices import path_of, space_of
+
+_SUFFIXES = (".safetensors", ".pt", ".pth")
+
+
+def recalibrate_checkpoint(
+    checkpoint: str,
+    out: Path,
+    *,
+    path: str | None = None,
+    samples: int | None = None,
+    batch: int | None = None,
+    ema: bool = False,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write the weights in `checkpoint` with new statistics to `out`, which appears whole or not at all.
+
+    Returns {out, layers, samples, path, before, after}: metrics of the test set as text, with the statistics of before
+    and after. Runs on the CPU. Raises WrongInput, and what reading, configuration and data raise, with exit codes.
+    """
+    if out.suffix not in _SUFFIXES:
+        raise WrongInput(f'"{out}": the name says the format; allowed: {", ".join(f"*{s}" for s in _SUFFIXES)}')
+    if out.exists() and not force:
+        raise WrongInput(f'"{out}" exists; --force replaces it')
+    contents = read(checkpoint)
+    config = _config_of(contents)
+    device = torch.device("cpu")
+    splits = open_splits(config.data, config.loader, config.train.seed, device)
+    model: nn.Module = build(MODELS, config.model)
+    init_from(InitFrom(path=checkpoint, ema=ema, min_match=1.0), model)
+    path = _choose(model, config, contents, path)
+
+    defaults = (config.supernet and config.supernet.recalibrate) or Recalibration()
+    draws = calibration_draws(
+        splits.train.size, config.train.seed, samples=samples or defaults.samples, batch=batch or defaults.batch
+    )
+    sums = _sums(model, config)
+    before = _metrics(model, sums, splits.test)
+    statistics = recalibrate(model, splits.train.batches(draws), forward=lambda b: _forward(model, b))
+    if not statistics:
+        raise WrongInput(f"{checkpoint}: the model {config.model.type} has no batch norm layer with running statistics")
+    _write(model, out)
+    return {
+        "out": str(out),
+        "layers": len(statistics),
+        "samples": sum(len(draw.indices) for draw in draws),
+        "path": path,
+        "before": before,
+        "after": _metrics(model, sums, splits.test),
+    }
+
+
+def _config_of(contents: Contents) -> TrainerConfig:
+    saved = contents.facts.get("config")
+    if saved is None:
+        raise WrongInput(
+            f"{contents.path} is a {contents.kind} and does not say which model and data it belongs to; allowed: a "
+            "checkpoint that a job with trainer.config has written"
+        )
+    config = parse(saved)
+    check(config)
+    return config
+
+
+def _choose(model: nn.Module, config: TrainerConfig, contents: Contents, path: str | None) -> str | None:
+    """Make the model take `path`; its text. None for a model that is no supernet."""
+    if config.supernet is None:
+        if path is not None:
+            raise WrongInput(f"--path: found {path}, but {contents.path} is no supernet's")
+        return None
+    ranking = contents.path.parent / "paths.json"
+    if path is None:
+        near = f", or best, as {ranking} has it" if ranking.exists() else ""
+        raise WrongInput(f"--path is missing: statistics are one path's; allowed: a path of the model{near}")
+    if path == "best":
+        if not ranking.exists():
+            raise WrongInput(f"--path best: there is no {ranking}, which an evaluation of the job writes")
+        path = str(json.loads(ranking.read_text())[0]["path"])
+    space = space_of(model)
+    space.choose(path_of(path, space))
+    return path
+
+
+def _forward(model: nn.Module, batch: Any) -> object:
+    arguments, keywords, _ = split(batch)
+    return model(*arguments, **keywords)
+
+
+def _sums(model: nn.Module, config: TrainerConfig) -> Sums | None:
+    """None for a model that evaluates in a way of its own, which wants a training around it."""
+    if hasattr(model, "training_step") or hasattr(model, "validation_step"):
+        return None
+    return sums_of(model, Objective(build(LOSSES, config.loss)), run=None)  # type: ignore[arg-type]  # only such models ask
+
+
+def _metrics(model: nn.Module, sums: Sums | None, test: Split) -> dict[str, str]:
+    if sums is None or not test.size:
+        return {}
+    names, totals = shard_sums(model, sums, test, rank=0, world=1, interrupted=lambda: False)
+    count, *rest = totals.tolist()
+    return {f"test_{name}": f"{value / count:.4f}" for name, value in zip(names, rest, strict=True)}
+
+
+def _write(model: nn.Module, out: Path) -> None:
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+    try:
+        if out.suffix == ".safetensors":
+            save_file(state, temporary, metadata={"format": "pt"})
+        else:
+            torch.save(state, temporary)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
