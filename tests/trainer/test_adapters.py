@@ -19,6 +19,7 @@ from test_train_exact import job
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from relight_agent.files import GenerationFolder
 from relight_trainer import client
 from relight_trainer.adapters.timm import RelightSaver
 from relight_trainer.context import WorkerContext
@@ -121,22 +122,41 @@ def with_timms_shape(folder: Path, accumulate: int) -> None:
     saver.finish()
 
 
-def train(context: WorkerContext, name: str, accumulate: int, folder: Path, die_at: int) -> Any:
-    step_done = Session.step_done
+class Died(BaseException):
+    """A life's end without a word: nothing of it is saved that is not saved already."""
 
-    def step_done_then_die(self: Session, cursor: Cursor) -> None:
-        step_done(self, cursor)
-        if cursor.step == die_at:
-            os._exit(9)
 
-    Session.step_done = step_done_then_die  # type: ignore[method-assign]
+def lives(context: WorkerContext, name: str, accumulate: int, root: Path, cuts: list[int]) -> list[Any]:
+    """How lives of one job end, one after the other in one process: each but the last dies behind a step, 0 is told to
+    stop.
+    """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the libraries' own
     if PEERS:
         sys.path.append(PEERS)
-    with contextlib.suppress(SystemExit):
-        globals()[name](folder, accumulate)
-    return client.outcome()
+    step_done, requested = Session.step_done, Session._requested
+    ends: list[Any] = []
+    for generation, cut in enumerate(cuts, 1):
+
+        def step_done_then_die(self: Session, cursor: Cursor, cut: int = cut) -> None:
+            step_done(self, cursor)
+            if cursor.step == cut:
+                raise Died
+
+        Session.step_done = step_done_then_die  # type: ignore[method-assign]
+        Session._requested = (lambda _: True) if cut == 0 else requested  # type: ignore[method-assign]
+        client._current = None
+        os.environ["RELIGHT_GENERATION"] = str(generation)
+        os.environ["RELIGHT_GENERATION_DIR"] = str(GenerationFolder.create(root / "slot-0", generation).path)
+        try:
+            with contextlib.suppress(SystemExit):
+                globals()[name](root, accumulate)
+            ends.append(client.outcome())
+        except Died:
+            ends.append("died")
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return ends
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -150,48 +170,27 @@ def train(context: WorkerContext, name: str, accumulate: int, folder: Path, die_
 )
 def test_a_training_that_is_cut_ends_with_the_same_weights(tmp_path: Path, name: str, accumulate: int) -> None:
     total = 18 // accumulate
-    whole_root, root = tmp_path / "whole", tmp_path / "cut"
-    whole_root.mkdir()
-    root.mkdir()
-    arguments = (name, accumulate, tmp_path)
+    for folder in ("whole", "cut"):
+        (tmp_path / folder).mkdir()
 
-    [whole] = worlds.run(train, *arguments, -1, root=whole_root, job=job(whole_root, checkpoints=False), ranks=1)
-    assert whole.kind == "completed", whole
-    assert whole.step == total
+    def run(folder: str, cuts: list[int]) -> list[Any]:
+        root = tmp_path / folder
+        the_job = replace(job(root), checkpoint_steps=4)
+        [ends] = worlds.run(lives, name, accumulate, root, cuts, root=root, job=the_job, ranks=1, timeout=150)
+        return ends
 
-    cuts = [
-        1,
-        total // 3,
-        total // 3 + 1,
-        total - 1,
-    ]  # the first step, an epoch's last, an epoch's first, the last but one
-    the_job = replace(job(root), checkpoint_steps=3)
-    for generation, cut in enumerate(cuts, 1):
-        assert worlds.run(train, *arguments, cut, root=root, job=the_job, generation=generation, ranks=1) == ["died"]
-    [outcome] = worlds.run(train, *arguments, -1, root=root, job=the_job, generation=len(cuts) + 1, ranks=1)
+    [whole] = run("whole", [-1])
+    # Behind the first step, an epoch's last, its first, and the last but one; then to the end, and once more.
+    ends = run("cut", [1, total // 3, total // 3 + 1, 0, total - 1, -1, -1])
 
-    assert (outcome.kind, outcome.step) == ("completed", total), outcome
-    assert outcome.result["weightsDigest"] == whole.result["weightsDigest"]
-    [again] = worlds.run(train, *arguments, -1, root=root, job=the_job, generation=len(cuts) + 2, ranks=1)
-    assert (again.kind, again.result["weightsDigest"]) == ("completed", whole.result["weightsDigest"])
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("with_lightning", marks=needs("lightning")),
-        pytest.param("with_transformers", marks=needs("transformers")),
-        "with_timms_shape",
-    ],
-)
-def test_a_stop_is_obeyed_between_steps_and_gone_on_from(tmp_path: Path, name: str) -> None:
-    arguments = (name, 1, tmp_path, -1)
-    with worlds.world(train, *arguments, root=tmp_path, job=job(tmp_path), ranks=1) as world:
-        world.stop(0)
-        [outcome] = world.join()
-    assert (outcome.kind, outcome.saved) == ("stopped", True), outcome
-    [outcome] = worlds.run(train, *arguments, root=tmp_path, job=job(tmp_path), generation=2, ranks=1)
-    assert (outcome.kind, outcome.step) == ("completed", 18), outcome
+    assert (whole.kind, whole.step) == ("completed", total), whole
+    stopped = ends.pop(3)
+    assert (stopped.kind, stopped.saved) == ("stopped", True), stopped
+    assert total // 3 + 1 <= stopped.step < total
+    assert ends[:4] == ["died"] * 4
+    for end in ends[4:]:
+        assert (end.kind, end.step) == ("completed", total), end
+        assert end.result["weightsDigest"] == whole.result["weightsDigest"]
 
 
 def test_outside_a_job_the_saver_does_nothing_and_knows_the_best(tmp_path: Path) -> None:
