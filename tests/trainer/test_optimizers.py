@@ -296,6 +296,17 @@ def test_wrong_settings_are_answered_in_words(optimizer: Any, text: str) -> None
     assert str(caught.value).startswith(text)
 
 
+def test_an_optimizer_of_ones_own_is_called_with_the_other_fields_and_has_groups_too() -> None:
+    own = settings(type="torch.optim:SGD", lr=0.1, momentum=0.9, groups=[{"layer": "Linear", "weight_decay": 0.5}])
+    rest, linear = build_optimizer(own, net(), 64).param_groups
+    assert (rest["momentum"], rest["weight_decay"], linear["weight_decay"]) == (0.9, 0, 0.5)
+    assert own.momentum_field == "momentum"
+    with pytest.raises(BadConfig, match=r"config.optimizer: torch.optim:SGD cannot train this model: .*'momentun'"):
+        build_optimizer(settings(type="torch.optim:SGD", lr=0.1, momentun=0.9), net(), 64)
+    with pytest.raises(BadConfig, match=r"config.optimizer.lr: missing"):
+        settings(type="torch.optim:SGD")
+
+
 def test_muon_says_what_it_cannot_train() -> None:
     with pytest.raises(BadConfig, match=r"config.optimizer: muon cannot train this model: .*2D"):
         build_optimizer(settings(type="muon"), net(), 64)

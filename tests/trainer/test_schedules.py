@@ -198,20 +198,19 @@ def halved(step: int, total: int, *, times: int) -> float:
 
 
 def test_a_function_of_ones_own_is_a_schedule_and_its_arguments_are_checked() -> None:
-    call = f"{__name__}:halved"
-    built = ours({"type": "function", "call": call, "args": {"times": 4}}, 40)
+    own = f"{__name__}:halved"
+    built = ours({"type": own, "times": 4}, 40)
     assert [built(step).lr for step in (0, 9, 10, 39)] == [0.1, 0.1, 0.05, 0.0125]
+    warmed = ours({"type": "sequence", "parts": [{"schedule": {"type": own, "times": 4, "warmup": "5st"}}]}, 40)
+    assert [warmed(step).lr for step in (0, 5, 10)] == [pytest.approx(0.001), 0.1, 0.05]
     for wrong, text in (
-        (
-            {"call": call, "args": {"times": 4, "tmes": 4}},
-            "config.schedule.args: got an unexpected keyword argument 'tmes'",
-        ),
-        ({"call": call}, "config.schedule.args: missing a required argument: 'times'"),
-        ({"call": "no_such_module:f"}, "config.schedule.call: No module named 'no_such_module'"),
-        ({"call": "math:squareroot"}, "config.schedule.call: module 'math' has no attribute 'squareroot'"),
-    ):
+        ({"type": own, "times": 4, "tmes": 4}, "config.schedule.type: called with step, total and the other fields: got an unexpected keyword argument 'tmes'"),
+        ({"type": own}, "config.schedule.type: called with step, total and the other fields: missing a required argument: 'times'"),
+        ({"type": "no_such_module:f"}, "config.schedule.type: no_such_module cannot be imported"),
+        ({"type": "math:squrt"}, 'config.schedule.type: math has no squrt; found "math:squrt"; did you mean "math:sqrt"?'),
+    ):  # fmt: skip
         with pytest.raises(BadConfig) as caught:
-            ours({"type": "function", **wrong}, 40)
+            ours(wrong, 40)
         assert str(caught.value).startswith(text)
 
 

@@ -1,6 +1,5 @@
 """The optimizer that the configuration names, its parameter groups, and the rates of its next step."""
 
-import importlib
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch.optim import Optimizer
 from relight_trainer.config import BadConfig
 from relight_trainer.globs import chosen, near
 from relight_trainer.problems import Problem, shown
+from relight_trainer.registry import resolve
 from relight_trainer.schedule import Rates
 from relight_trainer.settings.optimizer import OptimizerArguments
 from relight_trainer.settings.rate import rate_at
@@ -27,10 +27,10 @@ def build_optimizer(config: OptimizerArguments, module: nn.Module, batch: int) -
     groups = _groups(config, module)
     for group in groups:
         group["lr"] = lr * group["lr_scale"]
-    package, _, name = config.target.partition(":")
+    make = resolve({}, config.factory)
     try:
-        optimizer: Optimizer = getattr(importlib.import_module(package), name)(groups, lr=lr, **config.keywords())
-    except ValueError as error:
+        optimizer: Optimizer = make(groups, lr=lr, **config.keywords())
+    except (ValueError, TypeError) as error:
         raise BadConfig([Problem(_PATH, f"{config.type} cannot train this model: {error}")]) from None
     configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 

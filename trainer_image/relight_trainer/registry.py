@@ -21,7 +21,7 @@ from relight_trainer.strict import StrictModel, nearest, one_of
 
 PLUGINS = "relight.plugins"
 ANYTHING = "package.module:callable"
-_CUSTOM = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_][\w-]*(\.[A-Za-z_]\w*)*")
+CUSTOM = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_][\w-]*(\.[A-Za-z_]\w*)*$"
 _registered: dict[str, Callable[..., Any]] = {}
 
 Thing = TypeVar("Thing", bound=Callable[..., Any])
@@ -89,7 +89,7 @@ def named(table: Table, custom: type[Custom] = Custom) -> BeforeValidator:
         if isinstance(value, custom):
             return value
         name = value.get("type") if isinstance(value, Mapping) else None
-        if isinstance(name, str) and name not in classes and _CUSTOM.fullmatch(name):
+        if isinstance(name, str) and name not in classes and re.fullmatch(CUSTOM, name):
             return custom.model_validate(value)
         return one_of(classes, value, also=ANYTHING)
 

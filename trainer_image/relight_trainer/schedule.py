@@ -6,17 +6,17 @@ A step's rate is the one it is taken with: step 0 is at progress 0, and the last
 in torch, timm and fvcore. Imports no torch.
 """
 
-import importlib
 import inspect
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 from relight_trainer.config import BadConfig
-from relight_trainer.problems import Problem, shown
+from relight_trainer.problems import Problem, join, shown
+from relight_trainer.registry import Unregistered, resolve
 from relight_trainer.settings import schedule as settings
 from relight_trainer.settings.optimizer import OptimizerArguments
 from relight_trainer.settings.position import Length
@@ -142,8 +142,8 @@ def _shape(schedule: settings.Warmed, length: Length, warmup: int) -> Factor:
             steps = max(length.steps(decay), 1)
             curve = _DECAYS[shape]
             return lambda step: end + (1.0 - end) * curve(min(max(step - length.total + steps, 0) / steps, 1.0))
-        case settings.Function():
-            return _function(schedule, length.total)
+        case settings.OwnSchedule():
+            return _own(schedule, length.total)
     return lambda _: 1.0  # constant; and plateau, whose own factor comes on top
 
 
@@ -161,21 +161,22 @@ def _cosine_cycles(cosine: settings.Cosine) -> Callable[[float], float]:
     return curve
 
 
-def _function(schedule: settings.Function, total: int) -> Factor:
-    path = "config.schedule"
-    module, _, name = schedule.call.partition(":")
+def check(schedule: settings.OwnSchedule) -> Iterator[Problem]:
+    """What is wrong with somebody's own schedule, paths relative to the section. Imports it."""
     try:
-        function: Any = importlib.import_module(module)
-        for part in name.split("."):
-            function = getattr(function, part)
-        inspect.signature(function).bind(0, total, **schedule.args)
-    except (ImportError, AttributeError) as error:
-        raise BadConfig(
-            [Problem(f"{path}.call", str(error), shown(schedule.call), "package.module:function")]
-        ) from None
+        inspect.signature(resolve({}, schedule.type)).bind(0, 1, **schedule.arguments)
+    except Unregistered as error:
+        yield error.problem
     except TypeError as error:
-        raise BadConfig([Problem(f"{path}.args", str(error), shown(schedule.args))]) from None
-    return lambda step: float(function(step, total, **schedule.args))
+        yield Problem("type", f"called with step, total and the other fields: {error}", shown(schedule.type))
+
+
+def _own(schedule: settings.OwnSchedule, total: int) -> Factor:
+    problems = [replace(found, path=join("config.schedule", (found.path,))) for found in check(schedule)]
+    if problems:
+        raise BadConfig(problems)
+    function, arguments = resolve({}, schedule.type), schedule.arguments
+    return lambda step: float(function(step, total, **arguments))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic_core import InitErrorDetails
 
+from relight_trainer.registry import CUSTOM
 from relight_trainer.settings.choice import kinds
 from relight_trainer.settings.names import Patterns
 from relight_trainer.settings.rate import Rate
@@ -45,6 +47,11 @@ class OptimizerArguments(StrictModel):
     groups: list[Group] = Field([], description="Each {match, layer, lr_scale} and what it sets otherwise.")
 
     @property
+    def factory(self) -> str:
+        """What makes it, as `registry.resolve` takes it."""
+        return self.target
+
+    @property
     def momentum_field(self) -> str | None:
         """The field that a schedule of the momentum moves."""
         return next((name for name in ("momentum", "beta1") if name in type(self).model_fields), None)
@@ -63,29 +70,32 @@ class OptimizerArguments(StrictModel):
 
     @model_validator(mode="after")
     def _groups_are_sound(self) -> Self:
-        errors = []
+        missing = problem("missing", "missing", allowed="match, layer or both")
+        errors = [
+            located(missing, ("groups", i), None)
+            for i, group in enumerate(self.groups)
+            if not group.match + group.layer
+        ]
         for i, group in enumerate(self.groups):
-            if not group.match and not group.layer:
-                missing = problem("missing", "missing", allowed="match, layer or both")
-                errors.append(located(missing, ("groups", i), None))
-            allowed = type(self).model_fields.keys() - self.whole
-            wrong = [key for key in group.own if key not in allowed]
-            for key in wrong:
-                error = unknown(key, allowed | {"match", "layer", "lr_scale"}, "unknown field")
-                errors.append(located(error, ("groups", i, key), key))
-            try:
-                sound = {key: value for key, value in group.own.items() if key not in wrong}
-                plain = {name: getattr(self, name) for name in allowed}
-                made = type(self).model_validate({**plain, "type": self.type, **sound})
-            except ValidationError as error:
-                found = [self._remedied(e) for e in error.errors(include_url=False)]
-                errors += [{**e, "loc": ("groups", i, *e["loc"])} for e in found]
-            else:
-                # as validated: 0 and 0.0 are one configuration
-                (group.model_extra or {}).update({key: getattr(made, key) for key in sound})
+            errors += [{**e, "loc": ("groups", i, *e.get("loc", ()))} for e in self._wrong_in(group)]
         if errors:
             raise ValidationError.from_exception_data("groups", errors)
         return self
+
+    def _wrong_in(self, group: Group) -> list[InitErrorDetails]:
+        """What is wrong with what a group sets; as a side effect it is what was validated: 0 and 0.0 are one."""
+        allowed = type(self).model_fields.keys() - self.whole
+        wrong = [key for key in group.own if key not in allowed]
+        names = allowed | {"match", "layer", "lr_scale"}
+        errors = [located(unknown(key, names, "unknown field"), (key,), key) for key in wrong]
+        sound = {key: value for key, value in group.own.items() if key not in wrong}
+        plain = {name: getattr(self, name) for name in allowed}
+        try:
+            made = type(self).model_validate({**plain, "type": self.type, **sound})
+        except ValidationError as error:
+            return [*errors, *(self._remedied(e) for e in error.errors(include_url=False))]
+        (group.model_extra or {}).update({key: getattr(made, key) for key in sound})
+        return errors
 
 
 class Sgd(OptimizerArguments):
@@ -308,6 +318,28 @@ class Lamb(OptimizerArguments):
     adapt: bool = Field(True, description="false (in a group): plain AdamW.")
 
 
+class OwnOptimizer(OptimizerArguments):
+    """A subclass of torch's Optimizer, called with the parameter groups, `lr` and the other fields."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(pattern=CUSTOM)
+
+    @property
+    def factory(self) -> str:
+        return self.type
+
+    @property
+    def momentum_field(self) -> str | None:
+        return next((name for name in ("momentum", "betas") if name in (self.model_extra or {})), None)
+
+    def keywords(self, values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return dict((self.model_extra or {}) if values is None else values)
+
+    def _wrong_in(self, group: Group) -> list[InitErrorDetails]:  # noqa: ARG002  # the optimizer itself will say
+        return []
+
+
 OPTIMIZERS: Mapping[str, type[OptimizerArguments]] = {
     "sgd": Sgd,
     "adam": Adam,
@@ -325,4 +357,4 @@ OPTIMIZERS: Mapping[str, type[OptimizerArguments]] = {
     "lars": Lars,
     "lamb": Lamb,
 }
-OptimizerSettings = Annotated[SerializeAsAny[OptimizerArguments], kinds(OPTIMIZERS)]
+OptimizerSettings = Annotated[SerializeAsAny[OptimizerArguments], kinds(OPTIMIZERS, OwnOptimizer)]

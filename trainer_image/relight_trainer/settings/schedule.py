@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializeAsAny, ValidationError, WithJsonSchema, model_validator
+from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, WithJsonSchema, model_validator
 
+from relight_trainer.registry import CUSTOM
 from relight_trainer.settings.choice import kinds
 from relight_trainer.settings.evaluate import Evaluate
 from relight_trainer.settings.optimizer import OptimizerArguments
@@ -28,6 +29,7 @@ class OneCycle(StrictModel):
 class Warmed(StrictModel):
     """What may begin with a warm-up."""
 
+    type: str
     warmup: Position | None = Field(None, description="So far the rate rises to where the schedule then stands.")
     warmup_from: float = Field(0.01, ge=0, le=1, description="It rises from this share of it.")
     warmup_shape: Literal["linear", "cos", "exponential"] = Field("linear", description="The shape of the rise.")
@@ -122,12 +124,16 @@ class Plateau(Warmed):
     end: float = Field(0.0, ge=0, le=1, description="The rate never falls below this share.")
 
 
-class Function(Warmed):
-    """`lr` times what a function of yours says: `def f(step: int, total: int, **args) -> float`, pure."""
+class OwnSchedule(Warmed):
+    """`lr` times what a function says: `def f(step: int, total: int, **the_other_fields) -> float`, pure."""
 
-    type: Literal["function"] = "function"
-    call: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$", description="package.module:function")
-    args: dict[str, Any] = Field({}, description="Its further arguments, by name.")
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(pattern=CUSTOM)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
 
 
 PARTS: Mapping[str, type[StrictModel]] = {
@@ -140,7 +146,6 @@ PARTS: Mapping[str, type[StrictModel]] = {
     "step": Step,
     "multistep": MultiStep,
     "wsd": Wsd,
-    "function": Function,
 }
 
 
@@ -149,7 +154,7 @@ class Part(StrictModel):
 
     length: Position | None = Field(None, description="Only the last may leave it out: it takes the rest.")
     peak: float = Field(1.0, gt=0, description="The stretch's rate, as a share of the optimizer's.")
-    schedule: Annotated[SerializeAsAny[Warmed], kinds(PARTS), WithJsonSchema({"type": "object"})] = Field(
+    schedule: Annotated[SerializeAsAny[Warmed], kinds(PARTS, OwnSchedule), WithJsonSchema({"type": "object"})] = Field(
         Constant(), json_schema_extra={"default": None}, description="Any but onecycle, plateau and sequence."
     )
 
@@ -180,7 +185,7 @@ SCHEDULES: Mapping[str, type[StrictModel]] = {
     "sequence": Sequence,
 }
 AnySchedule = OneCycle | Warmed | Sequence
-ScheduleSettings = Annotated[SerializeAsAny[AnySchedule], kinds(SCHEDULES)]
+ScheduleSettings = Annotated[SerializeAsAny[AnySchedule], kinds(SCHEDULES, OwnSchedule)]
 
 
 def check(schedule: AnySchedule, optimizer: OptimizerArguments, evaluate: Evaluate) -> None:
