@@ -40,7 +40,7 @@ def spec_of(steps: int) -> dict[str, Any]:
         "data": {"type": "digits"},
         "train": {"duration": f"{steps}st", "global_batch": 64, "seed": 0, "threads": 1},
     }
-    return {"nodes": 2, "trainer": {"config": config}, "disruption": {"gracePeriod": "20s"}}
+    return {"nodes": 2, "procPerNode": 1, "trainer": {"config": config}, "disruption": {"gracePeriod": "20s"}}
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def spec(duration: str, **more: Any) -> dict[str, Any]:
         "data": {"type": "digits"},
         "train": {"duration": duration, "global_batch": 64, "seed": 0, "threads": 1},
     }
-    return {"nodes": 2, "trainer": {"config": config}, "disruption": {"gracePeriod": "20s"}, **more}
+    return {"nodes": 2, "procPerNode": 1, "trainer": {"config": config}, "disruption": {"gracePeriod": "20s"}, **more}
 
 
 def hold(job: Job, pod: str, *finalizers: str) -> None:

@@ -16,7 +16,7 @@ CONFIG = {
     "data": {"type": "digits"},
     "train": {"duration": "400ep", "global_batch": 64, "seed": 0, "threads": 1},
 }
-LONG = {"nodes": 2, "trainer": {"config": CONFIG}, "disruption": {"gracePeriod": "20s"}}
+LONG = {"nodes": 2, "procPerNode": 1, "trainer": {"config": CONFIG}, "disruption": {"gracePeriod": "20s"}}
 SHORT = {**LONG, "trainer": {"config": {**CONFIG, "train": {**CONFIG["train"], "duration": "15ep"}}}}
 
 
