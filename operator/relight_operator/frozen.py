@@ -35,7 +35,8 @@ def config_hash(spec: JobSpec) -> str:
 def job_file(job: TrainingJob, *, uid: str, created: float, workdir: str, checkpoint_dir: str) -> JobFile:
     """What every member of the job is given.
 
-    `created` in unix seconds; `checkpoint_dir` is the job's own folder of durable state, "" where it has none.
+    `created` in unix seconds; `checkpoint_dir` is the job's own folder of durable state, or its URL in an object store, ""
+    where it has none.
     """
     spec = job.spec
     checkpoint = spec.checkpoint
@@ -57,6 +58,7 @@ def job_file(job: TrainingJob, *, uid: str, created: float, workdir: str, checkp
         checkpoint_steps=(interval.steps or 0) if interval else 0,
         checkpoint_epochs=(interval.epochs or 0) if interval else 0,
         checkpoint_keep=checkpoint.keep if checkpoint else 3,
+        checkpoint_best=checkpoint.best.model_dump() if checkpoint and checkpoint.best else {},
         grace_seconds=seconds(spec.disruption.grace_period),
     )
 

@@ -117,7 +117,7 @@ def test_the_schema_accepts_the_example_and_its_dump() -> None:
         ("spec.trainer.imagePullSecrets", [{}]), ("spec.trainer.resources", {"limits": {"cpu": "1GB"}}), ("spec.trainer.resources", {"limits": {"cpu": "-1"}}),
         ("spec.trainer.sharedMemory", "1gi"), ("spec.trainer.sharedMemory", -1), ("spec.trainer.sharedMemory", ""),
         ("spec.checkpoint", {}), ("spec.checkpoint", {"uri": "file:///a", "hostPath": {"path": "/a"}}),
-        ("spec.checkpoint", {"uri": "s3://a"}), ("spec.checkpoint", {"hostPath": {"path": "a"}}),
+        ("spec.checkpoint", {"uri": "s3://key:secret@a"}), ("spec.checkpoint", {"hostPath": {"path": "a"}}),
         ("spec.checkpoint.keep", 1), ("spec.checkpoint.interval", {"time": "5min"}), ("spec.checkpoint.interval", {}),
         ("spec.retry", {"failures": -1}), ("spec.retry", {"window": "1d"}), ("spec.disruption", {"gracePeriod": 5}),
         ("spec.activeDeadlineSeconds", 0), ("spec.activeDeadlineSeconds", None), ("metadata.name", "A"), ("metadata.name", "a" * 41),

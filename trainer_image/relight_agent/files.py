@@ -260,11 +260,13 @@ class JobFile:
     workdir: str = "."
     env: Dict[str, str] = field(default_factory=dict)
     python: str = ""  # "" is the agent's own interpreter
-    checkpoint_dir: str = ""  # "" where the job has no durable storage; the job's own folder, namespace and name in it
+    # "" where the job has no durable storage; the job's own folder, or its URL in a store, namespace and name in it
+    checkpoint_dir: str = ""
     checkpoint_seconds: float = 0.0  # 0 is off
     checkpoint_steps: int = 0
     checkpoint_epochs: int = 0
     checkpoint_keep: int = 3
+    checkpoint_best: Dict[str, Any] = field(default_factory=dict)  # {"metric", "mode", "keep"}; {}: only the newest are kept
     grace_seconds: float = 120.0
     orphan_seconds: float = 1800.0
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from relight_agent.files import FLUSHED, JobFile, write_json
-from relight_trainer.checkpoint import CheckpointError, CheckpointFolder, NoUsableCheckpoint, Snapshots, unpack
+from relight_trainer.checkpoint import Best, CheckpointError, CheckpointFolder, NoUsableCheckpoint, Snapshots, unpack
 
 
 def flush(job: JobFile, run_dir: Path) -> int | None:
@@ -25,6 +25,7 @@ def flush(job: JobFile, run_dir: Path) -> int | None:
         config_hash=job.config_hash,
         config=job.entry.get("config"),
         keep=job.checkpoint_keep,
+        best=Best(**job.checkpoint_best) if job.checkpoint_best else None,
     )
     try:
         stored = folder.newest()

@@ -35,6 +35,8 @@ RESERVED_ENV = frozenset(
 )  # fmt: skip
 RESERVED_ENV_PREFIXES = ("MASTER_", "PET_", "TORCHELASTIC_", "RELIGHT_")
 GPU = "nvidia.com/gpu"
+_STORES = ("s3", "gs", "abfs", "az", "hdfs")  # object stores that fsspec has packages for
+_URI = rf"(?:file:///|(?:{'|'.join(_STORES)})://)[^\s?#@]+"
 _DEVICE = re.compile(r"(hugepages-|[a-z0-9]([-.a-z0-9]*[a-z0-9])?/)[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
 OWN_RESOURCES = ("cpu", "memory", "ephemeral-storage")  # of Kubernetes itself; others have a domain in their names
 
@@ -99,11 +101,18 @@ def _env_name(value: Any) -> Any:
 
 
 def _uri(value: Any) -> Any:
-    if not isinstance(value, str) or re.fullmatch(r"file:///[^\s?#]+", value):
+    allowed = f"file:///absolute/path or {', '.join(f'{store}://' for store in _STORES)} and bucket/path"
+    if not isinstance(value, str) or re.fullmatch(_URI, value):
         return value
-    if re.match(r"[a-z0-9]+://", value) and not value.startswith("file:"):
-        raise problem("not_yet", "not supported yet", allowed="file:///absolute/path")
-    raise problem("uri", "not a checkpoint location", allowed="file:///absolute/path")
+    if "@" in value:
+        raise problem("uri", "no credentials here: they belong into the members' environment", allowed=allowed)
+    raise problem("uri", "not a checkpoint location", allowed=allowed, near=_near_uri(value))
+
+
+def _near_uri(value: str) -> str | None:
+    scheme, separator, rest = value.partition("://")
+    near = nearest(scheme, _STORES) if separator else None
+    return f"{near}://{rest}" if near and re.fullmatch(_URI, f"{near}://{rest}") else None
 
 
 def _absolute(value: Any) -> Any:
@@ -266,6 +275,14 @@ class Interval(ApiModel):
         return self
 
 
+class BestSpec(ApiModel):
+    """The checkpoints at which a metric was best, as it had been logged last."""
+
+    metric: Text = Field(description="A metric's name in the job's progress, such as `accuracy`.")
+    mode: Literal["max", "min"] = Field("max", description="Whether the highest or the lowest is best.")
+    keep: int = Field(1, ge=1, description="How many.")
+
+
 class CheckpointSpec(ApiModel):
     """Where durable state is kept: exactly one of `persistentVolumeClaim`, `hostPath` and `uri`."""
 
@@ -276,11 +293,15 @@ class CheckpointSpec(ApiModel):
         None, description="A claim that all members can mount."
     )
     host_path: HostPath | None = Field(None, description="A folder that is the same on every machine.")
-    uri: Annotated[str, BeforeValidator(_uri), WithJsonSchema({"type": "string", "pattern": "^file:///"})] | None = (
-        Field(None, description="`file:///absolute/path`.")
+    uri: Annotated[str, BeforeValidator(_uri), WithJsonSchema({"type": "string", "pattern": f"^{_URI}$"})] | None = (
+        Field(
+            None,
+            description="`file:///absolute/path`, or `s3://bucket/path` and the like, which the image needs a package for.",
+        )
     )
     interval: Interval = Field(Interval(time="10m"), description="How often a checkpoint is committed.")
     keep: int = Field(3, ge=2, description="How many good checkpoints are kept.")
+    best: BestSpec | None = Field(None, description="Checkpoints that are kept beside the newest ones.")
 
 
 class Backoff(ApiModel):

@@ -30,8 +30,8 @@ class Frozen:
 def problems_in_a_cluster(job: TrainingJob) -> list[Problem]:
     """What is right for `relight run` and cannot work in pods."""
     checkpoint = job.spec.checkpoint
-    if checkpoint is not None and checkpoint.uri is not None:
-        allowed = "persistentVolumeClaim or hostPath"
+    if checkpoint is not None and checkpoint.uri is not None and checkpoint.uri.startswith("file:"):
+        allowed = "persistentVolumeClaim, hostPath or an object store's URI"
         return [Problem("spec.checkpoint.uri", "a pod's own file system does not outlive it", checkpoint.uri, allowed)]
     return []
 
@@ -39,7 +39,9 @@ def problems_in_a_cluster(job: TrainingJob) -> list[Problem]:
 def freeze(job: TrainingJob, owner: Owner, defaults: PodDefaults) -> Frozen:
     """What `job`, as the server has it now, is from its first start on."""
     created = unix_seconds(job.metadata.creation_timestamp or "")
-    folder = f"{names.CHECKPOINTS}/{owner.namespace}/{owner.name}" if job.spec.checkpoint else ""
+    checkpoint = job.spec.checkpoint
+    root = (checkpoint.uri or names.CHECKPOINTS).rstrip("/") if checkpoint else ""
+    folder = f"{root}/{owner.namespace}/{owner.name}" if checkpoint else ""
     # Relative paths of a script are the image's business: its working folder is the agent's.
     file = job_file(_resolved(job, defaults), uid=owner.uid, created=created, workdir=".", checkpoint_dir=folder)
     if has_own_image(job.spec.trainer, defaults) and "PYTHONPATH" in file.env:

@@ -246,18 +246,20 @@ class LocalRunner:
             uid=self.stored.uid,
             created=self.stored.created,
             workdir=str(self.workdir),
-            checkpoint_dir=str(location) if location else "",
+            checkpoint_dir=str(location or ""),
         ).write(path)
         return path
 
 
-def checkpoint_folder(job: TrainingJob, state: Path) -> Path | None:
-    """The job's own folder of durable state. A claim is a folder in the state folder when there is no cluster."""
+def checkpoint_folder(job: TrainingJob, state: Path) -> Path | str | None:
+    """The job's own folder of durable state, or its URL. Without a cluster, a claim is a folder in the state folder."""
     checkpoint = job.spec.checkpoint
     if checkpoint is None:
         return None
     if checkpoint.host_path is not None:
         location = Path(checkpoint.host_path.path)
+    elif checkpoint.uri is not None and not checkpoint.uri.startswith("file:"):
+        return f"{checkpoint.uri.rstrip('/')}/{job.metadata.namespace}/{job.metadata.name}"
     elif checkpoint.uri is not None:
         location = Path(checkpoint.uri.removeprefix("file://"))
     else:

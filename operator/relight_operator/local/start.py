@@ -82,6 +82,10 @@ def clear(folder: StateFolder, job: TrainingJob) -> list[str]:
     if leftovers:
         said.append(f"--fresh: {leftovers} members of an earlier run were still alive and have been ended")
     location = checkpoint_folder(job, folder.path)
+    if isinstance(location, str):
+        raise InvalidUsage(
+            f"--fresh cannot move what is in {location} aside: give the job another uri, or delete it there"
+        )
     inside = location is not None and location.is_relative_to(folder.path)
     if location is not None and location.exists() and not inside:
         stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f")
