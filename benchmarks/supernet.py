@@ -39,7 +39,7 @@ def train(folder: Path, sampler: str, seed: int) -> tuple[dict[str, Any], Path]:
     config["supernet"]["sampler"] = sampler
     file = folder / "supernet.yaml"
     file.write_text(yaml.safe_dump(job))
-    final = _runs.run(file, folder / "state")
+    final = _runs.finish(_runs.start(file, folder / "state", "--fresh"), timeout=3600.0)
     if final["code"] != 0:
         raise SystemExit(f"the training ended with {final['code']}: {folder / 'said'}")
     [last] = (folder / "state").glob("**/step-*.final")
