@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import worlds
@@ -61,6 +62,16 @@ def test_a_cut_training_has_the_weights_the_average_and_the_reductions_of_one_th
     assert tensors(one) == tensors(other)
     names = [name for name in tensors(one) if name.startswith("ema.")]
     assert len(names) == len(digits_cnn(4).state_dict())
+
+    # One worker does the work of two and has no DDP that could be built anew: it ends where they end.
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    result(worlds.run(train.run, root=alone, job=job(alone, **config(tmp_path)), ranks=1))
+    [third] = alone.glob("checkpoints/step-*.final")
+    for name, data in tensors(third).items():
+        if name.startswith(("model.", "ema.")) and not name.endswith("num_batches_tracked"):
+            a, b = (np.frombuffer(d, np.float32) for d in (data, tensors(one)[name]))
+            assert np.abs(a - b).max() <= 1e-5, name
 
     earlier = tensors(next(whole.glob("checkpoints/step-000000005.*")))
     for name in ("0.weight", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked"):

@@ -1,5 +1,6 @@
 """Parts of a model that do not move, as a pure function of the step."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -36,7 +37,8 @@ class Freezer:
                 message = f"it would end at step {end}, before it begins at step {begin}"
                 raise BadConfig([Problem(f"{_PATH}[{i}].until", message, shown(str(rule.until)))])
             self._rules.append((begin, end, frozenset(chosen(names, rule.match)) - frozenset(chosen(names, rule.but))))
-        for step in sorted({0, *(s for begin, end, _ in self._rules for s in (begin, end) if s is not None)}):
+        self._changes = sorted({0, *(s for begin, end, _ in self._rules for s in (begin, end) if s is not None)})
+        for step in self._changes:
             if step < length.total and self._learning.keys() <= self.frozen(step):
                 message = f"nothing is left to train at step {step}"
                 raise BadConfig([Problem(_PATH, message, allowed="rules that leave a parameter: see `but`")])
@@ -46,6 +48,7 @@ class Freezer:
             if any(True for _ in part.buffers(recurse=False)) and (owned := _own_names(part))
         }
         self._now: frozenset[str] = frozenset()
+        self._stretch = -1  # how many of the changes lie behind
 
     def frozen(self, step: int) -> frozenset[str]:
         """The names of the parameters and buffers that do not move in the optimizer step after `step` of them."""
@@ -57,9 +60,11 @@ class Freezer:
 
         True where the parameters that learn are other ones than before: DDP must be built anew then.
         """
-        frozen = self.frozen(step)
-        if frozen == self._now:
+        stretch = bisect_right(self._changes, step)
+        if stretch == self._stretch:
             return False
+        self._stretch = stretch
+        frozen = self.frozen(step)
         before, self._now = self._now, frozen
         for name, parameter in self._learning.items():
             if name in frozen:
