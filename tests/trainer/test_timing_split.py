@@ -132,7 +132,7 @@ def test_the_last_gradient_is_told_apart_from_the_others() -> None:
 def test_phases_are_those_of_the_loop(capsys: pytest.CaptureFixture[str]) -> None:
     """The points as the loop calls them, so many seconds after each."""
     now = 0.0
-    split = TimeSplit(HostClock(lambda: now), node_rank=0, tell=True)
+    split = TimeSplit(HostClock(lambda: now), node_rank=0, tell=True, window=100)
     run: Any = SimpleNamespace(
         world=1, step=7, passes=lambda _: [None], model=nn.Linear(1, 1), session=SimpleNamespace(shown={})
     )
@@ -150,7 +150,7 @@ def test_phases_are_those_of_the_loop(capsys: pytest.CaptureFixture[str]) -> Non
     now += 1000
     split.evaluation_end(run, {})
     split.logged(run, {})
-    assert split.clock.seconds == [512, 64, 32, 10, 16, 4, 1000, 2]
+    assert split.clock.seconds == [512, 64, 32, 10, 0, 4, 1000, 18]
     assert run.session.shown == {"bound": "data-bound 80 %"}
     split.logged(run, {})
     split.run_end(run)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from relight_agent.exits import ExitCode
 from relight_trainer.failures import classify
@@ -99,12 +100,10 @@ def held(run: Run) -> dict[str, int]:
 
 
 def suggestion(run: Run) -> str:
-    """What to change so that the numbers of the training stay: smaller micro-batches first."""
-    train = run.config.train
-    share = -(-train.global_batch // run.world)
-    if share > 1:
-        return (
-            f"halve what is in memory at once, with train.accumulate twice what it is now "
-            f"(a rank's share of a step is {share} samples); or train.precision: bf16"
-        )
-    return "a share of one sample does not fit: a smaller model or input, or train.precision: bf16"
+    """What to change: less at a time first, for that leaves the training what it is."""
+    less = "train.precision: bf16, " if run.config.train.precision in {"fp32", "tf32"} else ""
+    samples = next((len(leaf) for leaf in tree_leaves(run.batch) if isinstance(leaf, torch.Tensor) and leaf.dim()), 0)
+    if samples == 1:
+        return f"not even one sample at a time fits: {less}a smaller model or input"
+    fewer = f"train.micro_batch: {-(-samples // 2)} instead of {samples} samples at a time, " if samples else ""
+    return f"{fewer}{less}or a smaller model"

@@ -84,7 +84,6 @@ class ProfileOnDemand(Hook):
     def step_end(self, run: Run) -> None:
         if self._profiler is None:
             return
-        self._profiler.step()
         if run.step >= self._until:
             profiler, self._profiler = self._profiler, None
             profiler.stop()

@@ -166,9 +166,10 @@ class TimeSplit(Hook):
     order = 0
     on_error = "warn"
 
-    def __init__(self, clock: Clock, *, node_rank: int, tell: bool) -> None:
-        """`tell`: this rank says in the log what it finds."""
+    def __init__(self, clock: Clock, *, node_rank: int, tell: bool, window: float = 10.0) -> None:
+        """A verdict is over `window` seconds or more. `tell`: this rank says in the log when it changes."""
         self.clock = clock
+        self._window = window
         self._node_rank = node_rank
         self._tell = tell
         self._last_gradient: LastGradient | None = None
@@ -176,9 +177,11 @@ class TimeSplit(Hook):
         self._seen = list(clock.seconds)
         self._evaluating = False
         self._after_backward = Phase.OPTIMIZER
+        self._after_update = Phase.OTHER
 
     def run_begin(self, run: Run) -> None:
         if run.world > 1:
+            self._after_update = Phase.COMMUNICATION
             self._last_gradient = LastGradient(run.model, lambda: self.clock.enter(Phase.COMMUNICATION))
         if len(run.passes(run.step)) > 1:  # the next one may follow, with no point of the loop before it
             self._after_backward = Phase.FORWARD
@@ -203,7 +206,7 @@ class TimeSplit(Hook):
         self.clock.enter(Phase.OPTIMIZER)
 
     def update_end(self, run: Run) -> None:  # noqa: ARG002
-        self.clock.enter(Phase.COMMUNICATION)
+        self.clock.enter(self._after_update)
 
     def state_equal(self, run: Run) -> None:  # noqa: ARG002
         self.clock.enter(Phase.CHECKPOINT)
@@ -228,11 +231,9 @@ class TimeSplit(Hook):
 
     def logged(self, run: Run, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
         """The verdict on the time since the last one."""
-        if self._evaluating:
-            return
         now = list(self.clock.seconds)
         window = [b - a for a, b in zip(self._seen, now, strict=True)]
-        if sum(window) <= 0:
+        if self._evaluating or sum(window) < self._window:
             return
         self._seen = now
         bound = Bound(window)

@@ -1,0 +1,131 @@
+"""The memory of a configured training: what `relight memory` says."""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from relight_agent.exits import ExitCode
+from relight_trainer.config import TrainerConfig
+from relight_trainer.data.splits import Draw, open_splits
+from relight_trainer.freeze import Freezer
+from relight_trainer.objective import Objective, OwnObjective, OwnStep
+from relight_trainer.observe.memory import Footprint, measure, rows
+from relight_trainer.optim import build_optimizer
+from relight_trainer.precision import autocast
+from relight_trainer.registry import build
+from relight_trainer.settings.loss import LOSSES
+from relight_trainer.settings.model import MODELS
+from relight_trainer.settings.position import Length
+from relight_trainer.settings.spans import EpochSize
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_CPU = torch.device("cpu")
+
+
+class BadSize(Exception):
+    """What was given is not an amount of memory, or not a shape."""
+
+    exit_code = ExitCode.BAD_CONFIG
+
+
+def size(text: str) -> int:
+    """Bytes: `80GiB`, `80Gi`, `141GB`, `1.5e9`. Raises BadSize."""
+    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([KMGT]?i?)B?", text)
+    try:
+        assert match is not None
+        return int(float(match[1]) * _UNITS[match[2]])
+    except (AssertionError, KeyError, ValueError):
+        raise BadSize(f'"{text}" is not an amount of memory; allowed: 80GiB, 141GB, ...') from None
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """`3x224x224`. Raises BadSize."""
+    if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", text):
+        raise BadSize(f'"{text}" is not the shape of a sample; allowed: 3x224x224, 16, ...')
+    return tuple(map(int, text.split("x")))
+
+
+def one_sample(config: TrainerConfig) -> Any:
+    """A batch of the training set's first sample. Raises what opening the data set raises."""
+    loader = config.loader.model_copy(update={"workers": 0})
+    splits = open_splits(config.data, loader, config.train.seed, _CPU)
+    batches = splits.train.batches(iter([Draw(0, np.zeros(1, np.int64))]))
+    return next(batches)
+
+
+def sample_like(form: Sequence[int]) -> Any:
+    """A batch of one made-up sample and its label."""
+    return torch.empty(1, *form, device="meta"), torch.empty(1, dtype=torch.int64, device="meta")
+
+
+def footprint(config: TrainerConfig, sample: Any, samples: int) -> Footprint:
+    """One worker's memory where it takes `samples` at a time. Raises Unpredictable, and what building raises."""
+    forward = autocast(config.train.precision, _CPU)
+    own = False
+
+    def make_model() -> nn.Module:
+        nonlocal own
+        model: nn.Module = build(MODELS, config.model)
+        own = hasattr(model, "training_step")
+        return model
+
+    def make_optimizer(model: nn.Module) -> Optimizer:
+        Freezer(config.freeze, model, Length(1, EpochSize(1, samples, samples))).at(0)
+        return build_optimizer(config.optimizer, model, config.train.global_batch)
+
+    def loss_of(model: nn.Module, batch: Any) -> Tensor:
+        objective = OwnObjective() if own else Objective(build(LOSSES, config.loss))
+        with forward():
+            output = objective.output(OwnStep(model) if own else model, batch, None)  # type: ignore[arg-type]  # no run
+        return objective.loss(output, batch, samples)
+
+    return measure(make_model, make_optimizer, rows(sample, samples), loss_of, samples)
+
+
+def account(config: TrainerConfig, workers: int, sample: Any) -> dict[str, Any]:
+    """The memory of one of `workers`, as JSON. Bytes, but where the name says otherwise."""
+    parts = workers * config.train.micro_batches(workers)
+    found = footprint(config, sample, max(1, math.ceil(config.train.global_batch / parts)))
+    copies = {
+        "ema": found.parameters + found.buffers if config.ema else 0,
+        "ddp": 0 if workers == 1 or config.ddp.gradient_as_bucket_view else found.gradients,
+    }
+    state = found.parameters + found.buffers + found.optimizer + copies["ema"]
+    return {
+        "workers": workers,
+        "samples": found.samples,
+        "precision": config.train.precision,
+        "elements": found.elements,
+        "optimizerType": config.optimizer.type,
+        "bytes": {
+            "parameters": found.parameters,
+            "frozen": found.frozen,
+            "gradients": found.gradients,
+            "buffers": found.buffers,
+            "optimizer": found.optimizer,
+            **copies,
+            "batch": found.batch,
+            "activations": found.activations,
+        },
+        "peak": found.peak + sum(copies.values()),
+        "snapshots": 2 * state,
+        "layers": dict(sorted(found.by_module.items(), key=lambda item: -item[1])),
+    }
+
+
+def fitting(config: TrainerConfig, workers: int, sample: Any, limit: int) -> TrainerConfig | None:
+    """`config` with the largest `micro_batch`, halved again and again, that stays below `limit`; None where none does."""
+    samples = math.ceil(config.train.global_batch / workers)
+    while samples > 1:
+        samples = math.ceil(samples / 2)
+        train = config.train.model_copy(update={"accumulate": "auto", "micro_batch": samples})
+        smaller = config.model_copy(update={"train": train})
+        if account(smaller, workers, sample)["peak"] <= limit:
+            return smaller
+    return None
