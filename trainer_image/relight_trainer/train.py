@@ -51,7 +51,7 @@ def train(
 ) -> Outcome:
     training = Training(config, splits, session, device, context)
     training.restore()
-    if session.cursor.weights_digest:
+    if session.cursor.weights_digest and session.cursor.step >= training.run.total_steps:
         return session.completed()
     run, hooks = training.run, training.run.hooks
     try:
