@@ -17,12 +17,12 @@ class Feed:
     def __init__(self, sampler: Sampler, dealer: Dealer, split: Split, start: int, end: int) -> None:
         self._sampler = sampler
         self._dealer = dealer
-        self._ahead: dict[int, list[Part]] = {}
+        self._asked: dict[int, list[Part]] = {}
         self.batches: Iterator[Any] = split.batches(self._draws(start, end))
 
     def parts(self, step: int) -> list[Part]:
-        found = self._ahead.pop(step, None)
-        return self._dealer.parts(step) if found is None else found
+        """Of `step`; each step once, in order."""
+        return self._once(step)
 
     def close(self) -> None:
         close = getattr(self.batches, "close", None)
@@ -32,8 +32,12 @@ class Feed:
     def _draws(self, start: int, end: int) -> Iterator[Draw]:
         for step in range(start, end):
             epoch = self._sampler.place(step).epoch
-            parts = self._dealer.parts(step)
-            if parts:  # else nobody would take it from there
-                self._ahead[step] = parts
-            for part in parts:
+            for part in self._once(step):
                 yield Draw(epoch, part.indices)
+
+    def _once(self, step: int) -> list[Part]:
+        """Both the loop and the loader ask for each step; who comes first leaves it for the other."""
+        found = self._asked.pop(step, None)
+        if found is None:
+            found = self._asked[step] = self._dealer.parts(step)
+        return found

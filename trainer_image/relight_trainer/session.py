@@ -295,7 +295,7 @@ class Session:
         return command is not None and command.op in {"save", "stop"}
 
     def _state(self) -> State:
-        return {**{name: o.state_dict() for name, o in self._objects.items()}, "loop": asdict(self.cursor)}
+        return {**{name: _state_of(o) for name, o in self._objects.items()}, "loop": {**vars(self.cursor)}}
 
     def _load(self, state: State) -> None:
         missing = sorted(set(self._objects) - set(state))
@@ -379,6 +379,13 @@ class Session:
         if not self.batches_per_epoch:
             return str(self.cursor.epoch)
         return f"{self.cursor.epoch + self.cursor.batch / self.batches_per_epoch:.2f}"
+
+
+def _state_of(stateful: Stateful) -> dict[str, Any]:
+    if isinstance(stateful, nn.Module) and type(stateful).state_dict is nn.Module.state_dict:
+        # The tensors themselves, not views made for this call: those of the next step are the same objects.
+        return stateful.state_dict(keep_vars=True)
+    return stateful.state_dict()
 
 
 def _nothing() -> None: ...

@@ -139,17 +139,22 @@ def flatten(state: State) -> tuple[str, list[tagged.Path], list[torch.Tensor]]:
     tensors: list[torch.Tensor] = []
 
     def reference(tensor: torch.Tensor, path: tagged.Path) -> int:
-        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise UnsupportedState(f"{tagged.spell(path)}: only dense tensors that have memory can be saved")
-        if tensor.is_conj() or tensor.is_neg():
-            raise UnsupportedState(
-                f"{tagged.spell(path)}: lazily conjugated or negated; call .resolve_conj().resolve_neg()"
-            )
         paths.append(path)
-        tensors.append(tensor)
+        tensors.append(checked(tensor, path))
         return len(tensors) - 1
 
     return tagged.dumps(state, reference), paths, tensors
+
+
+def checked(tensor: torch.Tensor, path: tagged.Path) -> torch.Tensor:
+    """`tensor`, which stands at `path`. Raises `UnsupportedState` where its bytes are not its values."""
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise UnsupportedState(f"{tagged.spell(path)}: only dense tensors that have memory can be saved")
+    if tensor.is_conj() or tensor.is_neg():
+        raise UnsupportedState(
+            f"{tagged.spell(path)}: lazily conjugated or negated; call .resolve_conj().resolve_neg()"
+        )
+    return tensor
 
 
 class Head:

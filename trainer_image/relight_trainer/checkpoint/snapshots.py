@@ -1,12 +1,13 @@
 """Snapshots: the newest training states of one member, in memory that outlives its workers.
 
     <folder>/slot-0.safetensors  slot-1.safetensors     the states, each a packed container
-    <folder>/slot-0.json         slot-1.json            a slot is closed, and counts, only while this file is there
+    <folder>/slot-0.json         slot-1.json            a slot is closed, and counts, only while this says of what step
 
 The slots alternate, so that a write that is cut short never costs the state before it.
 """
 
 import errno
+import json
 import mmap
 import os
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ import torch
 
 from relight_agent.files import read_json, write_json
 from relight_trainer.checkpoint import tagged
-from relight_trainer.checkpoint.container import Head, Layout, State, flatten
+from relight_trainer.checkpoint.container import Head, Layout, State
 from relight_trainer.checkpoint.errors import SnapshotsOff
 from relight_trainer.checkpoint.manifest import Position
+from relight_trainer.checkpoint.repeated import Flattener
 
 _LEAST_HEAD = 4096
+_BLANK = b" " * 1024  # of a mark: no JSON
 
 
 class Snapshots:
@@ -32,6 +35,7 @@ class Snapshots:
         self._owner = {"job_uid": job_uid, "config_hash": config_hash}
         self._slots = (_Slot(folder / "slot-0"), _Slot(folder / "slot-1"))
         self._next: int | None = None
+        self._flatten = Flattener()
         self._key: object = None
         self._layout = Layout((), (), ())
         self._head = Head((), {})
@@ -44,7 +48,7 @@ class Snapshots:
         Raises `SnapshotsOff` where two such states do not fit, `UnsupportedState` where the state cannot be saved; the
         newest closed slot stays as it is.
         """
-        text, paths, tensors = flatten(state)
+        text, paths, tensors = self._flatten(state)
         self._lay_out(paths, tensors)
         if self._next is None:
             newest = self._newest()
@@ -105,6 +109,7 @@ class _Slot:
         self._closed = stem.with_suffix(".json")
         self._memory: mmap.mmap | None = None
         self._targets: list[torch.Tensor] = []
+        self._mark: mmap.mmap | None = None
 
     def position(self, owner: dict[str, str]) -> Position | None:
         """Where the state of a closed slot stands, None for an open slot or another owner's."""
@@ -119,10 +124,21 @@ class _Slot:
             return None
 
     def open(self) -> None:
-        self._closed.unlink(missing_ok=True)
+        if self._mark is None:
+            self._closed.unlink(missing_ok=True)
+        else:
+            self._mark[:] = _BLANK
 
     def close(self, mark: dict[str, Any]) -> None:
-        write_json(self._closed, mark)
+        """JSON in memory that outlives this process: what is cut short while it is written is none."""
+        if self._mark is None:
+            write_json(self._closed, None)
+            with self._closed.open("r+b") as file:
+                file.truncate(len(_BLANK))
+                self._mark = mmap.mmap(file.fileno(), len(_BLANK))
+        text = json.dumps(mark).encode()
+        assert len(text) < len(_BLANK)
+        self._mark[:] = text.ljust(len(_BLANK))
 
     def reserve(self, size: int) -> None:
         """Take the memory for a first write, so that a lack of it is known now and not as a SIGBUS in mid-copy."""
@@ -156,8 +172,8 @@ class _Slot:
         assert self._memory is not None
         self._memory[: len(head)] = head
         with torch.no_grad():
-            for i, target in enumerate(self._targets):
-                target.copy_(self.layout.source(i, tensors))
+            if self._targets:  # one call for all of them
+                torch._foreach_copy_(self._targets, [self.layout.source(i, tensors) for i in range(len(self._targets))])
 
 
 def _allocate(path: Path, size: int) -> None:

@@ -35,14 +35,14 @@ _EXACT_INT = 2**53  # beyond it, other readers of JSON round
 _FACTORIES: dict[str, type] = {t.__name__: t for t in (bool, dict, float, int, list, set, str, tuple)}
 
 
-def dumps(value: Any, reference: Callable[[torch.Tensor, Path], Any] | None = None) -> str:
-    """`value` as tagged JSON text, ASCII only.
+def dumps(value: Any, reference: Callable[[torch.Tensor, Path], Any] | None = None, path: Path = None) -> str:
+    """`value`, which stands at `path`, as tagged JSON text, ASCII only.
 
     `reference(tensor, path)` gives what stands in a tensor's place; without it tensors are refused.
     Raises `UnsupportedState` naming the path of what cannot be written, e.g. `optimizer.state[0].momentum`.
     """
     try:
-        return _JSON.encode(_Encoder(reference or _no_tensors).encode(value, None))
+        return _JSON.encode(_Encoder(reference or _no_tensors).encode(value, path))
     except RecursionError:
         raise UnsupportedState("the state is nested too deeply, or contains itself") from None
 

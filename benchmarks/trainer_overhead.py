@@ -1,0 +1,241 @@
+"""What does a step of the training core cost over a loop written by hand?
+
+A tiny model on the CPU, one process, one thread: the step itself takes so little that what surrounds it shows. Ours
+does what it does in a job: a snapshot after each step, the heartbeat, the stop agreement, checks for numbers that are
+not finite, logging, the hooks of the default configuration. The others do nothing of that but train and log. All train
+the same model on the same batches, in turns of some steps each. Time is the process's own on the CPU, all threads
+together, and of each contender the fastest turn counts: what the program costs, whatever else the machine does.
+
+accelerate and Lightning take part where they are installed; `--peers FOLDER` is put on the path for them.
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import HashStore, TCPStore
+from torch.nn.functional import cross_entropy
+
+import _runs
+from relight_agent.files import GenerationFolder, JobFile
+from relight_trainer import session as sessions
+from relight_trainer import train
+from relight_trainer.config import parse
+from relight_trainer.context import WorkerContext
+from relight_trainer.data.splits import splits_of
+from relight_trainer.data.tensors import Samples
+from relight_trainer.hooks import Hook
+from relight_trainer.run import Run
+from relight_trainer.sampler import Sampler
+
+BATCH, COUNT, LR, LOG_EVERY = 8, 4096, 0.01, 10
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def data() -> Samples:
+    generator = torch.Generator().manual_seed(0)
+    return Samples(torch.randn(COUNT, 16, generator=generator), torch.randint(0, 4, (COUNT,), generator=generator))
+
+
+def batches() -> Iterator[tuple[Tensor, Tensor]]:
+    """The same samples in the same order as ours."""
+    samples, sampler = data(), Sampler(COUNT, BATCH, 0)
+    for step in itertools.count():
+        indices = torch.from_numpy(sampler.batch_of(step))
+        yield samples.inputs[indices], samples.labels[indices]
+
+
+@dataclass
+class Contender:
+    name: str
+    turn: Callable[[int], object]  # do so many steps
+    seconds: list[float] = field(default_factory=list)  # of a step, in each turn
+
+    def measure(self, steps: int) -> None:
+        began = time.process_time()
+        self.turn(steps)
+        self.seconds.append((time.process_time() - began) / steps)
+
+    @property
+    def best(self) -> float:
+        return min(self.seconds) * 1e6
+
+
+def by_hand() -> Contender:
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=LR, momentum=0.9)
+    source, steps = batches(), itertools.count(1)
+
+    def turn(count: int) -> None:
+        for _ in range(count):
+            inputs, labels = next(source)
+            optimizer.zero_grad(set_to_none=True)
+            loss = cross_entropy(net(inputs), labels)
+            loss.backward()
+            optimizer.step()
+            if next(steps) % LOG_EVERY == 0:
+                loss.item()
+
+    return Contender("by hand", turn)
+
+
+def accelerate() -> Contender | None:
+    try:
+        from accelerate import Accelerator
+    except ImportError:
+        return None
+    accelerator = Accelerator(cpu=True)
+    net = model()
+    net, optimizer = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=LR, momentum=0.9))
+    source, steps = batches(), itertools.count(1)
+
+    def turn(count: int) -> None:
+        for _ in range(count):
+            inputs, labels = next(source)
+            with accelerator.accumulate(net):
+                loss = cross_entropy(net(inputs), labels)
+                accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+            if next(steps) % LOG_EVERY == 0:
+                loss.item()
+
+    return Contender("accelerate", turn)
+
+
+def lightning() -> Contender | None:
+    try:
+        import lightning as pl
+    except ImportError:
+        return None
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model()
+
+        def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
+            loss = cross_entropy(self.net(batch[0]), batch[1])
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=LR, momentum=0.9)
+
+    class Clock(pl.Callback):
+        """Times the steps of one fit but for its first ones; a fit's start and end are not a step's cost."""
+
+        def __init__(self) -> None:
+            self.at: list[float] = []
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            self.at.append(time.process_time())
+
+    class Batches:  # a list would be several loaders to it
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            return batches()
+
+    contender = Contender("Lightning", lambda _: None)
+
+    def measure(steps: int) -> None:
+        clock, warm = Clock(), 10
+        trainer = pl.Trainer(
+            accelerator="cpu", devices=1, max_steps=steps + warm, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=[clock], log_every_n_steps=LOG_EVERY,
+        )  # fmt: skip
+        trainer.fit(Module(), Batches())
+        contender.seconds.append((clock.at[-1] - clock.at[warm - 1]) / (len(clock.at) - warm))
+
+    contender.measure = measure  # type: ignore[method-assign]
+    return contender
+
+
+class Turns(Hook):
+    """Ours is the loop itself: after each of its turns the others have theirs."""
+
+    order = 100
+    others: list[Contender]
+    mine: Contender
+    steps: int
+
+    def run_begin(self, _: Run) -> None:
+        self.began = time.process_time()
+
+    def step_end(self, run: Run) -> None:
+        if run.step % Turns.steps:
+            return
+        Turns.mine.seconds.append((time.process_time() - self.began) / Turns.steps)
+        for other in Turns.others:
+            other.measure(Turns.steps)
+        self.began = time.process_time()
+
+
+def ours(others: list[Contender], turns: int, steps: int) -> Contender:
+    """Train for `turns` turns; `others` have theirs in between."""
+    Turns.others, Turns.mine, Turns.steps = others, Contender("ours", lambda _: None), steps
+    config = parse(
+        {
+            "model": {"type": f"trainer_overhead:model"},
+            "train": {"duration": f"{turns * steps}st", "global_batch": BATCH, "device": "cpu", "log_every": LOG_EVERY},
+            "optimizer": {"type": "sgd", "lr": LR, "nesterov": False, "weight_decay": 0.0},
+            "schedule": {"type": "constant"},
+            "hooks": [{"type": f"trainer_overhead:Turns"}],
+        }
+    )
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        run_dir = Path(memory)
+        job = JobFile(
+            namespace="default", name="overhead", uid="u", created=1.0, nodes=1, proc_per_node=1,
+            entry={"kind": "config", "config": {}}, config_hash="c",
+        )  # fmt: skip
+        context = WorkerContext(
+            job=job, folder=GenerationFolder.create(run_dir, 1), run_dir=run_dir, generation=1, slot=0, rank=0,
+            local_rank=0, world_size=1, local_world_size=1, node_rank=0,
+        )  # fmt: skip
+        server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        sessions.connect = lambda prefix: torch.distributed.PrefixStore(  # type: ignore[assignment]
+            prefix, TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
+        )
+        torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        device = train.prepare(config.train, 0)
+        splits = splits_of((data(), None), config.loader, config.train.seed, device)
+        train.train(config, splits, sessions.Session(context), device, context)
+        torch.distributed.destroy_process_group()
+    return Turns.mine
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=40, help="of each contender")
+    parser.add_argument("--steps", type=int, default=100, help="in a turn")
+    parser.add_argument("--peers", help="a folder with accelerate and Lightning, as `pip install --target` makes it")
+    arguments = parser.parse_args()
+    if arguments.peers:
+        sys.path.append(arguments.peers)
+    torch.set_num_threads(1)
+    hand = by_hand()
+    others = [contender for contender in (hand, accelerate(), lightning()) if contender]
+    everybody = [*others, ours(others, arguments.turns, arguments.steps)]
+    for contender in everybody:
+        median = statistics.median(contender.seconds) * 1e6
+        print(f"{contender.name:<12} {contender.best:7.1f} us/step (median of the turns {median:7.1f})")
+    over = {c.name: round(c.best - hand.best) for c in everybody}
+    peers = ", ".join(f"{name} {over.get(name, 'not installed')}" for name in ("accelerate", "Lightning"))
+    print(f"overhead {over['ours']} us/step ({peers})")
+
+
+if __name__ == "__main__":
+    sys.modules["trainer_overhead"] = sys.modules["__main__"]
+    main()
