@@ -32,6 +32,7 @@ CASES: dict[str, tuple[type[_BatchNorm], dict[str, Any], tuple[int, ...], tuple[
     "an empty last rank": (nn.BatchNorm2d, {}, (3, 3), (5, 2, 0), torch.contiguous_format),
     "an empty first rank": (nn.BatchNorm1d, {}, (), (0, 2, 5), torch.contiguous_format),
     "one row on one rank": (nn.BatchNorm2d, {}, (2, 2), (0, 1, 0), torch.channels_last),
+    "one row on each rank": (nn.BatchNorm1d, {}, (), (1, 1, 1), torch.contiguous_format),
     "momentum None": (nn.BatchNorm2d, {"momentum": None}, (3, 3), (5, 2, 0), torch.contiguous_format),
     "no affine": (nn.BatchNorm2d, {"affine": False}, (3, 3), (5, 2, 0), torch.contiguous_format),
     "no running statistics": (nn.BatchNorm1d, {"track_running_stats": False}, (), (5, 2, 1), torch.contiguous_format),

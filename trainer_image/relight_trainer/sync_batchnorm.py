@@ -203,7 +203,7 @@ class _normalise(torch.autograd.Function):  # noqa: N801  # used as a function
     def forward(  # noqa: PLR0917  # autograd passes no keywords
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: _Group, kernels: Kernels
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x = _dense(x)
+        x = x.contiguous(memory_format=_format(x))
         counted = _counted.get() and x.numel() > 0
         moments = kernels.merge(x, _gather(kernels.pack(x, counted=counted, eps=eps), group), eps)
         wide, shift = _widened(weight, x), _widened(bias, x)
@@ -219,7 +219,8 @@ class _normalise(torch.autograd.Function):  # noqa: N801  # used as a function
     def backward(ctx: Any, dy: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight, *saved = ctx.saved_tensors
         moments, kernels = Moments(*saved), ctx.kernels
-        dy = torch.zeros_like(x) if dy is None else _dense(dy)
+        # Kernels that read both take them in one format.
+        dy = torch.zeros_like(x) if dy is None else dy.contiguous(memory_format=_format(x))
         if x.numel():
             sums = kernels.reduce(dy, x, moments)
         else:
@@ -244,10 +245,8 @@ def _widened(vector: Tensor | None, x: Tensor) -> Tensor | None:
     return None if vector is None else vector.to(statistics_dtype(x))
 
 
-def _dense(x: Tensor) -> Tensor:
-    """`x` in a memory format that torch's kernels take: channels last where it is, else contiguous."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    wanted = formats.get(x.dim())
-    if wanted is not None and x.is_contiguous(memory_format=wanted):
-        return x
-    return x.contiguous()
+def _format(x: Tensor) -> torch.memory_format:
+    """The memory format that torch's kernels shall take `x` in: channels last where it is, else contiguous."""
+    last: dict[int, torch.memory_format] = {4: torch.channels_last, 5: torch.channels_last_3d}
+    wanted = last.get(x.dim(), torch.contiguous_format)
+    return wanted if x.is_contiguous(memory_format=wanted) else torch.contiguous_format

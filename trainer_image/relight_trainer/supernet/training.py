@@ -103,8 +103,8 @@ class Supernet:
     def _rank(self, everyone: Candidates, names: list[str], totals: list[list[float]]) -> dict[str, str]:
         means = [{n: v / row[0] for n, v in zip(names, row[1:], strict=True)} for row in totals]
         rows = [{"path": name, **found} for name, found in zip(everyone.names, means, strict=True)]
-        by = "accuracy" if "accuracy" in names else "loss"
-        self.ranking = sorted(rows, key=lambda row: row[by], reverse=by == "accuracy")
+        # The best is first; of equally accurate ones the one with the lower loss.
+        self.ranking = sorted(rows, key=lambda row: (-row.get("accuracy", 0.0), row.get("loss", 0.0)))
         best = self.ranking[0]
         metrics = {"paths": str(len(rows)), "best_path": best["path"]}
         for name in sorted(names):
