@@ -5,6 +5,7 @@ import math
 import os
 import random
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image, features
 
 from relight_agent.exits import ExitCode
 from relight_trainer.data import augment
+from relight_trainer.data import folder as data_folder
 from relight_trainer.data.draws import Draw, shard
 from relight_trainer.data.errors import BadData
 from relight_trainer.data.images import pixels_of
@@ -46,7 +48,8 @@ def small(root: Path) -> Path:
 
 
 def opened(root: Path, workers: int = 0, seed: int = 0, **more: Any) -> Splits:
-    config = ImageFolder.model_validate({"type": "image_folder", "root": str(root), "images": PLAIN, **more})
+    given = {"type": "image_folder", "root": str(root), "images": PLAIN, "index": str(root.parent / "found"), **more}
+    config = ImageFolder.model_validate(given)
     return open_splits(config, Loader(workers=workers), seed, CPU)
 
 
@@ -183,16 +186,57 @@ def test_an_image_that_cannot_be_read_ends_the_training_with_its_name(tmp_path: 
 
 
 def test_the_fingerprint_tells_names_and_sizes(tmp_path: Path) -> None:
-    known = opened(small(tmp_path)).identity.state_dict()
-    assert opened(tmp_path).identity.state_dict() == known
+    def fingerprints(search: str) -> dict[str, Any]:
+        """Of a member that has looked for itself."""
+        return opened(tmp_path, index=str(tmp_path / search)).identity.state_dict()
+
+    small(tmp_path)
+    known = fingerprints("1")
+    assert fingerprints("2") == known
     file = tmp_path / "train" / "a" / "0.png"
     content = file.read_bytes()
     file.write_bytes(content + b"\0")
-    assert opened(tmp_path).identity.state_dict()["train"] != known["train"]
+    assert fingerprints("3")["train"] != known["train"]
     file.write_bytes(content)
     file.rename(file.with_name("9.png"))
-    assert opened(tmp_path).identity.state_dict()["train"] != known["train"]
-    assert opened(tmp_path).identity.state_dict()["test"] == known["test"]
+    assert fingerprints("4")["train"] != known["train"]
+    assert fingerprints("5")["test"] == known["test"]
+
+
+def test_a_folder_is_searched_again_only_where_names_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[Path] = []
+    plain = data_folder.files_below
+
+    def counted(folder: Path, *rest: Any) -> Any:
+        searched.append(folder)
+        return plain(folder, *rest)
+
+    monkeypatch.setattr(data_folder, "files_below", counted)
+    root, index = small(tmp_path / "data"), str(tmp_path / "index")
+    known = opened(root, index=index)
+    assert searched == [root / "train", root / "val"]
+    again = opened(root, index=index)
+    assert len(searched) == 2
+    assert again.identity.state_dict() == known.identity.state_dict()
+    [one], [two] = (list(s.test.batches(shard(2, 0, 1, 8))) for s in (known, again))
+    assert torch.equal(one.inputs, two.inputs)
+    for number, change in enumerate(
+        [
+            lambda: picture(7).save(root / "val" / "c" / "deeper" / "new.png"),
+            (root / "val" / "c" / "deeper" / "new.png").unlink,
+            lambda: (root / "val" / "a" / "x.png").rename(root / "val" / "a" / "z.png"),
+        ]
+    ):
+        time.sleep(0.01)  # what a file system tells of time is coarse
+        change()
+        opened(root, index=index)
+        assert searched[2:] == [root / "val"] * (number + 1)
+    for file in Path(index).iterdir():
+        file.write_bytes(b"half a file")
+    assert opened(root, index=index).train.size == 12
+    assert len(searched) == 7
 
 
 def test_a_share_of_each_class_can_be_kept_for_tests(tmp_path: Path) -> None:

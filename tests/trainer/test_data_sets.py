@@ -198,9 +198,9 @@ def test_a_part_of_each_class_is_kept(labels: list[int]) -> None:
 
 def test_many_names_are_kept_as_they_are() -> None:
     names = ["", "a", "ümlaut/猫.png", "bad\udcff", "z" * 300]
-    kept = Names(names)
+    kept = Names.of(names)
     assert [kept[i] for i in range(len(kept))] == names
-    assert len(Names([])) == 0
+    assert len(Names.of([])) == 0
 
 
 class Hub:

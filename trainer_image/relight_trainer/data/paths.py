@@ -28,8 +28,13 @@ class File(NamedTuple):
     size: int
 
 
-def files_below(folder: Path, endings: frozenset[str], field: str) -> list[File]:
-    """The files in `folder` and in those below it whose names end so, in the order of their paths; links are followed.
+class Found(NamedTuple):
+    files: list[File]  # in the order of their paths
+    folders: list[tuple[str, int]]  # every folder that was searched, and when it was changed last, in nanoseconds
+
+
+def files_below(folder: Path, endings: frozenset[str], field: str) -> Found:
+    """The files in `folder` and in those below it whose names end so; links are followed.
 
     Raises BadData for links that lead nowhere or in a circle and for files of no bytes.
     """
@@ -41,19 +46,21 @@ def files_below(folder: Path, endings: frozenset[str], field: str) -> list[File]
     for broken, what in ((search.dangling, "links in {} lead nowhere"), (search.empty, "files in {} are empty")):
         if broken:
             raise BadData(f"{field}: {len(broken)} {what.format(folder)}: {few(sorted(broken), _SHOWN)}")
-    return sorted(search.found)
+    return Found(sorted(search.found), search.folders)
 
 
 class _Search:
     def __init__(self, endings: frozenset[str]) -> None:
         self._endings = endings
         self.found: list[File] = []
+        self.folders: list[tuple[str, int]] = []
         self.dangling: list[str] = []
         self.empty: list[str] = []
 
     def walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
         status = os.stat(folder)  # noqa: PTH116  # text all the way: a million Path objects take seconds
         here = status.st_dev, status.st_ino
+        self.folders.append((folder, status.st_mtime_ns))
         if here in above:
             raise BadData(f"{folder} is a link to a folder that it lies in")
         with os.scandir(folder) as entries:

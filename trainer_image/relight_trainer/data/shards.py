@@ -4,7 +4,6 @@ import glob
 import os
 import re
 import tarfile
-import zipfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import groupby
@@ -18,11 +17,14 @@ from PIL import Image
 from relight_trainer.data.errors import BadData, few, unreadable
 from relight_trainer.data.fingerprint import digest
 from relight_trainer.data.images import ImageSet, decoded, image_sets
+from relight_trainer.data.kept import Arrays, kept, packed, unpacked
+from relight_trainer.data.kept import folder as cache_folder
 from relight_trainer.data.names import Names
 from relight_trainer.data.paths import existing
 from relight_trainer.settings.data import Images
 
-_FORMAT = 1  # of the index files
+_FORMAT = 1  # of what is kept
+_PARTS = {"keys", "places", "labels"}
 
 
 class Index(NamedTuple):
@@ -94,22 +96,17 @@ def index_of(path: Path, image: list[str], label: str, cache: Path) -> Index:
     """The index of a tar file, out of `cache` where it has one of just this file."""
     status = path.stat()
     name = digest(str((_FORMAT, str(path), status.st_size, status.st_mtime_ns, image, label)))
-    kept = cache / f"{path.name}-{name}.npz"
-    try:
-        with np.load(kept, allow_pickle=False) as file:
-            return Index(file["keys"].tobytes().decode().split("\n"), file["places"], file["labels"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, or of a machine that broke down
-        index = read_index(path, image, label)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        half = cache / f".{kept.name}-{os.getpid()}"
-        with open(half, "wb") as file:
-            keys = np.frombuffer("\n".join(index.keys).encode(), dtype=np.uint8)
-            np.savez(file, keys=keys, places=index.places, labels=index.labels)
-        half.rename(kept)
-    except OSError:  # a read-only cache costs the reading again
-        pass
-    return index
+    arrays = kept(
+        cache / f"{path.name}-{name}.npz",
+        lambda found: found.keys() >= _PARTS,
+        lambda: _packed_index(path, image, label),
+    )
+    return Index(unpacked(arrays["keys"]), arrays["places"], arrays["labels"])
+
+
+def _packed_index(path: Path, image: list[str], label: str) -> Arrays:
+    index = read_index(path, image, label)
+    return {**index._asdict(), "keys": packed(index.keys)}
 
 
 class Shards:
@@ -123,7 +120,7 @@ class Shards:
         self.labels = np.concatenate([index.labels for index in indices])
         self._places = np.concatenate([index.places for index in indices])
         self._shard = np.repeat(np.arange(len(indices)), [len(index.labels) for index in indices])
-        self._keys = Names(key for index in indices for key in index.keys)
+        self._keys = Names.of(key for index in indices for key in index.keys)
         files = [path.name for path in self._paths]
         self.fingerprint = digest(*files, self._keys.data.tobytes(), self._places.tobytes(), self.labels.tobytes())
 
@@ -152,7 +149,7 @@ def tar_shards(
     index: str | None,
     images: Images,
 ) -> tuple[ImageSet, ImageSet]:
-    cache = Path(index) if index else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "relight"
+    cache = cache_folder(index)
     source = Shards(train, image, label, cache, "data.train")
     other = None if test is None else Shards(test, image, label, cache, "data.test")
     return image_sets(source, other, images, test_fraction, split_seed)

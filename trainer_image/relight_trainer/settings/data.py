@@ -12,6 +12,9 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Seed = Annotated[int, Field(ge=0)]
 TEST_FRACTION = "The share of each class that is kept for evaluation."
 SPLIT_SEED = "Chooses which samples those are, apart from the training's own seed."
+INDEX = (
+    "A folder for what a search has found, best one that all members share; null: the user's cache, each member's own."
+)
 FRACTION_WITHOUT_TEST = "Where `test` is null: " + TEST_FRACTION[0].lower() + TEST_FRACTION[1:]
 
 
@@ -106,6 +109,7 @@ class ImageFolder(Arguments):
     test: str | None = Field("val", description="That for evaluation; null: a share of `train`.")
     test_fraction: Fraction = Field(0.1, description=FRACTION_WITHOUT_TEST)
     split_seed: Seed = Field(0, description=SPLIT_SEED)
+    index: str | None = Field(None, description=INDEX)
     images: Images = Field(Images(), description="How an image becomes a tensor.")
 
 
@@ -120,10 +124,7 @@ class TarShards(Arguments):
         ["jpg", "jpeg", "png", "webp"], min_length=1, description="What may follow the dot of a sample's image."
     )
     label: str = Field("cls", description="What follows the dot of its class, a number in a text file.")
-    index: str | None = Field(
-        None,
-        description="A folder for what is found in the tar files, which are read through once; null: the user's cache.",
-    )
+    index: str | None = Field(None, description=INDEX)
     images: Images = Field(Images(), description="How an image becomes a tensor.")
 
 
