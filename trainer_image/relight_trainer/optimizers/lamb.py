@@ -57,7 +57,8 @@ class Lamb(Optimizer):
         grads = gradients(self, parameters)
         for p in parameters:
             if not self.state[p]:
-                zero = torch.zeros((), dtype=torch.float32, device=p.device)
+                # not float32: 1 - 0.999 would be off by 6e-5 of itself
+                zero = torch.zeros((), dtype=torch.float64, device=p.device)
                 self.state[p] = {"step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         states = [self.state[p] for p in parameters]
         counts = [s["step"] for s in states]
@@ -68,21 +69,20 @@ class Lamb(Optimizer):
         first = torch._foreach_lerp(firsts, grads, 1.0 - beta1)
         second = torch._foreach_mul(seconds, beta2)
         torch._foreach_addcmul_(second, grads, grads, 1.0 - beta2)
-        updates = [
-            m / (1.0 - beta1**t) / ((v / (1.0 - beta2**t)).sqrt() + group["eps"])
-            for m, v, t in zip(first, second, (t.to(torch.float64) for t in steps), strict=True)
-        ]
+        corrections = [torch._foreach_pow(beta, steps) for beta in (beta1, beta2)]  # 1 - beta ** step
+        for correction in corrections:
+            torch._foreach_mul_(correction, -1.0)
+            torch._foreach_add_(correction, 1.0)
+        updates = torch._foreach_div(first, corrections[0])
+        denominators = torch._foreach_div(second, corrections[1])
+        torch._foreach_sqrt_(denominators)
+        torch._foreach_add_(denominators, group["eps"])
+        torch._foreach_div_(updates, denominators)
         torch._foreach_add_(updates, parameters, alpha=group["weight_decay"])
         if group["adapt"]:
-            rates = [
-                _rate(w, r, group["max_norm"])
-                for w, r in zip(torch._foreach_norm(parameters), torch._foreach_norm(updates), strict=True)
-            ]
-            torch._foreach_mul_(updates, rates)
+            weight, update = (torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, updates))
+            rates = weight.clamp(max=group["max_norm"]) / update
+            torch._foreach_mul_(updates, torch.where((weight > 0) & (update > 0), rates, 1.0).unbind())
         weights = torch._foreach_sub(parameters, updates, alpha=group["lr"])
         where = taken(self, parameters[0].device)
         commit([*counts, *firsts, *seconds, *parameters], [*steps, *first, *second, *weights], where)
-
-
-def _rate(weight: Tensor, update: Tensor, max_norm: float) -> Tensor:
-    return torch.where((weight > 0) & (update > 0), weight.clamp(max=max_norm) / update, 1.0)

@@ -64,11 +64,9 @@ class Lars(Optimizer):
 
         decayed = torch._foreach_add(grads, parameters, alpha=decay)
         if group["adapt"]:
-            rates = [
-                _rate(w, g, group)
-                for w, g in zip(torch._foreach_norm(parameters), torch._foreach_norm(grads), strict=True)
-            ]
-            torch._foreach_mul_(decayed, rates)
+            weight, gradient = (torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, grads))
+            rates = group["trust"] * weight / (gradient + decay * weight + group["eps"])
+            torch._foreach_mul_(decayed, torch.where((weight > 0) & (gradient > 0), rates, 1.0).unbind())
         torch._foreach_mul_(decayed, group["lr"])
         moved = torch._foreach_mul(buffers, momentum)
         torch._foreach_add_(moved, decayed)
@@ -80,8 +78,3 @@ class Lars(Optimizer):
         weights = torch._foreach_sub(parameters, steps)
         where = taken(self, parameters[0].device)
         commit([*buffers, *parameters], [*moved, *weights], where)
-
-
-def _rate(weight: Tensor, gradient: Tensor, group: dict[str, Any]) -> Tensor:
-    rate = group["trust"] * weight / (gradient + group["weight_decay"] * weight + group["eps"])
-    return torch.where((weight > 0) & (gradient > 0), rate, 1.0)
