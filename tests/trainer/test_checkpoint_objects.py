@@ -1,6 +1,9 @@
 """Checkpoints in object stores: the rules of a folder, where nothing can be renamed."""
 
 import errno
+import importlib.util
+import os
+import sys
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -102,8 +105,35 @@ class Job:
         return sorted({name.partition("/")[0] for name in self.files() if name.startswith("step-")})
 
 
-@pytest.fixture(params=["memory", "directory"])
+PEERS = os.environ.get("RELIGHT_TEST_PEERS", "")
+if PEERS:
+    sys.path.append(PEERS)
+NO_S3 = importlib.util.find_spec("s3fs") is None or importlib.util.find_spec("moto") is None
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """A bucket of a real S3 server's double, over HTTP."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    _, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture(
+    params=["memory", "directory", pytest.param("s3", marks=pytest.mark.skipif(NO_S3, reason="needs s3fs and moto"))]
+)
 def place(request, tmp_path):
+    if request.param == "s3":
+        return ObjectPlace.at(f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}/job")
     if request.param == "memory":
         return ObjectPlace.at(f"memory://bucket-{uuid.uuid4().hex}/runs/job")
     store = DirFileSystem(str(tmp_path), fsspec.filesystem("file", auto_mkdir=True))
@@ -137,8 +167,9 @@ def test_a_url_is_a_place():
 
 
 def test_a_store_without_its_package_is_told_by_name(monkeypatch):
-    with pytest.raises(StorageFailed, match="s3://bucket/x cannot be reached: install s3fs in the image"):
-        CheckpointFolder("s3://bucket/x", job_uid="u", created=1.0, config_hash="h")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(StorageFailed, match="gs://bucket/x cannot be reached: install gcsfs in the image"):
+        CheckpointFolder("gs://bucket/x", job_uid="u", created=1.0, config_hash="h")
     with pytest.raises(StorageFailed, match="nonsense://x cannot be reached"):
         CheckpointFolder("nonsense://x", job_uid="u", created=1.0, config_hash="h")
 
