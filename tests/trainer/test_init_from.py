@@ -1,6 +1,7 @@
 """Weights of another training: what is found, what is not, and what is refused."""
 
 import pickle
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from relight_trainer.checkpoint import CheckpointFolder, pack
 from relight_trainer.config import BadConfig, parse
 from relight_trainer.ema import Ema
 from relight_trainer.init_from import Report, init_from
-from relight_trainer.inspect import Unreadable, WrongInput
+from relight_trainer.inspect import Unreadable
 from relight_trainer.models.digits_cnn import digits_cnn
 from relight_trainer.settings.ema import EmaArguments
 from relight_trainer.settings.init_from import InitFrom
@@ -171,14 +172,37 @@ def test_code_in_a_file_is_never_run(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_missing_file_and_a_damaged_checkpoint_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(WrongInput, match=r"did you mean .*plain.pt"):
+    with pytest.raises(BadConfig, match=r"config.init_from: no such file or folder: .*; did you mean .*plain.pt"):
         load(net(2), tmp_path / "plian.pt")
+    with pytest.raises(
+        BadConfig, match=r"config.init_from: .*: no \"teacher\" in it; there are state_dict, optimizer, epoch"
+    ):
+        load(net(2), files["nested.pth.tar"], key="teacher")
     [shard] = files["job"].glob("step-*/*.safetensors")
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
     with pytest.raises(Unreadable):
         load(net(2), files["job"])
+
+
+def test_a_url_is_fetched_for_as_long_as_it_is_read(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(files["plain.safetensors"]), "/bucket/r18.safetensors")
+    memory.put(str(files["job"]), "/bucket/job", recursive=True)
+    scratch = files["plain.pt"].parent / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    for url in ("memory://bucket/r18.safetensors", "memory://bucket/job", f"file://{files['plain.pt']}"):
+        model = net(2)
+        assert load(model, url).path == url
+        assert equal(model, net(1)) == set(model.state_dict())
+    assert list(scratch.iterdir()) == []
+    for url in ("memory://bucket/r19.safetensors", "nowhere://bucket/r18.safetensors"):
+        with pytest.raises(BadConfig, match=r"config.init_from.path: cannot be fetched"):
+            load(net(2), url)
 
 
 def test_other_dtypes_and_strides_are_converted(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """Weights of another training into a fresh model, with an account of what was found and what was not."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from relight_trainer.config import BadConfig
-from relight_trainer.inspect import Unreadable, read
+from relight_trainer.inspect import Unreadable, WrongInput, read
 from relight_trainer.inspect.folders import damage
 from relight_trainer.inspect.statistics import Bytes
 from relight_trainer.inspect.weights import weights
@@ -61,22 +64,48 @@ class Report:
 def init_from(settings: "InitFrom", module: nn.Module) -> Report:
     """Load into `module` what `settings` say, or nothing at all.
 
-    No code of the file is run. Raises BadConfig where the policy is not met, and what reading the file raises, each
-    with an `exit_code`.
+    No code of the file is run. Raises BadConfig where there is nothing or the policy is not met, Unreadable.
     """
-    contents = read(settings.path)
-    wrong = damage(contents)
-    if wrong:
-        raise Unreadable(f"{settings.path}: {'; '.join(wrong)}")
-    there = _renamed(dict(weights(contents, key=settings.key, ema=settings.ema)), settings.rename)
-    here = {**dict(module.named_parameters(remove_duplicate=False)), **_saved_buffers(module)}
-    here = {name: tensor for name, tensor in here.items() if not _old_counter(name, there)}
-    report = _report(settings.path, there, here)
-    _judge(settings, report)
-    with torch.no_grad(), Bytes() as data:
-        for name in report.matched:
-            here[name].copy_(_tensor(there[name], data))
+    with local_copy(settings.path) as path:
+        try:
+            contents = read(path)
+            found = dict(weights(contents, key=settings.key, ema=settings.ema))
+        except WrongInput as error:
+            message = str(error).replace("--key", "`key`")  # as the commands call it
+            raise BadConfig([Problem(_PATH, message)]) from None
+        wrong = damage(contents)
+        if wrong:
+            raise Unreadable(f"{settings.path}: {'; '.join(wrong)}")
+        there = _renamed(found, settings.rename)
+        own = {**dict(module.named_parameters(remove_duplicate=False)), **_saved_buffers(module)}
+        own = {name: tensor for name, tensor in own.items() if not _old_counter(name, there)}
+        report = _report(settings.path, there, own)
+        _judge(settings, report)
+        with torch.no_grad(), Bytes() as data:
+            for name in report.matched:
+                own[name].copy_(_tensor(there[name], data))
     return report
+
+
+@contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """A path on this machine for `path`, which may be a URL that fsspec knows: then a copy, for as long as it is used.
+
+    Raises BadConfig where there is no such thing, or nothing that could fetch it.
+    """
+    if "://" not in path:
+        yield path
+        return
+    import fsspec
+
+    with TemporaryDirectory(prefix="relight-init-from-") as folder:
+        copy = str(Path(folder) / PurePosixPath(path).name)
+        try:
+            filesystem, remote = fsspec.core.url_to_fs(path)
+            filesystem.get(remote, copy, recursive=True)
+        except (ImportError, ValueError, FileNotFoundError) as error:
+            raise BadConfig([Problem(f"{_PATH}.path", f"cannot be fetched ({error})", shown(path))]) from None
+        yield copy
 
 
 def _renamed(there: Mapping[str, "TensorRef"], renames: "list[Rename]") -> dict[str, "TensorRef"]:

@@ -26,7 +26,9 @@ class Rename(StrictModel):
 class InitFrom(StrictModel):
     """Weights only: optimizer, schedule and cursor begin anew. What a resume restores comes before it."""
 
-    path: str = Field(min_length=1, description="A .pt, .pth, .safetensors, DCP folder, checkpoint or job's folder.")
+    path: str = Field(
+        min_length=1, description="A .pt, .pth, .safetensors, DCP folder, checkpoint or job's folder; or its URL."
+    )
     policy: Literal["strict", "shape_tolerant", "subset"] = Field(
         "strict",
         description="strict: names and shapes are the model's; shape_tolerant: of another shape stays fresh; "
