@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,8 @@ from relight_trainer import train
 from relight_trainer.config import BadConfig, parse
 from relight_trainer.hooks import Hook
 from relight_trainer.observe.build import NowhereToWrite, hooks_for
-from relight_trainer.observe.curves import Curves, JsonLines, layers_of
+from relight_trainer.observe.curves import LINES, Curves, JsonLines, TensorBoard, layers_of
+from relight_trainer.observe.mirror import EVERY_SECONDS, Mirror
 from relight_trainer.observe.timing import TimeSplit
 from relight_trainer.observe.writer import WAITING, Writer
 from relight_trainer.settings.observe import Observe
@@ -176,6 +178,50 @@ def test_a_disk_that_hangs_costs_values_and_no_time() -> None:
     go_on.set()
     assert writer.close(timeout=30)
     assert WAITING <= len(done) <= WAITING + 2
+
+
+def test_curves_in_an_object_store_are_gone_on_with_too(tmp_path: Path) -> None:
+    url = f"memory://curves-{tmp_path.name}"
+    now = [0.0]
+
+    def generation(number: int, resumed_at: int, last: int) -> None:
+        folder = tmp_path / str(number)
+        mirror = Mirror(folder, url, clock=lambda: now[0])
+        sinks = [JsonLines(folder / LINES, number), TensorBoard(folder / "tensorboard", 1.0, number)]
+        curves = Curves(Writer(pytest.fail), sinks, mirror=mirror)
+        run: Any = SimpleNamespace(step=resumed_at, session=SimpleNamespace(say=pytest.fail))
+        curves.run_begin(run)
+        while run.step < last:
+            run.step += 1
+            curves.logged(run, {"loss": float(number)})
+        curves.run_end(run)
+
+    generation(1, 0, 5)
+    generation(2, 3, 6)
+    store = fsspec.filesystem("memory")
+    root = f"/curves-{tmp_path.name}"
+    said = [json.loads(line) for line in store.cat_file(f"{root}/{LINES}").splitlines()]
+    assert [(n["step"], n["loss"]) for n in said] == [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)]
+    store.get(f"{root}/tensorboard", str(tmp_path / "board"), recursive=True)
+    assert [(e.step, e.value) for e in read(tmp_path / "board/train").Scalars("loss")] == [
+        (n["step"], n["loss"]) for n in said
+    ]
+
+
+def test_an_object_store_is_written_to_now_and_then(tmp_path: Path) -> None:
+    now, folder = [0.0], tmp_path / "here"
+    mirror = Mirror(folder, f"memory://now-and-then-{tmp_path.name}", clock=lambda: now[0])
+    store, path = fsspec.filesystem("memory"), f"/now-and-then-{tmp_path.name}/a/file"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "file").write_text("1")
+    mirror.push_if_due()
+    assert not store.exists(path)
+    now[0] = EVERY_SECONDS
+    mirror.push_if_due()
+    assert store.cat_file(path) == b"1"
+    store.rm(path)
+    mirror.push()
+    assert not store.exists(path), "a file that has not changed is not sent again"
 
 
 def test_a_pattern_that_matches_nothing_is_a_wrong_configuration() -> None:

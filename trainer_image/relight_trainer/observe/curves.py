@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -27,6 +28,7 @@ from relight_trainer.config import BadConfig
 from relight_trainer.globs import chosen, near
 from relight_trainer.hooks import Hook
 from relight_trainer.observe.later import later
+from relight_trainer.observe.mirror import Mirror
 from relight_trainer.observe.pictures import grid, histogram, reduced, sample_of
 from relight_trainer.observe.tensorboard import EventFile, Histogram, Pixels
 from relight_trainer.observe.writer import Writer
@@ -38,6 +40,7 @@ from relight_trainer.settings.observe import FeatureMaps, Histograms
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
+LINES = "metrics.jsonl"
 CLOSING_SECONDS = 10.0  # for what is still to be written at the end
 Scalars = Mapping[str, float]
 
@@ -123,15 +126,25 @@ class Curves(Hook):
     order = 100
     on_error = "warn"
 
-    def __init__(self, writer: Writer, sinks: list[Sink], machine: Callable[[], Scalars] | None) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        sinks: list[Sink],
+        machine: Callable[[], Scalars] | None = None,
+        mirror: Mirror | None = None,
+    ) -> None:
+        """`mirror`: where the sinks write is not where it is to be seen."""
         self._writer = writer
+        self._mirror = mirror
         self._sinks = sinks
         self._machine = machine
         self._evaluating = False
 
     def run_begin(self, run: Run) -> None:
+        if self._mirror is not None:
+            self._writer.put(partial(self._mirror.fetch, LINES))
         for sink in self._sinks:
-            self._writer.put(lambda sink=sink, step=run.step: sink.open(step))  # type: ignore[misc]
+            self._writer.put(partial(sink.open, run.step))
 
     def evaluation_begin(self, run: Run) -> None:  # noqa: ARG002  # as in Hook
         self._evaluating = True
@@ -162,10 +175,14 @@ class Curves(Hook):
     def _scalars(self, values: Scalars, step: int, at: float, *, evaluation: bool) -> None:
         for sink in self._sinks:
             sink.scalars(values, step, at, evaluation=evaluation)
+        if self._mirror is not None:
+            self._mirror.push_if_due()
 
     def _close(self) -> bool:
         for sink in self._sinks:
             self._writer.put(sink.close)
+        if self._mirror is not None:
+            self._writer.put(self._mirror.push)
         return self._writer.close(CLOSING_SECONDS)
 
 

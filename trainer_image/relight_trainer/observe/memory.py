@@ -126,7 +126,8 @@ def _fake_parameters(model: nn.Module) -> None:
     """Put fake tensors in the place of parameters and buffers; what is shared stays shared."""
     made: dict[int, Tensor] = {}
     for module in model.modules():
-        for table in (module._parameters, module._buffers):  # noqa: SLF001  # setattr would refuse other types
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)  # noqa: SLF001  # setattr is slower and stricter
+        for table in tables:
             for name, tensor in table.items():
                 if tensor is None:
                     continue

@@ -15,6 +15,7 @@ from relight_agent.exits import ExitCode
 from relight_trainer.failures import classify
 from relight_trainer.hooks import Hook
 from relight_trainer.observe.cgroup import Cgroup
+from relight_trainer.observe.mirror import Mirror
 from relight_trainer.run import Run
 
 
@@ -28,8 +29,9 @@ class MemoryReport(Hook):
     order = 0
     on_error = "warn"
 
-    def __init__(self, folder: Path, *, history: bool) -> None:
+    def __init__(self, folder: Path, mirror: Mirror | None = None, *, history: bool) -> None:
         self._folder = folder
+        self._mirror = mirror
         self._history = history
 
     def run_begin(self, run: Run) -> None:
@@ -57,7 +59,9 @@ class MemoryReport(Hook):
         path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         if self._history and run.device.type == "cuda":
             torch.cuda.memory._dump_snapshot(str(path.with_suffix(".pickle")))  # type: ignore[no-untyped-call]  # noqa: SLF001  # as above
-        print(f"relight: what was in memory is written to {path}", flush=True)
+        if self._mirror is not None:
+            self._mirror.push()
+        print(f"relight: what was in memory is written to oom/{path.name}", flush=True)
 
 
 def place_of(trace: TracebackType | None, model: nn.Module) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from relight_trainer.hooks import Hook
+from relight_trainer.observe.mirror import Mirror
 from relight_trainer.run import Run
 
 REQUEST = "profile"  # the file's name in the run folder
@@ -63,7 +64,8 @@ class ProfileOnDemand(Hook):
     order = 1
     on_error = "warn"
 
-    def __init__(self, request: Request, folder: Path) -> None:
+    def __init__(self, request: Request, folder: Path, mirror: Mirror | None = None) -> None:
+        self._mirror = mirror
         self._request = request
         self._folder = folder
         self._profiler: torch.profiler.profile | None = None
@@ -90,7 +92,9 @@ class ProfileOnDemand(Hook):
             self._folder.mkdir(parents=True, exist_ok=True)
             path = self._folder / f"step-{run.step}-rank-{run.rank}.json.gz"
             profiler.export_chrome_trace(str(path))
-            run.session.say(f"the profiler's trace of steps until {run.step} is in {path}")
+            if self._mirror is not None:
+                threading.Thread(target=self._mirror.push, name="profile", daemon=True).start()
+            run.session.say(f"the profiler's trace of steps until {run.step} is in profiles/{path.name}")
 
     def run_end(self, run: Run) -> None:  # noqa: ARG002  # as in Hook
         self._request.close()
