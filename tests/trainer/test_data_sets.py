@@ -207,10 +207,9 @@ class Hub:
     """As much of the library `datasets` as is used; a split is rows with columns."""
 
     class Split:
-        _fingerprint = "f1"
-
         def __init__(self, columns: dict[str, list[Any]]) -> None:
             self.columns = columns
+            self.features = {name: type(column[0]).__name__ for name, column in columns.items()}
             self.column_names = list(columns)
 
         def __getitem__(self, key: Any) -> Any:
@@ -250,6 +249,7 @@ def test_a_set_of_the_hub_gives_images_or_numbers(monkeypatch: pytest.MonkeyPatc
     x, y = everything(hub(images=images).test)
     assert (x[:, 0] * 255).round().reshape(2, 16).tolist() == [[0] * 16, [1] * 16]
     assert y.tolist() == [1, 1]
+    assert hub(images=images).identity.state_dict() == hub(images=images).identity.state_dict()
     splits = hub(images=None, inputs="x", test=None, test_fraction=0.5)
     assert sorted(everything(splits.train)[0].tolist() + everything(splits.test)[0].tolist()) == [
         [1, 2],

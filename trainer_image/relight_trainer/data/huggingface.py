@@ -24,7 +24,8 @@ class Table:
             if missing:
                 raise missing
         self.labels: npt.NDArray[np.int64] = np.asarray(split[labels], dtype=np.int64)
-        self.fingerprint = digest(str(split._fingerprint), inputs, labels)  # noqa: SLF001  # no public name
+        # The library's own fingerprint tells the caches of two members apart, not only their data.
+        self.fingerprint = digest(str(split.features), inputs, labels, self.labels.tobytes())
         self._split = split
         self._inputs = inputs
         self._field = field
