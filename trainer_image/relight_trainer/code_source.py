@@ -1,0 +1,200 @@
+"""`python -m relight_trainer.code_source URL REF FOLDER [--secret FOLDER]`: code out of a git repository, pinned.
+
+A token or key stays in the files of its Secret: it is never an argument, a variable of the environment, or in what is
+printed; git asks for it through a helper that is told the file's path. Standard library and git only.
+
+A Secret's folder holds what Kubernetes calls them: `username` and `password` (or `token` alone), or `ssh-privatekey` and
+`known_hosts`.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from relight_agent.exits import ExitCode
+
+_SCHEMES = ("https", "http", "ssh", "file")
+_SCP = re.compile(r"[\w.-]+@[\w.-]+:[^\s]+")  # git@host:path
+_NETWORK = re.compile(
+    r"Could not resolve|Connection (refused|timed out|reset)|unable to access|early EOF|timed out", re.IGNORECASE
+)
+_TIMEOUT = 600.0
+# Git calls it with its question as the argument; the answer is read from the Secret's files.
+_ASKPASS = """#!/bin/sh
+case "$1" in
+  Username*) if [ -f "$RELIGHT_SECRET/username" ]; then cat "$RELIGHT_SECRET/username"; else echo token; fi ;;
+  *) if [ -f "$RELIGHT_SECRET/password" ]; then cat "$RELIGHT_SECRET/password"; else cat "$RELIGHT_SECRET/token"; fi ;;
+esac
+"""
+
+
+class WrongSource(Exception):
+    """The URL, the revision or the Secret cannot be right."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BAD_CONFIG
+
+
+class Unreachable(Exception):
+    """The server did not answer; trying again may help."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.STORAGE_FAILED
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A checked-out commit."""
+
+    commit: str
+    folder: Path
+
+
+def check_url(url: str) -> None:
+    """Raises WrongSource where `url` is none of git's, or carries a password."""
+    if _SCP.fullmatch(url):
+        return
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in _SCHEMES or not rest:
+        raise WrongSource(
+            f'not a git URL: "{_without_password(url)}"; allowed: {", ".join(_SCHEMES)}:// or git@host:path'
+        )
+    if ":" in rest.partition("/")[0].rpartition("@")[0]:
+        raise WrongSource(
+            f'a password stands in the URL "{_without_password(url)}": whoever reads the job reads it; put it into a Secret '
+            "with username and password, and leave it out here"
+        )
+
+
+def fetch(url: str, ref: str, folder: Path, *, secret: Path | None = None) -> Fetched:
+    """Check out `ref` (branch, tag or commit) of `url` into `folder`, which must be empty or new, submodules included.
+
+    Raises WrongSource, Unreachable.
+    """
+    check_url(url)
+    if not ref or ref.startswith("-") or re.search(r"[\s~^:?*\[\\]|\.\.", ref):
+        raise WrongSource(f'not a branch, tag or commit: "{ref}"')
+    if folder.exists() and any(folder.iterdir()):
+        raise WrongSource(f"{folder} is not empty")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="relight-git-") as private:
+        git = _Git(folder, _environment(Path(private), secret), _secrets(secret))
+        git.run("init", "--quiet")
+        git.run("remote", "add", "origin", url)
+        git.run("fetch", "--quiet", "--depth", "1", "--no-tags", "origin", "--", ref)
+        git.run("checkout", "--quiet", "--detach", "FETCH_HEAD")
+        if (folder / ".gitmodules").exists():
+            git.run("submodule", "--quiet", "update", "--init", "--recursive", "--depth", "1")
+        return Fetched(git.run("rev-parse", "HEAD").strip(), folder)
+
+
+class _Git:
+    def __init__(self, folder: Path, environment: Mapping[str, str], secrets: list[str]) -> None:
+        self._folder, self._environment, self._secrets = folder, environment, secrets
+
+    def run(self, *arguments: str) -> str:
+        try:
+            done = subprocess.run(
+                ["git", *arguments],
+                cwd=self._folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=_TIMEOUT,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise WrongSource("git is not installed in this image") from None
+        except subprocess.TimeoutExpired:
+            raise Unreachable(f"git {arguments[0]} took longer than {_TIMEOUT:.0f} s") from None
+        if done.returncode == 0:
+            return done.stdout
+        said = _redacted(done.stderr.strip() or f"exit status {done.returncode}", self._secrets)
+        network = _NETWORK.search(said) and "returned error: 4" not in said  # 4xx: the server answers, and refuses
+        raise (Unreachable if network else WrongSource)(f"git {arguments[0]}: {said}")
+
+
+def _environment(private: Path, secret: Path | None) -> dict[str, str]:
+    """What git sees: nobody's configuration, no terminal to ask, and the Secret by its path."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR") if name in os.environ}
+    proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
+    environment = {
+        **kept,
+        **proxies,
+        "HOME": str(private),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
+    }
+    if secret is None:
+        return environment
+    if (secret / "ssh-privatekey").exists():
+        return {**environment, "GIT_SSH_COMMAND": _ssh(private, secret)}
+    if not any((secret / name).exists() for name in ("password", "token")):
+        raise WrongSource(f"{secret} holds none of password, token and ssh-privatekey")
+    helper = private / "askpass"
+    helper.write_text(_ASKPASS)
+    helper.chmod(0o700)
+    return {**environment, "GIT_ASKPASS": str(helper), "RELIGHT_SECRET": str(secret)}
+
+
+def _ssh(private: Path, secret: Path) -> str:
+    if not (secret / "known_hosts").exists():
+        raise WrongSource(
+            f"{secret} lacks known_hosts: without it nobody knows whom the key is shown to (ssh-keyscan HOST)"
+        )
+    key = private / "key"  # ssh refuses a key that others may read, as a mounted Secret's often is
+    key.touch(0o600)
+    key.write_bytes((secret / "ssh-privatekey").read_bytes().rstrip() + b"\n")
+    options = (
+        "IdentitiesOnly=yes",
+        "BatchMode=yes",
+        "StrictHostKeyChecking=yes",
+        f"UserKnownHostsFile={secret / 'known_hosts'}",
+    )
+    return shlex.join(["ssh", "-i", str(key), *(word for option in options for word in ("-o", option))])
+
+
+def _secrets(secret: Path | None) -> list[str]:
+    files = [secret / name for name in ("password", "token") if (secret / name).exists()] if secret else []
+    return [text for file in files if (text := file.read_text().strip())]
+
+
+def _redacted(text: str, secrets: list[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return _without_password(text)
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"(://[^/\s:@]*):[^/\s@]+@", r"\1:***@", text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m relight_trainer.code_source", description="Fetch code from git, pinned."
+    )
+    parser.add_argument("url")
+    parser.add_argument("ref", help="a branch, a tag or a commit")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--secret", type=Path, help="the folder of a Secret's files")
+    given = parser.parse_args(arguments)
+    try:
+        fetched = fetch(given.url, given.ref, given.folder, secret=given.secret)
+    except (WrongSource, Unreachable) as error:
+        print(f"relight: {error}", file=sys.stderr)
+        return error.exit_code
+    print(fetched.commit)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
