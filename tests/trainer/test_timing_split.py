@@ -1,13 +1,19 @@
 """Where the time of a training goes: measured against sleeps, never in the way."""
 
+import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import worlds
+from test_train_exact import job
 from torch import nn
 
+from relight_trainer import train
+from relight_trainer.hooks import Hook
 from relight_trainer.observe.timing import (
     Bound,
     DeviceClock,
@@ -175,3 +181,34 @@ def test_it_costs_next_to_nothing() -> None:
         return min(times) / 200
 
     assert best_of(20) < 20e-6  # seconds a step; 3 us on an idle machine
+
+
+class Slow(Hook):
+    """Data that takes its time on rank 1."""
+
+    order = 1
+    seconds = 0.1
+
+    def micro_begin(self, run: Any) -> None:
+        if run.rank == 1:
+            time.sleep(self.seconds)
+
+    def run_end(self, run: Any) -> None:
+        [split] = [hook for hook in run.hooks._hooks.values() if isinstance(hook, TimeSplit)]
+        split.clock.settle()
+        folder = Path(run.session._context.job.checkpoint_dir)
+        (folder / f"seconds-{run.rank}").write_text(json.dumps(split.clock.seconds))
+
+
+def test_who_waits_for_data_and_who_for_the_one_that_does_is_told_apart(tmp_path: Path) -> None:
+    steps = 6
+    the_job = job(tmp_path, steps=steps, hooks=[{"type": f"{__name__}:Slow"}], evaluate={"every": "99st"})
+    outcomes = worlds.run(train.run, root=tmp_path, job=the_job)
+    assert [outcome.kind for outcome in outcomes] == ["completed"] * 2
+    waits, works = (json.loads((tmp_path / "checkpoints" / f"seconds-{rank}").read_text()) for rank in (0, 1))
+    assert works[Phase.DATA] >= steps * Slow.seconds
+    assert waits[Phase.DATA] < steps * Slow.seconds / 2
+    # In the first step which gradient is the last is not known yet.
+    assert waits[Phase.COMMUNICATION] > (steps - 2) * Slow.seconds
+    assert works[Phase.COMMUNICATION] < waits[Phase.COMMUNICATION] / 2
+    assert max(works[: Phase.EVALUATION]) == works[Phase.DATA]

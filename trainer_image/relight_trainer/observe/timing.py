@@ -187,6 +187,7 @@ class TimeSplit(Hook):
             self._after_backward = Phase.FORWARD
         self._publish()
         self.clock.enter(Phase.OTHER)
+        self.clock.seconds[:] = [0.0] * len(Phase)  # setting up is no part of it
 
     def micro_begin(self, run: Run) -> None:  # noqa: ARG002  # as in Hook, and below
         self.clock.enter(Phase.DATA)
