@@ -307,6 +307,53 @@ def test_an_optimizer_of_ones_own_is_called_with_the_other_fields_and_has_groups
         settings(type="torch.optim:SGD")
 
 
+def test_muon_has_others_for_what_is_no_matrix_and_resumes_bit_equal_with_them() -> None:
+    chosen = settings(
+        type="muon",
+        lr=0.02,
+        weight_decay=0.0,
+        but=["5"],
+        others={"type": "adamw", "lr": 0.001, "groups": [{"match": "*.bias", "weight_decay": 0}]},
+    )
+
+    def begin() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = nn.Sequential(*net().float().children(), nn.Tanh(), nn.Linear(3, 2))
+        return model, build_optimizer(chosen, model, 64)
+
+    model, optimizer = begin()
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert [[names[id(p)] for p in g["params"]] for g in optimizer.param_groups] == [
+        ["3.weight"], ["0.weight", "1.weight", "5.weight"], ["1.bias", "3.bias", "5.bias"]
+    ]  # fmt: skip
+    set_rates(optimizer, Rates(0.01, None))
+    assert [g["lr"] for g in optimizer.param_groups] == [0.01, pytest.approx(0.0005), pytest.approx(0.0005)]
+
+    apart, _ = begin()
+    own = dict(apart.named_parameters())
+    muon = torch.optim.Muon([own["3.weight"]], lr=0.01, weight_decay=0.0)
+    decays = {name: 0.0 if name.endswith("bias") else 0.01 for name in own if name != "3.weight"}
+    adamw = torch.optim.AdamW([{"params": [own[n]], "weight_decay": d} for n, d in decays.items()], lr=0.0005)
+    train(model, optimizer, range(4))
+    for step in range(4):
+        train(apart, muon, range(step, step + 1))  # and its gradients are the others' too
+        adamw.step()
+        adamw.zero_grad()
+    for p, q in zip(model.parameters(), apart.parameters(), strict=True):
+        assert torch.allclose(p, q, rtol=1e-6, atol=1e-8)
+
+    data = pack({"model": model.state_dict(), "optimizer": optimizer.state_dict()})
+    train(model, optimizer, range(4, 8))
+    resumed, optimizer = begin()
+    state = unpack(data)
+    resumed.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    set_rates(optimizer, Rates(0.01, None))
+    train(resumed, optimizer, range(4, 8))
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), resumed.parameters(), strict=True))
+    assert len(optimizer.state) == len(list(model.parameters()))
+
+
 def test_muon_says_what_it_cannot_train() -> None:
     with pytest.raises(BadConfig, match=r"config.optimizer: muon cannot train this model: .*2D"):
         build_optimizer(settings(type="muon"), net(), 64)

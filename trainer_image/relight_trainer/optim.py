@@ -8,13 +8,16 @@ from torch.optim import Optimizer
 
 from relight_trainer.config import BadConfig
 from relight_trainer.globs import chosen, near
+from relight_trainer.optimizers.together import Together
+from relight_trainer.patterns import require
 from relight_trainer.problems import Problem, shown
 from relight_trainer.registry import resolve
 from relight_trainer.schedule import Rates
-from relight_trainer.settings.optimizer import OptimizerArguments
+from relight_trainer.settings.optimizer import Muon, OptimizerArguments
 from relight_trainer.settings.rate import rate_at
 
 _PATH = "config.optimizer"
+_MATRIX = 2  # dimensions
 
 
 def build_optimizer(config: OptimizerArguments, module: nn.Module, batch: int) -> Optimizer:
@@ -23,13 +26,35 @@ def build_optimizer(config: OptimizerArguments, module: nn.Module, batch: int) -
     A parameter without a gradient is not moved and costs no state, so what is frozen may be thawed at any step.
     A loaded state brings moments and counters; the settings stay those of `config`. Raises BadConfig.
     """
-    lr = rate_at(config.lr, batch)
-    groups = _groups(config, module)
+    parameters = dict(module.named_parameters())
+    classes = _classes(module)
+    if not isinstance(config, Muon) or config.others is None:
+        return _build(config, parameters, classes, rate_at(config.lr, batch))
+    require(parameters, config.but, f"{_PATH}.but")
+    left = set(chosen(parameters, config.but))
+    matrices = {name: p for name, p in parameters.items() if p.ndim == _MATRIX and name not in left}
+    rest = {name: p for name, p in parameters.items() if name not in matrices}
+    peak = rate_at(config.lr, batch)
+    share = rate_at(config.others.lr, batch) / peak
+    parts = [_build(config, matrices, classes, peak), _build(config.others, rest, classes, peak, share)]
+    return Together(parts)
+
+
+def _build(
+    config: OptimizerArguments,
+    parameters: dict[str, nn.Parameter],
+    classes: dict[str, str],
+    lr: float,
+    share: float = 1.0,
+) -> Optimizer:
+    """One optimizer, whose own peak rate is `share` of `lr`."""
+    groups = _groups(config, parameters, classes)
     for group in groups:
+        group["lr_scale"] *= share
         group["lr"] = lr * group["lr_scale"]
     make = resolve({}, config.factory)
     try:
-        optimizer: Optimizer = make(groups, lr=lr, **config.keywords())
+        optimizer: Optimizer = make(groups, lr=lr * share, **config.keywords())
     except (ValueError, TypeError) as error:
         raise BadConfig([Problem(_PATH, f"{config.type} cannot train this model: {error}")]) from None
     configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -50,17 +75,18 @@ def set_rates(optimizer: Optimizer, rates: Rates) -> None:
             continue
         if "betas" in group:
             group["betas"] = (rates.momentum, group["betas"][1])
-        else:
+        elif "momentum" in group:
             group["momentum"] = rates.momentum
 
 
-def _groups(config: OptimizerArguments, module: nn.Module) -> list[dict[str, Any]]:
+def _groups(
+    config: OptimizerArguments, parameters: dict[str, nn.Parameter], classes: dict[str, str]
+) -> list[dict[str, Any]]:
     """Torch's parameter groups: first what no group of the configuration takes, then those groups in their order."""
-    rest = dict(module.named_parameters())
+    rest = dict(parameters)
     if not config.groups:
         return [{"params": list(rest.values()), "lr_scale": 1.0}]
     names = list(rest)
-    classes = _classes(module)
     groups = []
     for i, group in enumerate(config.groups):
         fitting = [

@@ -8,7 +8,7 @@ SparseAdam (takes only sparse gradients).
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import ConfigDict, Field, SerializeAsAny, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import InitErrorDetails
 
 from relight_trainer.registry import CUSTOM
@@ -263,27 +263,6 @@ class Asgd(OptimizerArguments):
     weight_decay: float = Field(0.0, ge=0, description="L2 penalty.")
 
 
-class Muon(OptimizerArguments):
-    """Momentum, orthogonalized: Jordan 2024. Takes matrices only (two-dimensional parameters)."""
-
-    target = "torch.optim:Muon"
-    pairs = {"ns_coefficients": ("ns_a", "ns_b", "ns_c")}  # noqa: RUF012  # a ClassVar by its base
-
-    type: Literal["muon"] = "muon"
-    lr: Rate = Field(1e-3, description="The peak learning rate, or {value, at_batch, scale}.")
-    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay.")
-    momentum: float = Field(0.95, ge=0, lt=1, description="Where the schedule does not cycle it.")
-    nesterov: bool = Field(True, description="Nesterov's momentum.")
-    ns_a: float = Field(3.4445, description="The Newton-Schulz polynomial's coefficients.")
-    ns_b: float = Field(-4.775, description="The second.")
-    ns_c: float = Field(2.0315, description="The third.")
-    ns_steps: int = Field(5, ge=1, lt=100, description="Its iterations.")
-    eps: float = Field(1e-7, gt=0, description="For its first division.")
-    adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = Field(
-        None, description="How the rate follows a matrix's shape; unset is torch's original."
-    )
-
-
 class Lars(OptimizerArguments):
     """SGD whose rate follows each layer's ratio of weight to gradient: You et al. 2017, arXiv:1708.03888.
 
@@ -318,6 +297,58 @@ class Lamb(OptimizerArguments):
     adapt: bool = Field(True, description="false (in a group): plain AdamW.")
 
 
+_OTHERS: Mapping[str, type[OptimizerArguments]] = {
+    "sgd": Sgd,
+    "adam": Adam,
+    "adamw": AdamW,
+    "nadam": NAdam,
+    "radam": RAdam,
+    "adamax": Adamax,
+    "adagrad": Adagrad,
+    "adadelta": Adadelta,
+    "adafactor": Adafactor,
+    "rmsprop": RMSprop,
+    "rprop": Rprop,
+    "asgd": Asgd,
+    "lars": Lars,
+    "lamb": Lamb,
+}
+
+
+class Muon(OptimizerArguments):
+    """Momentum, orthogonalized: Jordan 2024. For matrices only; all else, by its rules, is for the `others`."""
+
+    target = "torch.optim:Muon"
+    pairs = {"ns_coefficients": ("ns_a", "ns_b", "ns_c")}  # noqa: RUF012  # a ClassVar by its base
+
+    whole = OptimizerArguments.whole | {"others", "but"}
+
+    type: Literal["muon"] = "muon"
+    lr: Rate = Field(1e-3, description="The peak learning rate, or {value, at_batch, scale}.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled weight decay.")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Where the schedule does not cycle it.")
+    nesterov: bool = Field(True, description="Nesterov's momentum.")
+    ns_a: float = Field(3.4445, description="The Newton-Schulz polynomial's coefficients.")
+    ns_b: float = Field(-4.775, description="The second.")
+    ns_c: float = Field(2.0315, description="The third.")
+    ns_steps: int = Field(5, ge=1, lt=100, description="Its iterations.")
+    eps: float = Field(1e-7, gt=0, description="For its first division.")
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] | None = Field(
+        None, description="How the rate follows a matrix's shape; unset is torch's original."
+    )
+    others: Annotated[SerializeAsAny[OptimizerArguments], kinds(_OTHERS), WithJsonSchema({"type": "object"})] | None = (
+        Field(None, description="The optimizer of what is no matrix, with a rate of its own: {type: adamw, lr: 3e-4}.")
+    )
+    but: Patterns = Field([], description="Matrices for the others all the same: embeddings and the last layer.")
+
+    @model_validator(mode="after")
+    def _others_are_there(self) -> Self:
+        if self.but and self.others is None:
+            error = problem("missing", "missing", allowed="an optimizer for what `but` leaves to it")
+            raise ValidationError.from_exception_data("others", [located(error, ("others",), None)])
+        return self
+
+
 class OwnOptimizer(OptimizerArguments):
     """A subclass of torch's Optimizer, called with the parameter groups, `lr` and the other fields."""
 
@@ -340,21 +371,5 @@ class OwnOptimizer(OptimizerArguments):
         return []
 
 
-OPTIMIZERS: Mapping[str, type[OptimizerArguments]] = {
-    "sgd": Sgd,
-    "adam": Adam,
-    "adamw": AdamW,
-    "nadam": NAdam,
-    "radam": RAdam,
-    "adamax": Adamax,
-    "adagrad": Adagrad,
-    "adadelta": Adadelta,
-    "adafactor": Adafactor,
-    "rmsprop": RMSprop,
-    "rprop": Rprop,
-    "asgd": Asgd,
-    "muon": Muon,
-    "lars": Lars,
-    "lamb": Lamb,
-}
+OPTIMIZERS: Mapping[str, type[OptimizerArguments]] = {**_OTHERS, "muon": Muon}
 OptimizerSettings = Annotated[SerializeAsAny[OptimizerArguments], kinds(OPTIMIZERS, OwnOptimizer)]
