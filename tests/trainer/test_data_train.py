@@ -67,15 +67,38 @@ def test_unusable_data_ends_a_worker_before_the_world_forms(tmp_path: Path) -> N
     assert outcome.startswith(f"BadData: data.root: {tmp_path} has no not_mounted; found job.json, slot-0")
 
 
-def test_other_data_sets_train(tmp_path: Path) -> None:
+class Squares(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """Points of a noisy grid; the class is the half that they lie in."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.tensor([index / self.size, 1.0]) + 0.1 * torch.rand(2), int(2 * index >= self.size)
+
+
+def own_sets(size: int) -> tuple[Squares, Squares]:
+    return Squares(size), Squares(size // 2)
+
+
+def test_numbers_in_arrays_and_a_set_of_ones_own_train(tmp_path: Path) -> None:
     inputs = np.random.default_rng(0).integers(0, 256, (60, 6), dtype=np.uint8)
     np.savez(tmp_path / "d.npz", inputs=inputs, labels=inputs[:, 0] // 128)
-    model = {"type": "mlp", "inputs": 6, "hidden": [8], "outputs": 2}
-    numbers = {"type": "arrays", "train": str(tmp_path / "d.npz"), "scale": 255.0}
-    the_job = job(tmp_path, steps=4, model=model, data=numbers)
-    the_job.entry["config"]["train"]["global_batch"] = 7
-    outcome = result(worlds.run(train.run, root=tmp_path, job=the_job, ranks=1))
-    assert 0 <= float(outcome["metrics"]["test_accuracy"]) <= 1
+    arrays = {"type": "arrays", "train": str(tmp_path / "d.npz"), "scale": 255.0}
+    own = {"type": "test_data_train:own_sets", "size": 40}
+    for name, width, data, workers in (("arrays", 6, arrays, "auto"), ("own", 2, own, 2), ("same", 2, own, 0)):
+        folder = tmp_path / name
+        folder.mkdir()
+        model = {"type": "mlp", "inputs": width, "hidden": [8], "outputs": 2}
+        the_job = job(folder, steps=9, model=model, data=data, loader={"workers": workers})
+        the_job.entry["config"]["train"]["global_batch"] = 7
+        outcomes = worlds.run(train.run, root=folder, job=the_job, ranks=1)
+        (folder / "result").write_text(str(result(outcomes)))
+        assert "test_accuracy" in outcomes[0].result["metrics"]
+    assert (tmp_path / "own" / "result").read_text() == (tmp_path / "same" / "result").read_text()
 
 
 def accuracies(root: Path, seeds: int, config: dict[str, Any]) -> list[float]:
