@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,18 @@ from torch import Tensor, nn
 
 from relight_agent.files import JobFile
 from relight_trainer.context import WorkerContext
-from relight_trainer.peers import form
-from relight_trainer.recalibrate import StatisticsCache, loaded, population_statistics, recalibrate
+from relight_trainer.data.tensors import Samples, TensorSplit
+from relight_trainer.peers import Peers, form
+from relight_trainer.recalibrate import (
+    StatisticsCache,
+    all_ranks,
+    calibration_draws,
+    loaded,
+    population_statistics,
+    recalibrate,
+    recalibrated,
+)
+from relight_trainer.settings.supernet import Recalibration
 from relight_trainer.sync_batchnorm import convert
 
 pytestmark = pytest.mark.timeout(120)
@@ -185,7 +196,7 @@ def ranks(context: WorkerContext) -> dict[str, float]:
 
     together, single = model(), model()
     convert(together)  # sync layers too normalise alone, or the ranks' numbers of batches would have to be equal
-    statistics = recalibrate(together, mine, distributed=True)
+    statistics = recalibrate(together, mine, gather=all_ranks)
     recalibrate(single, everything)
     found = {"population": error(together, torch.cat(everything))}
     for ours, theirs in zip(together.buffers(), single.buffers(), strict=True):
@@ -193,6 +204,19 @@ def ranks(context: WorkerContext) -> dict[str, float]:
         found["one process"] = max(found.get("one process", 0.0), gap.item())
     found["count"] = statistics["0"].values
     found["digest"] = sum(s.var.sum().item() for s in statistics.values())
+
+    before = {n: t.clone() for n, t in single.state_dict().items()}
+    train = TensorSplit(Samples(torch.cat(everything), torch.zeros(35)), torch.device("cpu"))
+    settings = Recalibration(samples=30, batch=8)
+    options: Any = {"seed": 0, "forward": lambda batch: single(batch[0]), "interrupted": lambda: False}
+    with recalibrated(single, settings, train, Peers(), **options):
+        shared = {n: t.clone() for n, t in single.state_dict().items()}
+    assert all(torch.equal(t, before[n]) for n, t in single.state_dict().items())
+    batched = [train.inputs[torch.from_numpy(d.indices)] for d in calibration_draws(35, 0, samples=30, batch=8)]
+    assert [len(part) for part in batched] == [7, 8, 7, 8]
+    recalibrate(single, batched)
+    found["share"] = max((t - shared[n]).abs().max().item() for n, t in single.state_dict().items())
+
     mean_over_ranks = torch.stack([exact(torch.cat(p))[1] for p in parts if p]).mean(0)  # as timm's distribute_bn
     whole = exact(torch.cat(everything))[1]
     found["mean over ranks"] = ((mean_over_ranks - whole).abs() / whole).max().item()
@@ -206,6 +230,7 @@ def test_ranks_with_different_data_get_the_statistics_of_all_of_it(tmp_path: Pat
         assert isinstance(found, dict), found
         assert found["population"] <= 1e-6
         assert found["one process"] <= 1e-6
+        assert found["share"] <= 1e-6
         assert found["count"] == 35 * 16
         assert found["mean over ranks"] > 0.5  # the negative control
         assert found["digest"] == results[0]["digest"]

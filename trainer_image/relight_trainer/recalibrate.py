@@ -21,8 +21,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from relight_trainer.data.draws import Draw
-from relight_trainer.sampler import permutation, share
+from relight_trainer.data.splits import Split
+from relight_trainer.peers import Interrupted, Peers
+from relight_trainer.sampler import permutation
 from relight_trainer.seeds import stream
+from relight_trainer.settings.supernet import Recalibration
+from relight_trainer.shares import share
 from relight_trainer.sync_batchnorm import alone
 
 
@@ -34,6 +38,7 @@ class LayerStatistics(NamedTuple):
     var: Tensor  # (channels,), unbiased
 
 
+Gather = Callable[[Tensor], Tensor]  # from a rank's numbers, (n,), to those of all ranks, (ranks, n)
 Statistics = Mapping[str, LayerStatistics]  # by the layers' dotted names; those that never ran are absent
 
 
@@ -42,16 +47,16 @@ def recalibrate(
     batches: Iterable[Any],
     *,
     forward: Callable[[Any], object] | None = None,
-    distributed: bool = False,
+    gather: Gather | None = None,
 ) -> Statistics:
     """Give every batch norm layer of `model` that runs the statistics of what `batches` feed it; returns them.
 
     `forward` runs the model on one batch; by default its first part (of a tuple or list), or the batch. With
-    `distributed` all ranks call this, each with batches of its own, as many as it likes, and end with the same
-    statistics, those of all of them, after one collective. Modes, momentum and counters are as before, and after an
-    error the statistics too. A layer that never runs keeps what it has.
+    `gather`, such as `all_ranks`, all ranks call this, each with batches of its own, as many as it likes, and end with
+    the same statistics, those of all of them, after one collective. Modes, momentum and counters are as before, and
+    after an error the statistics too. A layer that never runs keeps what it has.
     """
-    statistics = population_statistics(model, batches, forward=forward, distributed=distributed)
+    statistics = population_statistics(model, batches, forward=forward, gather=gather)
     load_statistics(model, statistics)
     return statistics
 
@@ -61,7 +66,7 @@ def population_statistics(
     batches: Iterable[Any],
     *,
     forward: Callable[[Any], object] | None = None,
-    distributed: bool = False,
+    gather: Gather | None = None,
 ) -> Statistics:
     """As `recalibrate`, but the model stays as it is."""
     population = Population(model)
@@ -71,8 +76,8 @@ def population_statistics(
                 forward(batch)
             else:
                 model(batch[0] if isinstance(batch, (tuple, list)) else batch)
-    if distributed:
-        population.merge_ranks()
+    if gather is not None:
+        population.merge_ranks(gather)
     return population.statistics()
 
 
@@ -84,6 +89,47 @@ def calibration_draws(size: int, seed: int, *, samples: int, batch: int) -> list
     chosen = permutation(size, stream(seed, "calibration"))[:samples]
     parts = -(-len(chosen) // batch)
     return [Draw(0, np.ascontiguousarray(chosen[share(len(chosen), i, parts)])) for i in range(parts)]
+
+
+def all_ranks(numbers: Tensor) -> Tensor:
+    """A `Gather` over the default process group."""
+    rows = numbers.new_empty(dist.get_world_size(), numbers.numel())
+    dist.all_gather(list(rows.unbind(0)), numbers)
+    return rows
+
+
+@contextmanager
+def recalibrated(
+    model: nn.Module,
+    settings: Recalibration,
+    train: Split,
+    peers: Peers,
+    *,
+    seed: int,
+    forward: Callable[[Any], object],
+    interrupted: Callable[[], bool],
+) -> Iterator[None]:
+    """In this block `model` has the statistics of training samples, the same for any number of ranks.
+
+    Called by all ranks, each of which does its share. Raises Interrupted between two batches, and while peers are
+    waited for, once `interrupted()`.
+    """
+
+    def polled(batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            if interrupted():
+                raise Interrupted
+            yield batch
+
+    def gather(numbers: Tensor) -> Tensor:
+        rows = numbers.new_zeros(peers.world, numbers.numel())
+        rows[peers.rank] = numbers
+        return peers.sum(rows, interrupted)
+
+    draws = calibration_draws(train.size, seed, samples=settings.samples, batch=settings.batch)
+    mine = polled(train.batches(draws[peers.rank :: peers.world]))
+    with loaded(model, population_statistics(model, mine, forward=forward, gather=gather)):
+        yield
 
 
 class Population:
@@ -104,9 +150,22 @@ class Population:
                 stack.callback(layer.register_forward_pre_hook(self._sums[name].add).remove)
             yield
 
-    def merge_ranks(self) -> None:
-        """Make it what all ranks have been fed. Called by all ranks; one collective."""
-        _merge_ranks(list(self._sums.values()))
+    def merge_ranks(self, gather: Gather) -> None:
+        """Make it what all ranks have been fed, merged in their order on each: equal everywhere, bit for bit."""
+        layers = list(self._sums.values())
+        if not layers:
+            return
+        device = layers[0].mean.device
+        counts = torch.tensor([layer.count for layer in layers], dtype=torch.float64, device=device)  # exact to 2**53
+        rows = gather(torch.cat([counts, *(t for layer in layers for t in (layer.mean, layer.squares))]))
+        widths = [w for layer in layers for w in [layer.mean.numel()] * 2]
+        for layer in layers:
+            layer.count, layer.mean, layer.squares = 0, torch.zeros_like(layer.mean), torch.zeros_like(layer.mean)
+        for row in rows:
+            counts, *tensors = torch.split(row, [len(layers), *widths])
+            for layer, count, mean, squares in zip(layers, counts.tolist(), tensors[::2], tensors[1::2], strict=True):
+                if count:
+                    layer.merge(int(count), mean, squares)
 
     def statistics(self) -> Statistics:
         return {name: found.statistics() for name, found in self._sums.items() if found.count}
@@ -220,22 +279,3 @@ class _Sums:
 
     def statistics(self) -> LayerStatistics:
         return LayerStatistics(self.count, self.mean, self.squares / max(self.count - 1, 1))
-
-
-def _merge_ranks(layers: list[_Sums]) -> None:
-    """Make each rank's sums those of all ranks, merged in the order of ranks on each: equal everywhere, bit for bit."""
-    if not layers:
-        return
-    device = layers[0].mean.device
-    counts = torch.tensor([layer.count for layer in layers], dtype=torch.float64, device=device)  # exact up to 2**53
-    mine = torch.cat([counts, *(t for layer in layers for t in (layer.mean, layer.squares))])
-    rows = mine.new_empty(dist.get_world_size(), mine.numel())
-    dist.all_gather(list(rows.unbind(0)), mine)
-    widths = [w for layer in layers for w in [layer.mean.numel()] * 2]
-    for layer in layers:
-        layer.count, layer.mean, layer.squares = 0, torch.zeros_like(layer.mean), torch.zeros_like(layer.mean)
-    for row in rows:
-        counts, *tensors = torch.split(row, [len(layers), *widths])
-        for layer, count, mean, squares in zip(layers, counts.tolist(), tensors[::2], tensors[1::2], strict=True):
-            if count:
-                layer.merge(int(count), mean, squares)
