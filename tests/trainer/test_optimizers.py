@@ -190,8 +190,9 @@ def test_without_adapting_lars_is_sgd_and_lamb_is_adamw() -> None:
             assert (p - q).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("unscaled_before", [False, True])  # as clipping has it
 @pytest.mark.parametrize("kind", [Lars, Lamb])
-def test_lars_and_lamb_under_a_scaler_unscale_and_skip_whole_steps(kind: Any) -> None:
+def test_lars_and_lamb_under_a_scaler_unscale_and_skip_whole_steps(kind: Any, unscaled_before: bool) -> None:
     def run(scaled: bool) -> tuple[list[Tensor], dict[str, Any], float]:
         model = net()
         optimizer = kind(model.parameters(), lr=0.1)
@@ -202,6 +203,8 @@ def test_lars_and_lamb_under_a_scaler_unscale_and_skip_whole_steps(kind: Any) ->
             scaler.scale(model(x).square().mean()).backward()
             if scaled and step == 2:  # in one tensor only: the step is skipped for all
                 next(model.parameters()).grad.view(-1)[0] = float("inf")  # type: ignore[union-attr]
+            if unscaled_before:
+                scaler.unscale_(optimizer)
             if scaled or step != 2:
                 scaler.step(optimizer)
             scaler.update()
@@ -260,6 +263,18 @@ def test_groups_take_parameters_by_name_and_by_layer_and_the_first_that_fits_win
     assert [g["lr"] for g in optimizer.param_groups] == [0.02, 0.02, 0.04, 0.002]
     assert bias["betas"] == (0.9, 0.99)
     assert conv["betas"] == norm["betas"] == head["betas"] == (0.9, 0.999)
+
+
+def test_a_layer_is_meant_by_the_names_of_its_bases_too() -> None:
+    class Mine(nn.Linear): ...
+
+    model = nn.Sequential(Mine(2, 2), nn.Linear(2, 2), nn.PReLU())
+    groups = build_optimizer(
+        settings(type="sgd", groups=[{"layer": "Linear", "weight_decay": 0}]), model, 64
+    ).param_groups
+    assert [len(g["params"]) for g in groups] == [1, 4]
+    with pytest.raises(BadConfig, match=r"groups\[0\].layer: the model has no such layer"):
+        build_optimizer(settings(type="sgd", groups=[{"layer": "Module", "weight_decay": 0}]), model, 64)
 
 
 @pytest.mark.parametrize(

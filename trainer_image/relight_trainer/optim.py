@@ -43,7 +43,7 @@ def build_optimizer(config: OptimizerArguments, module: nn.Module, batch: int) -
 def _build(
     config: OptimizerArguments,
     parameters: dict[str, nn.Parameter],
-    classes: dict[str, str],
+    classes: dict[str, list[str]],
     lr: float,
     share: float = 1.0,
 ) -> Optimizer:
@@ -80,7 +80,7 @@ def set_rates(optimizer: Optimizer, rates: Rates) -> None:
 
 
 def _groups(
-    config: OptimizerArguments, parameters: dict[str, nn.Parameter], classes: dict[str, str]
+    config: OptimizerArguments, parameters: dict[str, nn.Parameter], classes: dict[str, list[str]]
 ) -> list[dict[str, Any]]:
     """Torch's parameter groups: first what no group of the configuration takes, then those groups in their order."""
     rest = dict(parameters)
@@ -92,7 +92,7 @@ def _groups(
         fitting = [
             name
             for name in (chosen(names, group.match) if group.match else names)
-            if not group.layer or any(fnmatchcase(classes[name], pattern) for pattern in group.layer)
+            if not group.layer or any(fnmatchcase(kind, p) for kind in classes[name] for p in group.layer)
         ]
         if not fitting:
             raise BadConfig([_fits_nothing(i, group.match, group.layer, names, classes)])
@@ -104,23 +104,25 @@ def _groups(
     return [{"params": list(rest.values()), "lr_scale": 1.0}, *groups] if rest else groups
 
 
-def _classes(module: nn.Module) -> dict[str, str]:
-    """The class of the module that each parameter belongs to, by the parameter's name."""
+def _classes(module: nn.Module) -> dict[str, list[str]]:
+    """The class of the module that each parameter belongs to, and its bases, by the parameter's name."""
     return {
-        f"{prefix}.{name}" if prefix else name: type(owner).__name__
+        f"{prefix}.{name}" if prefix else name: [kind.__name__ for kind in type(owner).__mro__ if kind is not nn.Module]
         for prefix, owner in module.named_modules()
         for name, _ in owner.named_parameters(recurse=False)
     }
 
 
-def _fits_nothing(i: int, match: list[str], layer: list[str], names: list[str], classes: dict[str, str]) -> Problem:
+def _fits_nothing(
+    i: int, match: list[str], layer: list[str], names: list[str], classes: dict[str, list[str]]
+) -> Problem:
     path = f"{_PATH}.groups[{i}]"
     if match and chosen(names, match):
-        fitting = sorted({classes[name] for name in chosen(names, match)})
+        fitting = sorted({classes[name][0] for name in chosen(names, match)})
         return Problem(
             f"{path}.layer", "no parameter that fits `match` belongs to such a layer", shown(layer), ", ".join(fitting)
         )
     if match:
         return Problem(f"{path}.match", "fits no name in the model", shown(match), ", ".join(near(names, match[0])))
-    known = sorted(set(classes.values()))
+    known = sorted({kinds[0] for kinds in classes.values()})
     return Problem(f"{path}.layer", "the model has no such layer with parameters", shown(layer), ", ".join(known))
