@@ -67,7 +67,7 @@ def text(said: dict[str, Any]) -> str:
     layers = [(path or "(the model itself)", n) for path, n in said["layers"].items()][:_LAYERS]
     width = max(len(name) for name, _ in [*rows, *layers]) + 2
     lines = [
-        f"one of {said['workers']} workers, {said['samples']} samples at a time, {said['precision']}",
+        f"each of {said['workers']} --workers, {said['samples']} samples at a time, {said['precision']}",
         *(f"  {name:<{width}}{amount(n):>12}" for name, n in rows),
         f"{'at most at one time':<{width + 2}}{amount(said['peak']):>12}",
         f"{'in the machine, for snapshots':<{width + 2}}{amount(said['snapshots']):>12}",

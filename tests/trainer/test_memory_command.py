@@ -1,0 +1,123 @@
+"""`relight memory`: the same numbers as a training's, and what would fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import nn
+
+from relight_trainer.commands.memory import amount, command
+from relight_trainer.models.digits_cnn import digits_cnn
+from relight_trainer.models.resnet import resnet18
+from relight_trainer.observe.predict import BadSize, shape, size
+
+CONFIG = """
+model: {type: digits_cnn, width: 4}
+train: {global_batch: 96, micro_batch: 20}
+optimizer: {type: adamw}
+ema: {decay: 0.99}
+freeze: ["0"]
+"""
+
+
+def said(tmp_path: Path, config: str, *options: str) -> Result:
+    path = tmp_path / "config.yaml"
+    path.write_text(config)
+    return CliRunner().invoke(command, [str(path), *options])
+
+
+def answer(result: Result) -> Any:
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return json.loads(result.stdout)
+
+
+def test_it_counts_what_the_training_will_have(tmp_path: Path) -> None:
+    found = answer(said(tmp_path, CONFIG, "--workers", "2", "-o", "json"))
+    sizes = found["bytes"]
+    # 48 samples for each worker, 20 at most at a time: three times 16
+    assert (found["workers"], found["samples"]) == (2, 16)
+    assert sizes["batch"] == 16 * (8 * 8 * 4 + 8)
+    assert found["elements"] * 4 == sizes["parameters"]
+    assert sizes["frozen"] > 0
+    assert sizes["gradients"] == sizes["ddp"] == sizes["parameters"] - sizes["frozen"]
+    tensors = 2 * sizes["gradients"]
+    assert tensors < sizes["optimizer"] < tensors + 200  # and a step counter for each parameter
+    assert sizes["ema"] == sizes["parameters"] + sizes["buffers"]
+    assert found["peak"] > sizes["activations"]
+    assert sum(found["layers"].values()) == sizes["activations"]
+
+
+def test_a_limit_says_what_would_fit_and_that_does(tmp_path: Path) -> None:
+    config = "model: {type: digits_cnn, width: 8}\ntrain: {global_batch: 256}\n"
+    whole = answer(said(tmp_path, config, "-o", "json"))
+    assert said(tmp_path, config, "--limit", str(whole["peak"])).exit_code == 0
+    limit = str(whole["peak"] // 3)
+    tight = said(tmp_path, config, "--limit", limit)
+    assert tight.exit_code == 1
+    assert tight.stdout.endswith(f"it does not fit into {amount(int(limit))}: train.micro_batch: 64 would fit\n")
+    fits = said(tmp_path, config, "--limit", limit, "--set", "train.micro_batch=64", "-o", "json")
+    assert (fits.exit_code, answer(fits)["fits"]) == (0, True)
+    none = said(tmp_path, config, "--limit", "1KiB", "-o", "json")
+    assert (none.exit_code, answer(none)["fittingMicroBatch"]) == (1, None)
+
+
+def test_a_shape_stands_in_for_data_that_is_not_here(tmp_path: Path) -> None:
+    config = """
+model: {type: resnet18, classes: 7}
+data: {type: image_folder, root: /not/here}
+train: {global_batch: 4, precision: bf16}
+"""
+    found = answer(said(tmp_path, config, "--input", "3x64x64", "-o", "json"))
+    assert found["elements"] == sum(p.numel() for p in resnet18(classes=7).parameters())
+    assert found["bytes"]["batch"] == 4 * (3 * 64 * 64 * 4 + 8)
+    assert getattr(said(tmp_path, config).exception, "exit_code", None) == 65
+
+
+class OwnStep(nn.Module):
+    """A model that has its loss in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def training_step(self, batch: Any, run: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(self.layer(batch[0].flatten(1)), batch[1])
+
+
+def test_a_model_with_its_own_step_is_measured_too(tmp_path: Path) -> None:
+    config = f"model: {{type: '{__name__}:OwnStep'}}\noptimizer: {{type: sgd, momentum: 0.0, nesterov: false}}\n"
+    found = answer(said(tmp_path, config, "-o", "json"))
+    assert found["elements"] == 64 * 10 + 10
+    assert found["bytes"]["optimizer"] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("80GiB", 80 << 30), ("80Gi", 80 << 30), ("141 GB", 141 * 10**9), ("1.5e9", 1_500_000_000)]
+)
+def test_amounts_are_read(text: str, count: int) -> None:
+    assert size(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "80 lots", "8.0.0G", "1iB"])
+def test_what_is_no_amount_is_refused(text: str) -> None:
+    with pytest.raises(BadSize, match="is not an amount of memory; allowed: 80GiB"):
+        size(text)
+
+
+def test_shapes_are_read() -> None:
+    assert shape("3x224x224") == (3, 224, 224)
+    for text in ("", "3x", "axb", "0x3"):
+        with pytest.raises(BadSize, match="is not the shape of a sample"):
+            shape(text)
+
+
+def test_the_table_is_for_people(tmp_path: Path) -> None:
+    lines = said(tmp_path, CONFIG).stdout.splitlines()
+    assert lines[0] == "each of 1 --workers, 20 samples at a time, fp32"
+    assert [line.split("  ")[1] for line in lines[1:9]] == [
+        f"parameters ({sum(p.numel() for p in digits_cnn(width=4).parameters()):,} numbers)", "", "gradients", "buffers", "optimizer (adamw)", "moving average", "a batch", "activations",
+    ]  # fmt: skip
+    assert lines[9].startswith("at most at one time ")
