@@ -212,7 +212,9 @@ def ranks(context: WorkerContext) -> dict[str, float]:
     with recalibrated(single, settings, train, Peers(), **options):
         shared = {n: t.clone() for n, t in single.state_dict().items()}
     assert all(torch.equal(t, before[n]) for n, t in single.state_dict().items())
-    batched = [train.inputs[torch.from_numpy(d.indices)] for d in calibration_draws(35, 0, samples=30, batch=8)]
+    batched = [
+        torch.cat(everything)[torch.from_numpy(d.indices)] for d in calibration_draws(35, 0, samples=30, batch=8)
+    ]
     assert [len(part) for part in batched] == [7, 8, 7, 8]
     recalibrate(single, batched)
     found["share"] = max((t - shared[n]).abs().max().item() for n, t in single.state_dict().items())
