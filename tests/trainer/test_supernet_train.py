@@ -94,6 +94,6 @@ def test_recalibrate_writes_a_paths_weights_with_its_own_statistics(
     ):
         with pytest.raises(WrongInput, match=words):
             CliRunner().invoke(command, arguments, catch_exceptions=False)
-    with pytest.raises(BadSupernet, match="allowed: from 0-0 to 3-3"):
+    with pytest.raises(BadSupernet, match="allowed: 2 numbers, from 0-0 to 3-3"):
         CliRunner().invoke(command, [folder, str(tmp_path / "x.pt"), "--path", "0-4"], catch_exceptions=False)
     assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]

@@ -130,7 +130,7 @@ def path_of(text: str, space: ChoiceSpace | OwnSpace) -> Path:
         option.isdecimal() and int(option) < size for option, size in zip(options, space.sizes, strict=True)
     ):
         return tuple(map(int, options))
-    highest = "-".join(str(size - 1) for size in space.sizes)
-    raise BadSupernet(
-        f"path: found {text!r}; allowed: from {'-'.join('0' * len(space.sizes))} to {highest}, each digit on its own"
+    lowest, highest = (
+        "-".join(str(n) for n in ends) for ends in ([0] * len(space.sizes), [n - 1 for n in space.sizes])
     )
+    raise BadSupernet(f"path: found {text!r}; allowed: {len(space.sizes)} numbers, from {lowest} to {highest}")
