@@ -1,12 +1,13 @@
 # ruff: noqa: SLF001  # torch's operations on lists have no public names
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from relight_trainer.optimizers.scaled import commit, gradients, taken
+from relight_trainer.optimizers.scaled import commit, gradients, taken, working
 
 
 class Lamb(Optimizer):
@@ -61,13 +62,14 @@ class Lamb(Optimizer):
                 zero = torch.zeros((), dtype=torch.float64, device=p.device)
                 self.state[p] = {"step": zero, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
         states = [self.state[p] for p in parameters]
-        counts = [s["step"] for s in states]
-        firsts = [s["exp_avg"] for s in states]
-        seconds = [s["exp_avg_sq"] for s in states]
+        old = [[s[name] for s in states] for name in ("step", "exp_avg", "exp_avg_sq")]
 
-        steps = torch._foreach_add(counts, 1.0)
-        first = torch._foreach_lerp(firsts, grads, 1.0 - beta1)
-        second = torch._foreach_mul(seconds, beta2)
+        where = taken(self, parameters[0].device)
+        steps, first, second = (working(tensors, where) for tensors in old)
+        weights = working(parameters, where)
+        torch._foreach_add_(steps, 1.0)
+        torch._foreach_lerp_(first, grads, 1.0 - beta1)
+        torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, grads, grads, 1.0 - beta2)
         corrections = [torch._foreach_pow(beta, steps) for beta in (beta1, beta2)]  # 1 - beta ** step
         for correction in corrections:
@@ -82,7 +84,9 @@ class Lamb(Optimizer):
         if group["adapt"]:
             weight, update = (torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, updates))
             rates = weight.clamp(max=group["max_norm"]) / update
-            torch._foreach_mul_(updates, torch.where((weight > 0) & (update > 0), rates, 1.0).unbind())
-        weights = torch._foreach_sub(parameters, updates, alpha=group["lr"])
-        where = taken(self, parameters[0].device)
-        commit([*counts, *firsts, *seconds, *parameters], [*steps, *first, *second, *weights], where)
+            rates = torch.where((weight > 0) & (update > 0), rates, 1.0) * group["lr"]
+            torch._foreach_mul_(updates, rates.unbind())
+        else:
+            torch._foreach_mul_(updates, group["lr"])
+        torch._foreach_sub_(weights, updates)
+        commit([*chain(*old), *parameters], [*steps, *first, *second, *weights], where)

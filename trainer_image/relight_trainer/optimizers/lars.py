@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from relight_trainer.optimizers.scaled import commit, gradients, taken
+from relight_trainer.optimizers.scaled import commit, gradients, taken, working
 
 
 class Lars(Optimizer):
@@ -62,19 +62,20 @@ class Lars(Optimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
 
-        decayed = torch._foreach_add(grads, parameters, alpha=decay)
+        decayed = list(torch._foreach_add(grads, parameters, alpha=decay))
         if group["adapt"]:
             weight, gradient = (torch.stack(torch._foreach_norm(tensors)) for tensors in (parameters, grads))
             rates = group["trust"] * weight / (gradient + decay * weight + group["eps"])
-            torch._foreach_mul_(decayed, torch.where((weight > 0) & (gradient > 0), rates, 1.0).unbind())
-        torch._foreach_mul_(decayed, group["lr"])
-        moved = torch._foreach_mul(buffers, momentum)
+            rates = torch.where((weight > 0) & (gradient > 0), rates, 1.0) * group["lr"]
+            torch._foreach_mul_(decayed, rates.unbind())
+        else:
+            torch._foreach_mul_(decayed, group["lr"])
+
+        where = taken(self, parameters[0].device)
+        moved, weights = working(buffers, where), working(parameters, where)
+        torch._foreach_mul_(moved, momentum)
         torch._foreach_add_(moved, decayed)
         if group["nesterov"]:
             torch._foreach_add_(decayed, moved, alpha=momentum)
-            steps: Any = decayed
-        else:
-            steps = moved
-        weights = torch._foreach_sub(parameters, steps)
-        where = taken(self, parameters[0].device)
+        torch._foreach_sub_(weights, decayed if group["nesterov"] else moved)
         commit([*buffers, *parameters], [*moved, *weights], where)

@@ -28,8 +28,12 @@ def taken(optimizer: Optimizer, device: torch.device) -> Tensor | None:
     return None if found_inf is None else found_inf.to(device).reshape(()) == 0
 
 
+def working(tensors: Sequence[Tensor], where: Tensor | None) -> list[Tensor]:
+    """What a step may write to: the tensors themselves, or copies where the step may yet turn out not to be taken."""
+    return list(tensors) if where is None else [t.clone() for t in tensors]
+
+
 def commit(old: Sequence[Tensor], new: Sequence[Tensor], where: Tensor | None) -> None:
-    """Make each of `old` what `new` has, or leave all of them as they are where `where` is false."""
+    """Make each of `old` what its working copy has become, or leave all of them as they are where `where` is false."""
     if where is not None:
-        new = [torch.where(where, n, o) for o, n in zip(old, new, strict=True)]
-    torch._foreach_copy_(list(old), list(new))
+        torch._foreach_copy_(list(old), [torch.where(where, n, o) for o, n in zip(old, new, strict=True)])
