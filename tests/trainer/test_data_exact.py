@@ -19,12 +19,14 @@ import torch
 from relight_agent.exits import ExitCode
 from relight_trainer.data.draws import Draw, shard
 from relight_trainer.data.errors import BadData, DataChanged, StorageTrouble, UnfitData, unreadable
-from relight_trainer.data.loading import SampleFailed, automatic_workers, usable_cpus
+from relight_trainer.data.loading import LoaderDied, SampleFailed, automatic_workers
 from relight_trainer.data.splits import Splits, splits_of
 from relight_trainer.data.tensors import Repeated, Samples
-from relight_trainer.sampler import permutation, share
+from relight_trainer.failures import classify
+from relight_trainer.sampler import permutation
 from relight_trainer.seeds import stream
 from relight_trainer.settings.loader import Loader
+from relight_trainer.shares import share
 
 CPU = torch.device("cpu")
 COUNT = 60
@@ -280,11 +282,27 @@ def test_samples_that_repeat_are_kept_once() -> None:
     assert splits.train.size == 8
 
 
-def test_loader_processes_are_as_many_as_the_pods_quota_allows(tmp_path: Path) -> None:
-    quota = tmp_path / "cpu.max"
-    everything = len(os.sched_getaffinity(0))
-    for text, cpus in (("max 100000\n", everything), ("50000 100000\n", 0.5), ("", everything)):
-        quota.write_text(text)
-        assert usable_cpus(str(quota)) == cpus
-    assert usable_cpus(str(tmp_path / "none")) == everything
-    assert automatic_workers(10**6) == 1
+def test_loader_processes_are_as_many_as_the_pods_quota_allows() -> None:
+    there = len(os.sched_getaffinity(0))
+    assert automatic_workers(1, limit=0.5) == automatic_workers(10**6, limit=None) == 1
+    assert automatic_workers(1, limit=None) == automatic_workers(1, limit=1000.0) == min(16, there)
+
+
+def test_a_loader_process_that_the_kernel_killed_was_out_of_memory() -> None:
+    batches = opened(workers=1).train.batches(order(2, 5))
+    next(batches)
+    [pid] = loader_processes()
+
+    def lose_it() -> None:
+        os.kill(pid, signal.SIGKILL)
+        for _ in batches:
+            time.sleep(0.05)
+
+    # The second is torch's, raised wherever the signal of the child's end finds this process.
+    with pytest.raises(
+        (LoaderDied, RuntimeError), match=r"data\.train: .* killed by SIGKILL: the pod's memory|Killed"
+    ) as raised:
+        lose_it()
+    assert classify(raised.value) is ExitCode.OUT_OF_MEMORY
+    batches.close()  # type: ignore[attr-defined]
+    assert loader_processes() == []

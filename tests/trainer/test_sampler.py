@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relight_trainer.sampler import Sampler, permutation, share
+from relight_trainer.sampler import Sampler, permutation
 from relight_trainer.seeds import seed_everything, stream
+from relight_trainer.shares import share
 from relight_trainer.windows import Dealer
 
 KEYS = st.integers(0, 2**63 - 1)

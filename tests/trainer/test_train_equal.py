@@ -19,9 +19,9 @@ from relight_trainer.evaluate import shard_sums, sums_of
 from relight_trainer.objective import Objective
 from relight_trainer.peers import form
 from relight_trainer.replicas import replicate
-from relight_trainer.sampler import share
 from relight_trainer.session import Session
 from relight_trainer.settings.loader import Loader
+from relight_trainer.shares import share
 
 pytestmark = pytest.mark.timeout(120)
 CPU = torch.device("cpu")

@@ -53,7 +53,7 @@ def uneven(context: WorkerContext) -> Any:
 
     from relight_trainer.peers import form
     from relight_trainer.replicas import EqualBuffers, replicate
-    from relight_trainer.sampler import share
+    from relight_trainer.shares import share
 
     form(torch.device("cpu"))
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relight_operator.api.yaml_loader import MAX_BYTES, YamlError, load_documents
+from relight_trainer.yaml_loader import MAX_BYTES, YamlError, load_documents
 
 
 def load(text: str):

@@ -139,6 +139,7 @@ def test_the_example_is_valid_and_said_in_words() -> None:
     assert result.stdout == (
         f"{EXAMPLE}: TrainingJob digits is valid "
         "(2 nodes x 1 process, digits_cnn on digits for 15 epochs, a checkpoint every 100 steps)\n"
+        "  a step: 64 samples = 2 workers x 1 micro-batch x 32 samples; lr 0.1\n"
     )
     assert f"relight run {EXAMPLE}" in result.stderr
 

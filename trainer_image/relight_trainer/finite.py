@@ -32,6 +32,13 @@ class FiniteWatch:
         else:
             _check(what, value.item(), step)
 
+    def note_found(self, what: str, found: Tensor, step: int) -> None:
+        """`found` (0 or 1) says whether there are such numbers in the `what` of that step. Raises NonFiniteLoss."""
+        if self._later:
+            self._noted.append((what, step, found / (1 - found)))  # 0, or infinite
+        elif found.item():
+            _check(what, math.inf, step)
+
     def settle(self) -> None:
         """Look at everything noted; the device is waited for. Raises NonFiniteLoss."""
         if self._noted:
@@ -43,4 +50,4 @@ class FiniteWatch:
 
 def _check(what: str, value: float, step: int) -> None:
     if not math.isfinite(value):
-        raise NonFiniteLoss(f"the {what} is {value} in step {step + 1}")
+        raise NonFiniteLoss(f"the {what} is {'infinite' if math.isinf(value) else value} in step {step + 1}")

@@ -20,6 +20,7 @@ from relight_trainer.problems import Problem, shown
 from relight_trainer.strict import StrictModel, nearest, one_of
 
 PLUGINS = "relight.plugins"
+NOT_IMPORTED = "cannot be imported"
 ANYTHING = "package.module:callable"
 CUSTOM = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_][\w-]*(\.[A-Za-z_]\w*)*$"
 _registered: dict[str, Callable[..., Any]] = {}
@@ -131,7 +132,7 @@ def resolve(table: Table, name: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise Unregistered(Problem("type", f"{module_name} cannot be imported ({reason})", shown(name))) from error
+        raise Unregistered(Problem("type", f"{module_name} {NOT_IMPORTED} ({reason})", shown(name))) from error
     if target in _registered:
         return _registered[target]
     found: Any = module

@@ -33,11 +33,6 @@ def permutation(count: int, key: int) -> npt.NDArray[np.int64]:
     return np.argsort(mixed, kind="stable")
 
 
-def share(count: int, rank: int, world: int) -> slice:
-    """The part of `count` things in a row that is `rank`'s: sizes differ by one at most."""
-    return slice(count * rank // world, count * (rank + 1) // world)
-
-
 class Sampler:
     """The order of `count` samples in global batches of `batch`; `keep_tail`: an epoch's last may be smaller."""
 

@@ -104,6 +104,7 @@ class Session:
         self._notices: list[str] = []
         self._progress = Progress(context.generation, step=0, formed_at=time.monotonic())
         self._progress_due = 0.0
+        self._snapshot_step: int | None = None  # of the newest that this rank has written
         self._heartbeat = Heartbeat(context.folder.heartbeat_path(context.local_rank))
         self._heartbeat.beat(_START, 0)
         prefix = f"relight/{context.generation}"
@@ -148,7 +149,7 @@ class Session:
     @property
     def progress(self) -> Progress:
         """The progress as far as it has been noted: the step in it may be a second old, the snapshot's is not."""
-        return self._progress
+        return replace(self._progress, snapshot=self._snapshot_step)
 
     @property
     def checkpoint_step(self) -> int | None:
@@ -315,7 +316,7 @@ class Session:
             self._snapshots = None
             self.say(f"training goes on without snapshots: {error}")
         else:
-            self._progress = replace(self._progress, snapshot=self.cursor.step)
+            self._snapshot_step = self.cursor.step
 
     def _save_checkpoint(self, saver: Saver, *, final: bool = False, at_once: bool = True) -> None:
         self.before_saving()
@@ -353,7 +354,7 @@ class Session:
         """Whether this member, whose local rank 0 writes its snapshots, has one of the present step."""
         key = f"left/{self._context.node_rank}"
         if self._context.local_rank == 0:
-            self._exchange.put(key, b"1" if self._progress.snapshot == self.cursor.step else b"0")
+            self._exchange.put(key, b"1" if self._snapshot_step == self.cursor.step else b"0")
         return self._exchange.get(key, TIMEOUT.total_seconds()) == b"1"
 
     def _report(self, **changes: Any) -> None:
@@ -363,6 +364,7 @@ class Session:
         self._progress = replace(
             self._progress,
             step=cursor.step,
+            snapshot=self._snapshot_step,
             total_steps=self.total_steps,
             epoch=self._epoch(),
             samples=cursor.samples,

@@ -1,6 +1,5 @@
 """One optimizer step of one rank."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -8,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
 
 from relight_trainer.finite import FiniteWatch, NonFiniteLoss
 from relight_trainer.objective import Objective
@@ -65,6 +63,9 @@ class Step:
         self._buffers = VirtualBuffers(run.model, run.device) if passed_on else None
         self._parameters = list(run.model.parameters())
         self._unused = unused
+        self._found = torch.zeros((), device=run.device)
+        self._one = torch.ones((), device=run.device)
+        self._nothing = torch.zeros((), dtype=torch.float64, device=run.device)
         self._seed = run.config.train.seed
         self._skips = run.config.train.non_finite == "skip"
         self._scaled = run.scaler.is_enabled()
@@ -77,7 +78,7 @@ class Step:
         run = self._run
         run.optimizer.zero_grad(set_to_none=True)
         share = run.world / samples
-        total = torch.zeros((), dtype=torch.float64, device=run.device)
+        losses: list[Tensor] = []
         passes = run.passes(run.step)
         looks = self._unused.looks(run.step)
         last = len(parts) * len(passes) - 1 if not looks else -1
@@ -92,7 +93,7 @@ class Step:
                 seed_torch(stream(self._seed, "step", run.step, part.number))
                 with self._alone() if run.micro * len(passes) + i != last else nullcontext():
                     loss = self._forward(part, share / len(passes))
-                    total = total + loss.detach()
+                    losses.append(loss.detach())
                     run.hooks.forward_end(run)
                     (run.scaler.scale(loss) if self._scaled else loss).backward()  # type: ignore[no-untyped-call]
                 run.hooks.backward_end(run)
@@ -102,7 +103,7 @@ class Step:
             self._unused.look(run.session.say)
         elif not parts:
             self._without_samples()
-        run.loss = total
+        run.loss = losses[0] if len(losses) == 1 else sum(losses, self._nothing)
         self._update()
 
     def _forward(self, part: Part, weight: float) -> Tensor:
@@ -136,25 +137,45 @@ class Step:
         if self._scaled:
             run.scaler.unscale_(run.optimizer)
         run.hooks.gradients_ready(run)
-        norm = self._clip() if self._clip else self._norm()
+        finite = self._scaled or self._finite()
+        if self._clip:
+            self._clip()
         run.skipped = False
         if self._scaled:
             before = run.scaler.get_scale()
             run.scaler.step(run.optimizer)
             run.scaler.update()
             run.skipped = run.scaler.get_scale() < before
-        elif self._skips and not math.isfinite(norm.item()):
-            run.skipped = True
-        else:
-            if not self._skips:
-                self.watch.note("gradient's norm", norm, run.step)
+        elif finite:
             run.optimizer.step()
+        else:
+            run.skipped = True
         self._count()
         run.hooks.update_end(run)
 
-    def _norm(self) -> Tensor:
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        return get_total_norm(gradients)
+    def _finite(self) -> bool:
+        """Whether the update may be taken, for gradients that are the same on every rank by now.
+
+        Raises NonFiniteLoss, or leaves that to the watch, where a job ends with numbers that are not finite.
+        """
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for parameter in self._parameters:
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            if gradient.is_sparse:
+                gradient = gradient._values()  # noqa: SLF001  # as GradScaler does: `values()` wants it coalesced
+            if gradient.is_complex():
+                gradient = torch.view_as_real(gradient)
+            by_type.setdefault(gradient.dtype, []).append(gradient)
+        self._found.zero_()
+        for gradients in by_type.values():
+            # As GradScaler looks for them: one pass over all gradients, which are multiplied by one.
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
+        if self._skips:
+            return not self._found.item()
+        self.watch.note_found("gradient", self._found, self._run.step)
+        return True
 
     def _count(self) -> None:
         updates = self.updates

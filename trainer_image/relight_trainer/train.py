@@ -1,6 +1,7 @@
 """The training core: what runs in each worker of a job with `trainer.config`."""
 
 import os
+import sys
 from contextlib import closing
 
 import torch
@@ -21,6 +22,8 @@ from relight_trainer.setup import Training, UnfitConfig
 
 def run(context: WorkerContext) -> Outcome:
     """Train to the end, or to a stop agreed by all ranks. Errors with an `exit_code` say how they are to be treated."""
+    if context.job.workdir and context.job.workdir not in sys.path:
+        sys.path.insert(0, context.job.workdir)  # what a configuration names may lie beside the job's file
     config = parse(context.job.entry["config"])
     check(config)
     device = prepare(config.train, context.local_rank)
@@ -43,6 +46,8 @@ def prepare(settings: Train, local_rank: int) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
+        # What it fills is memory that nothing reads before writing it; that would cost each allocation a pass over it.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     return torch.device("cuda", local_rank) if wants_cuda else torch.device("cpu")
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from relight_trainer.sampler import Sampler, share
+from relight_trainer.sampler import Sampler
+from relight_trainer.shares import share
 
 Indices = npt.NDArray[np.int64]
 

@@ -11,12 +11,24 @@ from relight_operator.api.crd import resolved
 from relight_operator.api.durations import EXAMPLES, PATTERN
 from relight_operator.api.job import API_VERSION, KIND, RESERVED_ENV, RESERVED_ENV_PREFIXES, ApiModel, JobSpec
 from relight_trainer.registry import arguments
+from relight_trainer.settings.clip import CLIPS
 from relight_trainer.settings.data import DATA
+from relight_trainer.settings.ddp import Ddp
+from relight_trainer.settings.ema import EmaArguments
 from relight_trainer.settings.evaluate import Evaluate
+from relight_trainer.settings.freeze import Frozen
+from relight_trainer.settings.hooks import CustomHook
+from relight_trainer.settings.init_from import InitFrom
+from relight_trainer.settings.loader import Loader
+from relight_trainer.settings.loss import LOSSES
 from relight_trainer.settings.model import MODELS
+from relight_trainer.settings.observe import Observe
 from relight_trainer.settings.optimizer import OPTIMIZERS
+from relight_trainer.settings.resume import Resume
 from relight_trainer.settings.schedule import SCHEDULES
 from relight_trainer.settings.spans import SPAN_EXAMPLES, Span, TrainingSpan
+from relight_trainer.settings.supernet import Supernet
+from relight_trainer.settings.sync_bn import SyncBn
 from relight_trainer.settings.train import Train
 
 _HEAD = f"""\
@@ -53,19 +65,39 @@ A *length of training* is {SPAN_EXAMPLES}.
 """
 
 
+_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "train": Train,
+    "loader": Loader,
+    "ema": EmaArguments,
+    "freeze[]": Frozen,
+    "init_from": InitFrom,
+    "sync_bn": SyncBn,
+    "supernet": Supernet,
+    "ddp": Ddp,
+    "evaluate": Evaluate,
+    "observe": Observe,
+    "resume": Resume,
+    "hooks[]": CustomHook,
+}
+
+
 def render() -> str:
     """The page as Markdown."""
     parts = [_HEAD, _table(JobSpec), _exactly_one(), _environment(), _not_yet(), _CONFIG]
     for name, classes in (
         ("model", arguments(MODELS)),
         ("data", arguments(DATA)),
+        ("loss", arguments(LOSSES)),
         ("optimizer", OPTIMIZERS),
         ("schedule", SCHEDULES),
+        ("clip", CLIPS),
     ):
         for kind, model in classes.items():
             about = f"{' '.join(model.__doc__.split())}\n\n" if model.__doc__ else ""
             parts.append(f"\n### {name}: {{type: {kind}}}\n\n{about}{_table(model, without='type')}")
-    parts += [f"\n### train\n\n{_table(Train)}", f"\n### evaluate\n\n{_table(Evaluate)}"]
+    for name, section in _SECTIONS.items():
+        about = f"{' '.join(section.__doc__.split())}\n\n" if section.__doc__ else ""
+        parts.append(f"\n### {name}\n\n{about}{_table(section, without='type')}")
     return "".join(parts)
 
 
@@ -79,11 +111,11 @@ def _table(model: type[BaseModel], *, without: str = "") -> str:
 
 def _rows(schema: Mapping[str, Any], definitions: Mapping[str, Any], path: str) -> Iterator[str]:
     for name, raw in schema.get("properties", {}).items():
-        field = resolved(raw, definitions)
+        field = _resolved(raw, definitions)
         here = f"{path}{name}"
         default = "required" if name in schema.get("required", ()) else _default(field, definitions)
         yield f"| `{here}` | {_takes(field, definitions)} | {default} | {field.get('description', '').replace('|', chr(92) + '|')} |"
-        below = resolved(field["items"], definitions) if "items" in field else field
+        below = _resolved(field["items"], definitions) if "items" in field else field
         yield from _rows(below, definitions, f"{here}[]." if "items" in field else f"{here}.")
 
 
@@ -91,6 +123,10 @@ def _takes(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     span = resolved(_schema_of(TrainingSpan), {})["pattern"]
     if field.get("pattern") in (PATTERN, span):
         return "duration" if field["pattern"] == PATTERN else "length of training"
+    if "options" in field:
+        return " or ".join(dict.fromkeys(_takes(option, definitions) for option in field["options"]))
+    if "const" in field:
+        return f"`{field['const']}`"
     if "enum" in field:
         return ", ".join(f"`{v}`" for v in field["enum"])
     if field.get("pattern") == quantities.PATTERN:
@@ -99,7 +135,8 @@ def _takes(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if isinstance(field.get("additionalProperties"), Mapping):
         return f"mapping to {_takes(field['additionalProperties'], definitions)}"
     if kind == "array":
-        return f"list of {resolved(field['items'], definitions)['type']}s"
+        item = _resolved(field["items"], definitions)
+        return f"list of {'texts or mappings' if 'options' in item else item['type'] + 's'}"
     low = [f"{field['minimum']} or more"] if "minimum" in field else []
     low += [f"more than {field['exclusiveMinimum']:g}"] if "exclusiveMinimum" in field else []
     high = [f"at most {field['maximum']}"] if "maximum" in field else []
@@ -109,6 +146,15 @@ def _takes(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         else []
     )
     return ", ".join([kind, *low, *high])
+
+
+def _resolved(raw: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`raw` without references; where it takes several kinds of value, they are its `options`."""
+    options = [option for option in raw.get("anyOf", ()) if option.get("type") != "null"]
+    if len(options) < 2:
+        return resolved(raw, definitions)
+    rest = {name: value for name, value in raw.items() if name != "anyOf"}
+    return {**rest, "options": [resolved(option, definitions) for option in options]}
 
 
 def _schema_of(annotated: Any) -> Mapping[str, Any]:

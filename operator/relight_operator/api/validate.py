@@ -1,7 +1,7 @@
 """From a file or an object to a TrainingJob that can run, or to everything that is wrong with it."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,32 +11,40 @@ from pydantic import ValidationError
 from relight_operator.api.durations import seconds
 from relight_operator.api.job import API_VERSION, KIND, TrainingJob
 from relight_operator.api.problems import Problem, join, problems_of, shown
-from relight_operator.api.yaml_loader import MAX_BYTES, Document, YamlError, load_documents
 from relight_operator.errors import InvalidJob
 from relight_trainer import config as trainer_config
+from relight_trainer.config_file import resolved
 from relight_trainer.strict import nearest
+from relight_trainer.yaml_loader import MAX_BYTES, Document, YamlError, load_documents
 
 CONFIG_PATH = "spec.trainer.config"
 
 
-def load_job(source: str | Path) -> TrainingJob:
-    """The one job in the file `source`, "-" for standard input. Raises InvalidJob with every problem."""
+def load_job(source: str | Path, sets: Sequence[str] = ()) -> TrainingJob:
+    """The one job in the file `source`, "-" for standard input. Raises InvalidJob with every problem.
+
+    What its trainer.config extends is read from files relative to it; `sets` (`a.b=c`) are put into that.
+    """
     name = "stdin" if str(source) == "-" else str(source)
     try:
         data = _read(sys.stdin.buffer) if str(source) == "-" else _read_file(Path(source))
     except OSError as error:
         raise InvalidJob([Problem(name, f"cannot be read: {error.strerror or error}")]) from None
-    return read_job(data, name)
+    folder = Path.cwd() if name == "stdin" else Path(source).parent
+    return read_job(data, name, lambda config: resolved(config, folder, sets, CONFIG_PATH))
 
 
-def read_job(data: bytes, name: str = "") -> TrainingJob:
-    """The one job in the text `data`, which came from `name`. Raises InvalidJob with every problem."""
+def read_job(data: bytes, name: str = "", complete: Callable[[Any], Any] | None = None) -> TrainingJob:
+    """The one job in the text `data`, which came from `name`. Raises InvalidJob with every problem.
+
+    `complete` makes the trainer.config that is there what it stands for.
+    """
     try:
         document = _the_one(load_documents(data))
     except YamlError as error:
         raise InvalidJob([error.problem], name) from None
     try:
-        return parse_job(document.value)
+        return parse_job(_completed(document.value, complete))
     except InvalidJob as error:
         lines = document.lines
         placed = [replace(p, line=_line(lines, p.path)) for p in error.problems]
@@ -61,6 +69,18 @@ def parse_job(value: Any) -> TrainingJob:
     if problems:
         raise InvalidJob(problems)
     return job
+
+
+def _completed(value: Any, complete: Callable[[Any], Any] | None) -> Any:
+    config = _dig(value, "spec", "trainer", "config")
+    if complete is None or not isinstance(config, Mapping):
+        return value
+    try:
+        done = complete(config)
+    except trainer_config.BadConfig as error:
+        raise InvalidJob(error.problems) from None
+    spec, trainer = value["spec"], value["spec"]["trainer"]
+    return {**value, "spec": {**spec, "trainer": {**trainer, "config": done}}}
 
 
 def validate(job: TrainingJob) -> list[Problem]:

@@ -39,10 +39,13 @@ AGAIN_SECONDS = 0.1  # between two signals that are two wishes
     metavar="FAULT",
     help="Break something at an exact step: preempt-node:SLOT@step:N or kill-node:SLOT@step:N. May be repeated.",
 )
+@click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Put a value into trainer.config. May be repeated.")
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="json: the final status on stdout."
 )
-def run_command(file: str, state_dir: Path | None, fresh: bool, faults: tuple[str, ...], output: str) -> int:
+def run_command(  # noqa: PLR0917  # click passes them by name
+    file: str, state_dir: Path | None, fresh: bool, faults: tuple[str, ...], sets: tuple[str, ...], output: str
+) -> int:
     r"""Run the TrainingJob in FILE (- is stdin) on this machine, its members as processes.
 
     The job goes on where an earlier run of it stopped. Ctrl-C saves and stops; pressed again, it does not wait for
@@ -51,11 +54,12 @@ def run_command(file: str, state_dir: Path | None, fresh: bool, faults: tuple[st
     \b
       relight run examples/digits.yaml
       relight run examples/digits.yaml --fresh --chaos kill-node:0@step:100
+      relight run examples/digits.yaml --set train.duration=5ep --set optimizer.lr=0.05
       relight run examples/digits.yaml -o json | jq .weightsDigest
     """
     if state_dir is not None and str(state_dir) == ".":  # what an empty argument, an unset variable, becomes
         raise InvalidUsage("--state-dir: found the working folder; allowed: a folder that is the job's alone")
-    job = load_job(file)
+    job = load_job(file, sets)
     parsed = tuple(chaos.parse(f, nodes=job.spec.nodes, index=i) for i, f in enumerate(faults))
     from relight_operator.local.runner import CHAOS_FILE, Listener, LocalRunner
     from relight_operator.local.start import begin
@@ -78,7 +82,8 @@ def run_command(file: str, state_dir: Path | None, fresh: bool, faults: tuple[st
                 status = asyncio.run(_run(LocalRunner(folder, stored, workdir, listener, parsed, alone=True), display))
     if output == "json":
         click.echo(json.dumps(final(status), indent=2))
-    again = ["relight", "run", file, *(["--state-dir", str(state_dir)] if state_dir else [])]
+    again = ["relight", "run", file, *(["--state-dir", str(state_dir)] if state_dir else []),
+             *(part for text in sets for part in ("--set", text))]  # fmt: skip
     display.end(summary(job, status, folder.path, again))
     if left := chaos.unfired(parsed, folder.path / CHAOS_FILE):
         why = "no worker that uses the trainer or the client did that step"

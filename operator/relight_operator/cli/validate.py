@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,26 +12,39 @@ from relight_agent.exits import ExitCode
 from relight_operator.api.crd import render
 from relight_operator.api.job import JobSpec, TrainingJob
 from relight_operator.api.problems import Problem
-from relight_operator.api.validate import load_job
+from relight_operator.api.validate import CONFIG_PATH, load_job
 from relight_operator.errors import InvalidJob
 from relight_trainer import config as trainer_config
+from relight_trainer import config_file
+from relight_trainer.config import TrainerConfig
+from relight_trainer.registry import NOT_IMPORTED
+from relight_trainer.settings.rate import rate_at
+from relight_trainer.shares import share
 
 
 @click.command("validate")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="A.B=C",
+    help="Put a value into the trainer's configuration. May be repeated.",
+)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print the answer.")
-def validate_command(files: tuple[str, ...], output: str) -> None:
-    """Check TrainingJobs without running them ("-" is standard input).
+def validate_command(files: tuple[str, ...], sets: tuple[str, ...], output: str) -> None:
+    """Check TrainingJobs and trainer configurations without running them ("-" is standard input).
 
-    Names every wrong field: where it is, what was found, what is allowed. Ends with 0 if all are valid, else with 64.
+    Names every wrong field: where it is, what was found, what is allowed. What a configuration names is imported where
+    that is possible, and its arguments compared with the signature. Ends with 0 if all are valid, else with 64.
     """
-    answers = [_answer(file) for file in files]
-    valid = all(a.job for a in answers)
+    answers = [_answer(file, sets) for file in files]
+    valid = all(a.valid for a in answers)
     if output == "json":
         click.echo(json.dumps({"valid": valid, "files": [a.dump() for a in answers]}, indent=2))
     else:
         for answer in answers:
-            click.echo(str(answer), err=answer.job is None)
+            click.echo(str(answer), err=not answer.valid)
         click.echo(_next(answers), err=True)
     sys.exit(ExitCode.COMPLETED if valid else ExitCode.BAD_CONFIG)
 
@@ -46,28 +60,82 @@ def crd_command(cel: bool) -> None:
 class _Answer:
     file: str
     job: TrainingJob | None = None
+    config: TrainerConfig | None = None
     error: InvalidJob | None = None
+    unknown: tuple[str, ...] = ()  # what could not be looked at here
+
+    @property
+    def valid(self) -> bool:
+        return self.error is None
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         return self.error.problems if self.error else ()
 
     def __str__(self) -> str:
-        if self.job is None:
+        if self.error:
             return str(self.error)
-        return f"{self.file}: TrainingJob {self.job.metadata.name} is valid ({summary(self.job.spec)})"
+        if self.job:
+            lines = [f"{self.file}: TrainingJob {self.job.metadata.name} is valid ({summary(self.job.spec)})"]
+        else:
+            lines = [f"{self.file}: a valid trainer configuration"]
+        if self.config:
+            lines.append(f"  {arithmetic(self.config, self.job.spec.world_size if self.job else 1)}")
+        return "\n".join([*lines, *(f"  not checked here: {text}" for text in self.unknown)])
 
     def dump(self) -> dict[str, Any]:
         name = self.job.metadata.name if self.job else None
-        return {"file": self.file, "valid": bool(self.job), "job": name, "problems": [p.dump() for p in self.problems]}
+        answer = {"file": self.file, "valid": self.valid, "job": name, "problems": [p.dump() for p in self.problems]}
+        return answer | ({"notChecked": list(self.unknown)} if self.unknown else {})
 
 
-def _answer(file: str) -> _Answer:
+def _answer(file: str, sets: tuple[str, ...]) -> _Answer:
     name = "stdin" if file == "-" else file
     try:
-        return _Answer(name, job=load_job(file))
+        job = None if config_file.is_bare(file) else load_job(file, sets)
+        if job is None:
+            config, path = config_file.load(file, sets), "config"
+        elif job.spec.trainer.config is None:
+            return _Answer(name, job=job)
+        else:
+            config, path = trainer_config.parse(job.spec.trainer.config, CONFIG_PATH), CONFIG_PATH
+        return _Answer(name, job=job, config=config, unknown=_imported(config, file, path))
     except InvalidJob as error:
         return _Answer(name, error=error)
+    except trainer_config.BadConfig as error:
+        return _Answer(name, error=InvalidJob(error.problems, name))
+
+
+def _imported(config: TrainerConfig, file: str, path: str) -> tuple[str, ...]:
+    """What of the things that `config` names cannot be imported here: an image may have it. Raises BadConfig."""
+    folder = str(Path.cwd() if file == "-" else Path(file).absolute().parent)
+    sys.path.insert(0, folder)  # as in a worker
+    try:
+        trainer_config.check(config, path)
+    except trainer_config.BadConfig as error:
+        unknown = [p for p in error.problems if NOT_IMPORTED in p.message]
+        if wrong := [p for p in error.problems if p not in unknown]:
+            raise trainer_config.BadConfig(wrong) from None
+        return tuple(map(str, unknown))
+    finally:
+        sys.path.remove(folder)
+    return ()
+
+
+def arithmetic(config: TrainerConfig, workers: int) -> str:
+    """How a step's samples are dealt out, and what rate that makes.
+
+    `a step: 64 samples = 2 workers x 1 micro-batch x 32 samples; lr 0.1`
+    """
+    train = config.train
+    ranks = workers if train.virtual_ranks == "auto" else train.virtual_ranks
+    micro = train.micro_batches(ranks)
+    sizes = {len(range(train.global_batch)[share(train.global_batch, n, ranks * micro)]) for n in range(ranks * micro)}
+    each = " or ".join(map(str, sorted(sizes)))
+    dealt = f"{_count(ranks, 'worker')} x {_count(micro, 'micro-batch', 'micro-batches')} x {each} samples"
+    if ranks != workers:
+        dealt += f", done by {_count(workers, 'worker')}"
+    return f"a step: {train.global_batch} samples = {dealt}; lr {rate_at(config.optimizer.lr, train.global_batch):g}"
 
 
 def summary(spec: JobSpec) -> str:
@@ -105,9 +173,10 @@ def _count(number: int, noun: str, plural: str = "") -> str:
 
 
 def _next(answers: list[_Answer]) -> str:
-    wrong = [a.file for a in answers if not a.job]
+    wrong = [a.file for a in answers if not a.valid]
     if not wrong:
-        return f"Next: relight run {answers[0].file if answers[0].file != 'stdin' else 'FILE'}"
+        verb = "run" if answers[0].job else "memory"
+        return f"Next: relight {verb} {answers[0].file if answers[0].file != 'stdin' else 'FILE'}"
     count = _count(sum(len(a.problems) for a in answers), "problem")
     again = " ".join("-" if file == "stdin" else file for file in wrong)
     return f"{count}. docs/trainingjob.md says what each field takes; then: relight validate {again}"

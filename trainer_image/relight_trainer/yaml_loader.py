@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from yaml import MappingNode, Node, ScalarNode, SequenceNode
 
-from relight_operator.api.problems import Problem, join, shown
+from relight_trainer.problems import Problem, join, shown
 
 MAX_BYTES = 1 << 20  # more than etcd takes
 MAX_DEPTH = 64
