@@ -100,18 +100,17 @@ def statistics(ref: TensorRef, data: Bytes) -> Statistics:
             values = numbers(raw, ref.dtype)
             is_complex = values.dtype.kind == "c"
             with np.errstate(invalid="ignore"):  # a signalling NaN
-                size = np.abs(values).astype(np.float64) if is_complex else values.astype(np.float64)
-            if values.dtype.kind in "fc":
-                good = np.isfinite(size)
-                if not good.all():
-                    nan += int(np.isnan(size).sum())
-                    inf += int(np.isinf(size).sum())
-                    size = size[good]
-            if size.size:
-                squares += float(np.dot(size, size))
-                total += float(size.sum())
-                low, high = min(low, float(size.min())), max(high, float(size.max()))
-                finite += size.size
+                size = (np.abs(values) if is_complex else values).astype(np.float64)
+                least, most = size.min(), size.max()  # NaN where there is one
+            if not (np.isfinite(least) and np.isfinite(most)):
+                nan += int(np.isnan(size).sum())
+                inf += int(np.isinf(size).sum())
+                size = size[np.isfinite(size)]
+                least, most = size.min(initial=math.inf), size.max(initial=-math.inf)
+            squares += float(np.dot(size, size))
+            total += float(size.sum())
+            low, high = min(low, float(least)), max(high, float(most))
+            finite += size.size
             data.read(raw.nbytes)
     known = finite > 0
     return Statistics(
