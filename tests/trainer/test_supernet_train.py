@@ -11,7 +11,7 @@ import worlds
 from click.testing import CliRunner
 from safetensors.torch import load_file
 from test_train_exact import job, result, until
-from torch import nn
+from torch import Tensor, nn
 
 from relight_trainer import train
 from relight_trainer.commands.recalibrate import command
@@ -19,7 +19,7 @@ from relight_trainer.data.digits import digits
 from relight_trainer.inspect import WrongInput
 from relight_trainer.models.digits_supernet import digits_supernet
 from relight_trainer.recalibrate import calibration_draws, population_statistics
-from relight_trainer.supernet import BadSupernet
+from relight_trainer.supernet import BadSupernet, PathContext
 from relight_trainer.supernet.choices import space_of
 
 pytestmark = pytest.mark.timeout(120)
@@ -30,6 +30,25 @@ CONFIG: dict[str, Any] = {
     "supernet": {"sampler": "fair", "evaluate": 4, "recalibrate": {"samples": 64, "batch": 32}},
     "optimizer": {"type": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01},
 }
+
+
+class Careless(nn.Module):
+    """Draws its paths from torch's generator, which dropout makes another one on each rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+        self.path = 0
+
+    def sample_path(self, context: PathContext) -> int:
+        return int(torch.randint(0, 2, ()))
+
+    def set_path(self, path: int) -> None:
+        self.path = path
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.layers[: 2 + self.path](inputs)
+        return output
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +116,14 @@ def test_recalibrate_writes_a_paths_weights_with_its_own_statistics(
     with pytest.raises(BadSupernet, match="allowed: 2 numbers, from 0-0 to 3-3"):
         CliRunner().invoke(command, [folder, str(tmp_path / "x.pt"), "--path", "0-4"], catch_exceptions=False)
     assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]
+
+
+def test_a_model_that_draws_its_paths_carelessly_ends_the_job_in_words(tmp_path: Path) -> None:
+    model = {"type": "test_supernet_train:Careless"}
+    the_job = job(tmp_path, steps=5000, model=model, sync_bn=True, supernet={}, schedule={"type": "constant"})
+    with worlds.world(train.run, root=tmp_path, job=the_job) as running:
+        results = running.join()
+        outcomes = [outcome for folder in running.folders for _, outcome in folder.outcomes(1)]
+    words = "supernet: rank 1 took other paths than rank 0, in step"
+    assert any(words in text for text in [*results, *(o.message for o in outcomes)]), (results, outcomes)
+    assert all(o.exit_code == 64 for o in outcomes)
