@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from relight_trainer.checkpoint import pack, unpack
-from relight_trainer.config import BadConfig, parse
+from relight_trainer.config import BadConfig, check, parse
 from relight_trainer.optim import build_optimizer, set_rates
 from relight_trainer.optimizers.lamb import Lamb
 from relight_trainer.optimizers.lars import Lars
@@ -318,6 +318,9 @@ def test_an_optimizer_of_ones_own_is_called_with_the_other_fields_and_has_groups
     assert own.momentum_field == "momentum"
     with pytest.raises(BadConfig, match=r"config.optimizer: torch.optim:SGD cannot train this model: .*'momentun'"):
         build_optimizer(settings(type="torch.optim:SGD", lr=0.1, momentun=0.9), net(), 64)
+    wrong = {"optimizer": {"type": "torch.optim:SGD", "lr": 0.1, "momentun": 0.9}, "schedule": {"type": "constant"}}
+    with pytest.raises(BadConfig, match=r"config.optimizer.type: does not take the other fields: .*'momentun'"):
+        check(parse(wrong))
     with pytest.raises(BadConfig, match=r"config.optimizer.lr: missing"):
         settings(type="torch.optim:SGD")
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler as theirs
 
-from relight_trainer.config import BadConfig, parse
+from relight_trainer.config import BadConfig, check, parse
 from relight_trainer.optim import build_optimizer, set_rates
 from relight_trainer.schedule import Schedule, build_schedule
 from relight_trainer.settings.optimizer import AdamW, Sgd
@@ -204,14 +204,18 @@ def test_a_function_of_ones_own_is_a_schedule_and_its_arguments_are_checked() ->
     warmed = ours({"type": "sequence", "parts": [{"schedule": {"type": own, "times": 4, "warmup": "5st"}}]}, 40)
     assert [warmed(step).lr for step in (0, 5, 10)] == [pytest.approx(0.001), 0.1, 0.05]
     for wrong, text in (
-        ({"type": own, "times": 4, "tmes": 4}, "config.schedule.type: called with step, total and the other fields: got an unexpected keyword argument 'tmes'"),
-        ({"type": own}, "config.schedule.type: called with step, total and the other fields: missing a required argument: 'times'"),
+        ({"type": own, "times": 4, "tmes": 4}, "config.schedule.type: does not take the other fields: got an unexpected keyword argument 'tmes'"),
+        ({"type": own}, "config.schedule.type: does not take the other fields: missing a required argument: 'times'"),
         ({"type": "no_such_module:f"}, "config.schedule.type: no_such_module cannot be imported"),
         ({"type": "math:squrt"}, 'config.schedule.type: math has no squrt; found "math:squrt"; did you mean "math:sqrt"?'),
     ):  # fmt: skip
         with pytest.raises(BadConfig) as caught:
             ours(wrong, 40)
         assert str(caught.value).startswith(text)
+        with pytest.raises(BadConfig) as caught:  # before anything starts
+            check(parse({"schedule": wrong}))
+        assert str(caught.value).startswith(text)
+    check(parse({"schedule": {"type": own, "times": 4}}))
 
 
 @pytest.mark.parametrize(

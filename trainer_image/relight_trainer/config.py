@@ -28,7 +28,7 @@ from relight_trainer.settings.loader import Loader
 from relight_trainer.settings.loss import LOSSES, CrossEntropy, LossSettings
 from relight_trainer.settings.model import MODELS, DigitsCnn
 from relight_trainer.settings.observe import Observe
-from relight_trainer.settings.optimizer import OptimizerSettings, Sgd
+from relight_trainer.settings.optimizer import OptimizerSettings, OwnOptimizer, Sgd
 from relight_trainer.settings.resume import Resume
 from relight_trainer.settings.schedule import OneCycle, ScheduleSettings
 from relight_trainer.settings.supernet import Supernet
@@ -105,6 +105,12 @@ def check(config: TrainerConfig, path: str = "config") -> None:
         if arguments.type not in table  # ours fit their factories: a test says so
         for found in registry.check(table, arguments)
     ]
+    if isinstance(config.optimizer, OwnOptimizer):
+        wrong = registry.check_call(config.optimizer.type, [], lr=1.0, **config.optimizer.keywords())
+        problems += [replace(found, path=join(path, ("optimizer", found.path))) for found in wrong]
+    if isinstance(config.schedule, schedules.OwnSchedule):
+        wrong = registry.check_call(config.schedule.type, 0, 1, **config.schedule.arguments)
+        problems += [replace(found, path=join(path, ("schedule", found.path))) for found in wrong]
     if problems:
         raise BadConfig(problems)
 

@@ -122,6 +122,18 @@ def check(table: Table, chosen: Arguments) -> Iterator[Problem]:
             yield Problem(name, "missing", allowed=f"an argument of {chosen.type}")
 
 
+def check_call(name: str, *positional: Any, **keywords: Any) -> Iterator[Problem]:
+    """What is wrong with calling what `name` stands for like this, paths relative to the section. Imports it."""
+    try:
+        inspect.signature(resolve({}, name)).bind(*positional, **keywords)
+    except Unregistered as error:
+        yield error.problem
+    except TypeError as error:
+        yield Problem("type", f"does not take the other fields: {error}", shown(name))
+    except ValueError:  # some of C's have no signature
+        return
+
+
 def resolve(table: Table, name: str) -> Callable[..., Any]:
     """What `name` stands for. Raises Unregistered."""
     target = table[name].target if name in table else name

@@ -6,17 +6,16 @@ A step's rate is the one it is taken with: step 0 is at progress 0, and the last
 in torch, timm and fvcore. Imports no torch.
 """
 
-import inspect
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 from relight_trainer.config import BadConfig
-from relight_trainer.problems import Problem, join, shown
-from relight_trainer.registry import Unregistered, resolve
+from relight_trainer.problems import Problem, shown
+from relight_trainer.registry import check_call, resolve
 from relight_trainer.settings import schedule as settings
 from relight_trainer.settings.optimizer import OptimizerArguments
 from relight_trainer.settings.position import Length
@@ -161,18 +160,9 @@ def _cosine_cycles(cosine: settings.Cosine) -> Callable[[float], float]:
     return curve
 
 
-def check(schedule: settings.OwnSchedule) -> Iterator[Problem]:
-    """What is wrong with somebody's own schedule, paths relative to the section. Imports it."""
-    try:
-        inspect.signature(resolve({}, schedule.type)).bind(0, 1, **schedule.arguments)
-    except Unregistered as error:
-        yield error.problem
-    except TypeError as error:
-        yield Problem("type", f"called with step, total and the other fields: {error}", shown(schedule.type))
-
-
 def _own(schedule: settings.OwnSchedule, total: int) -> Factor:
-    problems = [replace(found, path=join("config.schedule", (found.path,))) for found in check(schedule)]
+    wrong = check_call(schedule.type, 0, total, **schedule.arguments)
+    problems = [replace(found, path=f"config.schedule.{found.path}") for found in wrong]
     if problems:
         raise BadConfig(problems)
     function, arguments = resolve({}, schedule.type), schedule.arguments
