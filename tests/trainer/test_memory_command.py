@@ -76,6 +76,18 @@ train: {global_batch: 4, precision: bf16}
     assert getattr(said(tmp_path, config).exception, "exit_code", None) == 65
 
 
+def test_on_a_gpu_the_optimizer_takes_all_parameters_at_once(tmp_path: Path) -> None:
+    config = "model: {type: resnet18, classes: 10}\ntrain: {global_batch: 2}\noptimizer: {type: adamw}\n"
+    gpu, cpu = (
+        answer(said(tmp_path, config, "--input", "3x32x32", "--set", f"train.device={device}", "-o", "json"))
+        for device in ("cuda", "cpu")
+    )
+    assert gpu["bytes"] == cpu["bytes"]
+    held = sum(gpu["bytes"][name] for name in ("parameters", "gradients", "optimizer"))
+    assert cpu["peak"] < held + 0.8 * gpu["bytes"]["parameters"]
+    assert gpu["peak"] == pytest.approx(held + gpu["bytes"]["parameters"], rel=0.05)
+
+
 class OwnStep(nn.Module):
     """A model that has its loss in it."""
 

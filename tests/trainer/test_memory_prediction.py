@@ -166,3 +166,10 @@ def test_a_model_that_looks_at_values_is_told_apart() -> None:
 
     with pytest.raises(Unpredictable, match="the model looks at values that only a real run has"):
         measure(Looks, OPTIMIZERS["sgd"], batch_of((3,), 2), loss_of, 2)
+
+
+def test_a_step_that_fails_is_told_in_its_own_words() -> None:
+    with pytest.raises(
+        Unpredictable, match=r"a step on 2 samples of this shape fails: RuntimeError: .*\[2, 4\] X \[3, 3\]"
+    ):
+        measure(lambda: nn.Linear(3, 3), OPTIMIZERS["sgd"], batch_of((4,), 2), loss_of, 2)

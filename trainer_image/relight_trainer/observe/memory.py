@@ -26,7 +26,7 @@ _BLOCK = 512  # bytes: CUDA's allocator gives whole blocks
 
 
 class Unpredictable(Exception):
-    """The model cannot run on shapes alone."""
+    """A step cannot be run on shapes alone."""
 
     exit_code = ExitCode.BAD_CONFIG
 
@@ -57,7 +57,7 @@ def measure(
 ) -> Footprint:
     """The memory of a training whose micro-batches look like `batch` (real tensors, of which only shapes are used).
 
-    Raises Unpredictable where the model looks at values, which fake tensors do not have.
+    Raises Unpredictable where the step fails, or looks at values, which fake tensors do not have.
     """
     alive = LiveBytes()
     try:
@@ -81,6 +81,11 @@ def measure(
                 optimizer.zero_grad(set_to_none=True)
     except DataDependentOutputException as error:
         raise Unpredictable(f"the model looks at values that only a real run has: {error}") from None
+    except Exception as error:
+        if hasattr(error, "exit_code"):
+            raise
+        kind = type(error).__name__
+        raise Unpredictable(f"a step on {samples} samples of this shape fails: {kind}: {error}") from error
     parameters = list(model.parameters())
     return Footprint(
         samples=samples,

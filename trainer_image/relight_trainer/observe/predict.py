@@ -15,7 +15,7 @@ from relight_trainer.config import TrainerConfig
 from relight_trainer.data.splits import Draw, open_splits
 from relight_trainer.freeze import Freezer
 from relight_trainer.objective import Objective, OwnObjective, OwnStep
-from relight_trainer.observe.memory import Footprint, measure, rows
+from relight_trainer.observe.memory import Footprint, Unpredictable, measure, rows
 from relight_trainer.optim import build_optimizer
 from relight_trainer.precision import autocast
 from relight_trainer.registry import build
@@ -77,7 +77,11 @@ def footprint(config: TrainerConfig, sample: Any, samples: int) -> Footprint:
 
     def make_optimizer(model: nn.Module) -> Optimizer:
         Freezer(config.freeze, model, Length(1, EpochSize(1, samples, samples))).at(0)
-        return build_optimizer(config.optimizer, model, config.train.global_batch)
+        optimizer = build_optimizer(config.optimizer, model, config.train.global_batch)
+        for group in optimizer.param_groups if config.train.device != "cpu" else ():
+            if not group.get("fused") and group.get("foreach", True) is None:
+                group["foreach"] = True  # torch's choice on a GPU: all parameters at once, intermediate results too
+        return optimizer
 
     def loss_of(model: nn.Module, batch: Any) -> Tensor:
         objective = OwnObjective() if own else Objective(build(LOSSES, config.loss))
@@ -126,6 +130,9 @@ def fitting(config: TrainerConfig, workers: int, sample: Any, limit: int) -> Tra
         samples = math.ceil(samples / 2)
         train = config.train.model_copy(update={"accumulate": "auto", "micro_batch": samples})
         smaller = config.model_copy(update={"train": train})
-        if account(smaller, workers, sample)["peak"] <= limit:
-            return smaller
+        try:
+            if account(smaller, workers, sample)["peak"] <= limit:
+                return smaller
+        except Unpredictable:  # batch norm of one sample
+            break
     return None
