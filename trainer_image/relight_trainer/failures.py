@@ -19,7 +19,11 @@ _GLOO = re.compile(r"/gloo/(?!gloo/|transport/\w+/device)|[Gg]loo connect\w* fai
 # A wrong call, not a lost peer: it would fail the same way for ever.
 _NCCL_MISUSE = re.compile(r"ncclInvalidUsage|ncclInvalidArgument|Duplicate GPU detected")
 _CUDA_BROKEN = re.compile(r"uncorrectable|hardware stack error|no CUDA-capable device|GPU is lost|fallen off the bus")
-_NO_MEMORY = re.compile(r"can't allocate memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED")
+# A loader process is killed by the kernel for the pod's memory limit, or by SIGBUS for a full /dev/shm.
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
+    r"|DataLoader worker \(pid \d+\) is killed by signal: (Killed|Bus error)"
+)
 
 _OWN = Path(__file__).parent
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})

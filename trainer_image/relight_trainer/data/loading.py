@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,6 +26,9 @@ from relight_trainer.data.fingerprint import digest
 from relight_trainer.failures import classify, describe
 from relight_trainer.hygiene import cut_inherited_sockets
 from relight_trainer.seeds import stream
+
+_MOST = 16  # automatic loader processes
+_STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
 @runtime_checkable
@@ -82,18 +86,42 @@ class LoadedSplit:
             pin_memory=self._device.type == "cuda",
             generator=torch.Generator(),  # or it would draw a seed for its processes from the training's
         )
-        batches = iter(loader)
+        with _held_back():
+            batches = iter(loader)
         end = getattr(batches, "_shutdown_workers", _nothing)
         # Loader processes ignore SIGTERM, by which multiprocessing would end them at exit, and wait for them.
         atexit.register(end)
         try:
-            for batch in batches:
+            while (batch := self._next(batches)) is not None:
                 if isinstance(batch, _Failure):
                     raise SampleFailed(batch.text, batch.exit_code)
                 yield batch
         finally:
             end()
             atexit.unregister(end)
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """The next batch, None after the last. Raises LoaderDied."""
+        try:
+            return next(batches, None)
+        except (RuntimeError, OSError, EOFError) as error:  # whatever the broken connection comes to first
+            processes = {process.sentinel: process for process in getattr(batches, "_workers", ())}
+            ending = [processes[s] for s in wait(list(processes), timeout=1.0) if isinstance(s, int)]
+            if not ending:
+                raise
+            ending[0].join(1.0)  # its files are closed before it has ended
+            raise LoaderDied(self._name, ending[0].exitcode or 0) from error
+
+
+class LoaderDied(Exception):
+    """A loader process has ended by itself, with `code`, or was killed by the signal -`code`."""
+
+    def __init__(self, name: str, code: int) -> None:
+        starved = code in {-signal.SIGKILL, -signal.SIGBUS}
+        self.exit_code = ExitCode.OUT_OF_MEMORY if starved else ExitCode.EXCEPTION
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+        hint = ": the pod's memory or /dev/shm is used up; fewer loader.workers and loader.prefetch need less"
+        super().__init__(f"{name}: a loader process {how}{hint if starved else ''}")
 
 
 @dataclass(frozen=True)
@@ -132,26 +160,31 @@ class _Batches(torch.utils.data.Dataset[Any]):
             return _Failure(f"{place}: {describe(error)}", classify(error))
 
 
-def automatic_workers(local_world: int) -> int:
-    """Loader processes for each of `local_world` workers that share the CPUs of this pod: 1 at least, 16 at most."""
-    return max(1, min(16, int(usable_cpus() / local_world)))
+def automatic_workers(local_world: int, limit: float | None) -> int:
+    """Loader processes for each of `local_world` workers that share a pod's CPUs, of which it may use `limit`.
+
+    >>> automatic_workers(1, limit=0.5)
+    1
+    """
+    there = float(len(os.sched_getaffinity(0)))  # the machine's, where nothing says otherwise
+    return max(1, min(_MOST, int(min(there, limit or there) / local_world)))
 
 
-def usable_cpus(quota: str = "/sys/fs/cgroup/cpu.max") -> float:
-    """The CPUs that this process may use: those it may run on, less where its cgroup has a smaller quota."""
-    affinity = float(len(os.sched_getaffinity(0)))
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """A SIGTERM or SIGINT that comes now comes afterwards; to a process that is forked now, once it ignores them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
-        with open(quota) as file:
-            allowed, _, period = file.read().partition(" ")
-        return affinity if allowed == "max" else min(affinity, int(allowed) / int(period))
-    except (OSError, ValueError):  # cgroup v1, or none
-        return affinity
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_loader_process(_number: int) -> None:
     # A pod that is told to end gets SIGTERM in every process; the batches are still needed until the state is saved.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOPS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
     die_with_parent(os.getppid())
     cut_inherited_sockets()  # or peers would not see the worker's end before this process ends too
 

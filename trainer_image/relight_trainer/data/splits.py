@@ -12,6 +12,7 @@ from relight_trainer.data.errors import BadData, UnfitData
 from relight_trainer.data.fingerprint import Identity, Known
 from relight_trainer.data.loading import Dataset, LoadedSplit, automatic_workers
 from relight_trainer.data.tensors import Repeated, Samples, TensorSplit
+from relight_trainer.observe.cgroup import Cgroup
 from relight_trainer.registry import Arguments, build
 from relight_trainer.seeds import stream
 from relight_trainer.settings.data import DATA
@@ -78,7 +79,8 @@ def _split(name: str, data: Any, loader: Loader, key: int, device: torch.device)
     workers = loader.workers
     if workers == "auto":
         # What gives whole batches at once has them at hand.
-        workers = 0 if hasattr(data, "take") else automatic_workers(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        workers = 0 if hasattr(data, "take") else automatic_workers(local_world, Cgroup().read().cpu_limit)
     return LoadedSplit(data, name=f"data.{name}", workers=workers, prefetch=loader.prefetch, key=key, device=device)
 
 
