@@ -65,13 +65,15 @@ def kill(job: Job, pod: str) -> None:
     os.kill(faults.first_process(f"RELIGHT_UID={uid}", "python3"), signal.SIGKILL)
 
 
+def lose_machine(job: Job, pod: str) -> None:
+    """The cluster marks the pod, and nobody is there to end it: the operator removes its object."""
+    faults.kill_machine(job, pod)
+    waited_for("the deletion", lambda: "deletionTimestamp" in faults.manifest(job, pod)["metadata"], 180)
+    faults.delete_by_force(job, pod)
+
+
 def uncordon(job: Job, node: str) -> None:
     job.cluster.kubectl("uncordon", node)
-
-
-def full_machine(job: Job, pod: str) -> None:
-    """Its machine has GPUs for one such pod."""
-    faults.preempt(job, pod)
 
 
 GPUS = {"resources": {"limits": {"nvidia.com/gpu": 8}}}
@@ -94,8 +96,8 @@ CASES = {
     "deleted-by-force": Case(act=faults.delete_by_force),
     "evicted-by-api": Case(act=faults.evict),
     "drained": Case(act=faults.drain, undo=uncordon),
-    "preempted": Case(act=full_machine, container=GPUS),
-    "machine-killed": Case(act=faults.kill_machine, undo=revive, spec={"tolerations": SOON}),
+    "preempted": Case(act=faults.preempt, container=GPUS),
+    "machine-killed": Case(act=lose_machine, undo=revive, spec={"tolerations": SOON}),
     "own-limit": Case(FULL, spec={"volumes": [{"name": "full", "emptyDir": {"sizeLimit": "1Mi"}}]}, container={"volumeMounts": [{"name": "full", "mountPath": "/full"}]}),
     "rejected-gpus": Case(spec={"nodeName": "node-1"}, container={"resources": {"limits": {"nvidia.com/gpu": 9}}}),
     "rejected-affinity": Case(spec={"nodeName": "node-1", "nodeSelector": {"no": "such"}}),
@@ -142,9 +144,11 @@ def watch(cluster: Cluster) -> Iterator[list[Sighted]]:
 
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
-        yield seen
-        process.terminate()
-        reader.join()
+        try:
+            yield seen
+        finally:
+            process.terminate()
+            reader.join()
 
 
 def record(cluster: Cluster, name: str, case: Case, image: str, seen: list[Sighted]) -> dict[str, Any]:
@@ -171,7 +175,9 @@ def record(cluster: Cluster, name: str, case: Case, image: str, seen: list[Sight
             c["status"] == "False" for c in status().get("conditions", ()) if c["type"] == "PodScheduled"
         ) or any(r not in {"", "ContainerCreating", "ErrImagePull"} for r in reasons)
 
-    job.kubectl("create", "--validate=false", "-f-", stdin=json.dumps(manifest(pod, case, image)))
+    cluster.kubectl(
+        "create", f"-n={NAMESPACE}", "--validate=false", "-f-", stdin=json.dumps(manifest(pod, case, image))
+    )
     if case.pending:
         waited_for(f"{name}: a reason", waits, 60)
     elif case.act is None:
