@@ -4,12 +4,13 @@ import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from relight_agent.exits import ExitCode
+from relight_trainer.checkpoint.place import place_of
 from relight_trainer.clip import build_clip
 from relight_trainer.config import TrainerConfig
 from relight_trainer.context import WorkerContext
@@ -175,12 +176,20 @@ class Training:
         if self.config.init_from:
             report = init_from(self.config.init_from, self.run.model)
             self._session.say(report.summary())
-            if self._context.job.checkpoint_dir:
-                folder = Path(self._context.job.checkpoint_dir)
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "init_from.json").write_text(json.dumps(report.dump(), indent=2))
+            self._note_beside_checkpoints("init_from.json", report.dump())
         if self.ema:
             self.ema.reset()
+
+    def _note_beside_checkpoints(self, name: str, content: Any) -> None:
+        location = self._context.job.checkpoint_dir
+        if not location:
+            return
+        place = place_of(location)
+        try:
+            place.prepare()
+            place.put(name, json.dumps(content, indent=2).encode())
+        except place.errors as error:  # nothing is lost but the note
+            self._session.say(f"{name} could not be written to {place}: {error}")
 
     def _replicate(self) -> None:
         """In a world of one, DDP would do nothing but take time: the sums are the same bits without it."""
