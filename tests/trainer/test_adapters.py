@@ -17,7 +17,7 @@ import torch
 import worlds
 from test_train_exact import job
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from relight_agent.files import GenerationFolder
 from relight_trainer import client
@@ -25,7 +25,7 @@ from relight_trainer.adapters.timm import RelightSaver
 from relight_trainer.context import WorkerContext
 from relight_trainer.session import Cursor, Session
 
-pytestmark = pytest.mark.timeout(170)
+pytestmark = pytest.mark.timeout(300)
 PEERS = os.environ.get("RELIGHT_TEST_PEERS", "")
 if PEERS:
     sys.path.append(PEERS)
@@ -46,7 +46,11 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
 
 
-def with_lightning(folder: Path, accumulate: int) -> None:
+def with_lightning_in_ddp(folder: Path, accumulate: int) -> None:
+    with_lightning(folder, accumulate, strategy="ddp", num_nodes=2, use_distributed_sampler=False)
+
+
+def with_lightning(folder: Path, accumulate: int, **options: Any) -> None:
     import lightning.pytorch as pl
 
     from relight_trainer.adapters.lightning import RelightCallback
@@ -72,8 +76,11 @@ def with_lightning(folder: Path, accumulate: int) -> None:
     trainer = pl.Trainer(
         max_epochs=3, accelerator="cpu", devices=1, accumulate_grad_batches=accumulate, callbacks=[relight], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        **options,
     )  # fmt: skip
-    trainer.fit(Module(), relight.loader(DataLoader(data(), 8, shuffle=True)), DataLoader(data(), 16))
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    sampler = DistributedSampler(data(), world, rank)  # shuffles, whatever the number of ranks
+    trainer.fit(Module(), relight.loader(DataLoader(data(), 8 // world, sampler=sampler)), DataLoader(data(), 16))
 
 
 def with_transformers(folder: Path, accumulate: int) -> None:
@@ -126,9 +133,9 @@ class Died(BaseException):
     """A life's end without a word: nothing of it is saved that is not saved already."""
 
 
-def lives(context: WorkerContext, name: str, accumulate: int, root: Path, cuts: list[int]) -> list[Any]:
-    """How lives of one job end, one after the other in one process: each but the last dies behind a step, 0 is told to
-    stop.
+def lives(context: WorkerContext, name: str, accumulate: int, root: Path, cuts: dict[int, int]) -> list[Any]:
+    """How lives of one job end, one after the other in one process. `cuts` says, by generation, behind which step it
+    dies; with 0 it is told to stop, with -1 nothing happens to it.
     """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # the libraries' own
@@ -136,7 +143,7 @@ def lives(context: WorkerContext, name: str, accumulate: int, root: Path, cuts: 
         sys.path.append(PEERS)
     step_done, requested = Session.step_done, Session._requested
     ends: list[Any] = []
-    for generation, cut in enumerate(cuts, 1):
+    for generation, cut in cuts.items():
 
         def step_done_then_die(self: Session, cursor: Cursor, cut: int = cut) -> None:
             step_done(self, cursor)
@@ -146,8 +153,8 @@ def lives(context: WorkerContext, name: str, accumulate: int, root: Path, cuts: 
         Session.step_done = step_done_then_die  # type: ignore[method-assign]
         Session._requested = (lambda _: True) if cut == 0 else requested  # type: ignore[method-assign]
         client._current = None
-        os.environ["RELIGHT_GENERATION"] = str(generation)
-        os.environ["RELIGHT_GENERATION_DIR"] = str(GenerationFolder.create(root / "slot-0", generation).path)
+        os.environ["RELIGHT_GENERATION"] = os.environ["TORCHELASTIC_RESTART_COUNT"] = str(generation)
+        os.environ["RELIGHT_GENERATION_DIR"] = str(GenerationFolder.create(context.run_dir, generation).path)
         try:
             with contextlib.suppress(SystemExit):
                 globals()[name](root, accumulate)
@@ -157,6 +164,17 @@ def lives(context: WorkerContext, name: str, accumulate: int, root: Path, cuts: 
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return ends
+
+
+def run(root: Path, name: str, accumulate: int, cuts: list[int], *, first: int = 1, ranks: int = 1) -> list[Any]:
+    root.mkdir(exist_ok=True)
+    the_job = replace(job(root), checkpoint_steps=4)
+    ends = worlds.run(
+        lives, name, accumulate, root, dict(enumerate(cuts, first)),
+        root=root, job=the_job, ranks=ranks, generation=first, timeout=150, TORCHELASTIC_RUN_ID="test",
+    )  # fmt: skip
+    assert all(len(end) == len(cuts) for end in ends), ends
+    return ends[0]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -170,18 +188,10 @@ def lives(context: WorkerContext, name: str, accumulate: int, root: Path, cuts: 
 )
 def test_a_training_that_is_cut_ends_with_the_same_weights(tmp_path: Path, name: str, accumulate: int) -> None:
     total = 18 // accumulate
-    for folder in ("whole", "cut"):
-        (tmp_path / folder).mkdir()
 
-    def run(folder: str, cuts: list[int]) -> list[Any]:
-        root = tmp_path / folder
-        the_job = replace(job(root), checkpoint_steps=4)
-        [ends] = worlds.run(lives, name, accumulate, root, cuts, root=root, job=the_job, ranks=1, timeout=150)
-        return ends
-
-    [whole] = run("whole", [-1])
+    [whole] = run(tmp_path / "whole", name, accumulate, [-1])
     # Behind the first step, an epoch's last, its first, and the last but one; then to the end, and once more.
-    ends = run("cut", [1, total // 3, total // 3 + 1, 0, total - 1, -1, -1])
+    ends = run(tmp_path / "cut", name, accumulate, [1, total // 3, total // 3 + 1, 0, total - 1, -1, -1])
 
     assert (whole.kind, whole.step) == ("completed", total), whole
     stopped = ends.pop(3)
@@ -191,6 +201,17 @@ def test_a_training_that_is_cut_ends_with_the_same_weights(tmp_path: Path, name:
     for end in ends[4:]:
         assert (end.kind, end.step) == ("completed", total), end
         assert end.result["weightsDigest"] == whole.result["weightsDigest"]
+
+
+@needs("lightning")
+def test_lightning_in_ddp_ends_with_the_same_weights(tmp_path: Path) -> None:
+    ends = [run(tmp_path / "whole", "with_lightning_in_ddp", 1, [-1], ranks=2)[0]]
+    for generation, cut in enumerate([7, 0, -1], 1):
+        ends += run(tmp_path / "cut", "with_lightning_in_ddp", 1, [cut], first=generation, ranks=2)
+
+    whole, died, stopped, end = ends
+    assert (whole.kind, whole.step, died, stopped.kind) == ("completed", 18, "died", "stopped"), ends
+    assert (end.kind, end.result["weightsDigest"]) == ("completed", whole.result["weightsDigest"])
 
 
 def test_outside_a_job_the_saver_does_nothing_and_knows_the_best(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from relight_agent.files import FLUSHED, JobFile, write_json
-from relight_trainer.checkpoint import Best, CheckpointError, CheckpointFolder, NoUsableCheckpoint, Snapshots, unpack
+from relight_trainer.checkpoint import CheckpointError, CheckpointFolder, NoUsableCheckpoint, Snapshots, unpack
 
 
 def flush(job: JobFile, run_dir: Path) -> int | None:
@@ -18,15 +18,7 @@ def flush(job: JobFile, run_dir: Path) -> int | None:
     position = snapshots.newest()
     if position is None:
         return None
-    folder = CheckpointFolder(
-        job.checkpoint_dir,
-        job_uid=job.uid,
-        created=job.created,
-        config_hash=job.config_hash,
-        config=job.entry.get("config"),
-        keep=job.checkpoint_keep,
-        best=Best(**job.checkpoint_best) if job.checkpoint_best else None,
-    )
+    folder = CheckpointFolder.of_job(job)
     try:
         stored = folder.newest()
     except NoUsableCheckpoint:

@@ -124,15 +124,7 @@ class Session:
         self._checkpoints: CheckpointFolder | None = None
         self._saver: Saver | None = None
         if job.checkpoint_dir:
-            self._checkpoints = CheckpointFolder(
-                job.checkpoint_dir,
-                job_uid=job.uid,
-                created=job.created,
-                config_hash=job.config_hash,
-                config=job.entry.get("config"),
-                keep=job.checkpoint_keep,
-                say=self.say,
-            )
+            self._checkpoints = CheckpointFolder.of_job(job, say=self.say)
             self._saver = Saver(
                 self._checkpoints,
                 StoreExchange(connect(f"{prefix}/saves")),

@@ -17,8 +17,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from relight_agent.files import JobFile
 from relight_trainer.checkpoint.container import State
 from relight_trainer.checkpoint.errors import (
     CheckpointError,
@@ -93,6 +94,20 @@ class CheckpointFolder:
         self._timeout = timeout
         self._saves = 0
         self._last: Checkpoint | None = None
+
+    @classmethod
+    def of_job(cls, job: JobFile, say: Callable[[str], None] = print) -> Self:
+        """The checkpoints of a job that has a place for them."""
+        return cls(
+            job.checkpoint_dir,
+            job_uid=job.uid,
+            created=job.created,
+            config_hash=job.config_hash,
+            config=job.entry.get("config"),
+            keep=job.checkpoint_keep,
+            best=Best(**job.checkpoint_best) if job.checkpoint_best else None,
+            say=say,
+        )
 
     def begin_generation(self, generation: int) -> None:
         """Shut out older generations for good: what they write from now on is never read. Rank 0, before `newest`.
