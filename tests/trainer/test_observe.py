@@ -4,6 +4,7 @@ import io
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,13 +21,23 @@ from test_train_exact import job, result, until
 from relight_agent.files import JobFile
 from relight_trainer import train
 from relight_trainer.config import BadConfig, parse
-from relight_trainer.hooks import Hook
+from relight_trainer.hooks import Hook, Hooks
+from relight_trainer.models.digits_cnn import digits_cnn
 from relight_trainer.observe.build import NowhereToWrite, hooks_for
-from relight_trainer.observe.curves import LINES, Curves, JsonLines, TensorBoard, layers_of
+from relight_trainer.observe.curves import (
+    LINES,
+    Curves,
+    JsonLines,
+    LayerPictures,
+    TensorBoard,
+    TensorHistograms,
+    layers_of,
+)
 from relight_trainer.observe.mirror import EVERY_SECONDS, Mirror
 from relight_trainer.observe.timing import TimeSplit
 from relight_trainer.observe.writer import WAITING, Writer
-from relight_trainer.settings.observe import Observe
+from relight_trainer.settings.observe import FeatureMaps, Histograms, Observe
+from relight_trainer.settings.spans import EpochSize, Span
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -150,6 +161,38 @@ def test_a_feature_map_is_the_layers_output_as_numpy_draws_it(cut: Path) -> None
 def test_between_the_steps_that_are_drawn_no_module_has_a_hook(cut: Path) -> None:
     layers = int((cut / "checkpoints/layers").read_text())
     assert (cut / "checkpoints/hooks").read_text().split() == [str(layers if s in (0, 5, 10) else 0) for s in range(12)]
+
+
+def fastest(rounds: int, work: Callable[[], Any]) -> float:
+    """Seconds of the fastest of `rounds`."""
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def test_a_step_in_which_nothing_is_drawn_takes_less_than_a_hundredth_longer(tmp_path: Path) -> None:
+    board, writer = TensorBoard(tmp_path, 1.0, 1), Writer(pytest.fail)
+    every = Span(500, "st")
+    model = digits_cnn(width=16)
+    watching = Hooks(
+        [
+            LayerPictures(writer, board, FeatureMaps(layers=["*"], every=every)),
+            TensorHistograms(writer, board, Histograms(gradients=["*"], every=every)),
+            Curves(writer, [board]),
+        ]
+    )
+    run: Any = SimpleNamespace(model=model, step=0, epoch_size=None, session=SimpleNamespace(say=pytest.fail))
+    run.epoch_size = EpochSize(10, 640, 64)
+    watching.run_begin(run)
+    run.step = 7
+    inputs, labels = torch.randn(64, 1, 8, 8), torch.zeros(64, dtype=torch.int64)
+    step = fastest(60, lambda: torch.nn.functional.cross_entropy(model(inputs), labels).backward())
+    points = [getattr(watching, name) for name in ("step_begin", "forward_end", "gradients_ready", "update_end")]
+    assert fastest(200, lambda: [point(run) for point in points]) < 0.01 * step
+    watching.run_end(run)
 
 
 def test_a_disk_that_fails_is_told_once_and_nothing_more_is_asked_of_it(tmp_path: Path) -> None:
