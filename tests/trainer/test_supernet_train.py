@@ -105,17 +105,24 @@ def test_recalibrate_writes_a_paths_weights_with_its_own_statistics(
         assert isinstance(layer, nn.BatchNorm2d)
         assert torch.equal(layer.running_var, found.var.float())  # type: ignore[arg-type]
 
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps({**CONFIG, "supernet": {"sampler": "uniform"}}))
+    again = [str(out), str(tmp_path / "again.pt"), "--config", str(file), "--path", best, "--set", "train.seed=0"]
+    CliRunner().invoke(command, [*again, "--samples", "100", "--batch", "50"], catch_exceptions=False)
+    first, second = load_file(out), torch.load(tmp_path / "again.pt", weights_only=True)
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
     for arguments, words in (
         ([folder, str(out)], "exists; --force"),
         ([folder, str(tmp_path / "out.onnx")], "the name says the format"),
         ([folder, str(tmp_path / "x.pt")], "--path is missing: statistics are one path's; allowed: .*or best"),
-        ([str(out), str(tmp_path / "x.pt")], "does not say which model and data it belongs to"),
+        ([str(out), str(tmp_path / "x.pt")], "does not say which model and data it belongs to; allowed: --config"),
     ):
         with pytest.raises(WrongInput, match=words):
             CliRunner().invoke(command, arguments, catch_exceptions=False)
     with pytest.raises(BadSupernet, match="allowed: 2 numbers, from 0-0 to 3-3"):
         CliRunner().invoke(command, [folder, str(tmp_path / "x.pt"), "--path", "0-4"], catch_exceptions=False)
-    assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]
+    assert {file.name for file in tmp_path.iterdir()} == {"again.pt", "best.safetensors", "config.yaml"}
 
 
 def test_a_model_that_draws_its_paths_carelessly_ends_the_job_in_words(tmp_path: Path) -> None:

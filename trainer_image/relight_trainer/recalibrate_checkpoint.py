@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from relight_trainer.config import TrainerConfig, check, parse
+from relight_trainer.config_file import load, with_sets
 from relight_trainer.data.splits import Split, open_splits
 from relight_trainer.evaluate import Sums, shard_sums, sums_of
 from relight_trainer.init_from import init_from
@@ -30,6 +32,8 @@ def recalibrate_checkpoint(
     checkpoint: str,
     out: Path,
     *,
+    config: str | None = None,
+    sets: Sequence[str] = (),
     path: str | None = None,
     samples: int | None = None,
     batch: int | None = None,
@@ -38,6 +42,7 @@ def recalibrate_checkpoint(
 ) -> dict[str, Any]:
     """Write the weights in `checkpoint` with new statistics to `out`, which appears whole or not at all.
 
+    The configuration is the one in the checkpoint, else in the file `config`, with `sets` (`a.b=c`) put into it.
     Returns {out, layers, samples, path, before, after}: metrics of the test set as text, with the statistics of before
     and after. Runs on the CPU. Raises WrongInput, and what reading, configuration and data raise, with exit codes.
     """
@@ -46,22 +51,24 @@ def recalibrate_checkpoint(
     if out.exists() and not force:
         raise WrongInput(f'"{out}" exists; --force replaces it')
     contents = read(checkpoint)
-    config = _config_of(contents)
-    device = torch.device("cpu")
-    splits = open_splits(config.data, config.loader, config.train.seed, device)
-    model: nn.Module = build(MODELS, config.model)
+    trainer = load(config, sets) if config else _config_of(contents, sets)
+    check(trainer)
+    splits = open_splits(trainer.data, trainer.loader, trainer.train.seed, torch.device("cpu"))
+    model: nn.Module = build(MODELS, trainer.model)
     init_from(InitFrom(path=checkpoint, ema=ema, min_match=1.0), model)
-    path = _choose(model, config, contents, path)
+    path = _choose(model, trainer, contents, path)
 
-    defaults = (config.supernet and config.supernet.recalibrate) or Recalibration()
+    defaults = (trainer.supernet and trainer.supernet.recalibrate) or Recalibration()
     draws = calibration_draws(
-        splits.train.size, config.train.seed, samples=samples or defaults.samples, batch=batch or defaults.batch
+        splits.train.size, trainer.train.seed, samples=samples or defaults.samples, batch=batch or defaults.batch
     )
-    sums = _sums(model, config)
+    sums = _sums(model, trainer)
     before = _metrics(model, sums, splits.test)
     statistics = recalibrate(model, splits.train.batches(draws), forward=lambda b: _forward(model, b))
     if not statistics:
-        raise WrongInput(f"{checkpoint}: the model {config.model.type} has no batch norm layer with running statistics")
+        raise WrongInput(
+            f"{checkpoint}: the model {trainer.model.type} has no batch norm layer with running statistics"
+        )
     _write(model, out)
     return {
         "out": str(out),
@@ -73,16 +80,14 @@ def recalibrate_checkpoint(
     }
 
 
-def _config_of(contents: Contents) -> TrainerConfig:
+def _config_of(contents: Contents, sets: Sequence[str]) -> TrainerConfig:
     saved = contents.facts.get("config")
     if saved is None:
         raise WrongInput(
-            f"{contents.path} is a {contents.kind} and does not say which model and data it belongs to; allowed: a "
-            "checkpoint that a job with trainer.config has written"
+            f"{contents.path} is a {contents.kind} and does not say which model and data it belongs to; allowed: "
+            "--config FILE, or a checkpoint that a job with trainer.config has written"
         )
-    config = parse(saved)
-    check(config)
-    return config
+    return parse(with_sets(saved, sets))
 
 
 def _choose(model: nn.Module, config: TrainerConfig, contents: Contents, path: str | None) -> str | None:

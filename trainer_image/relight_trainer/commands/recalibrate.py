@@ -8,6 +8,8 @@ import click
 @click.command("recalibrate")
 @click.argument("checkpoint", metavar="CHECKPOINT")
 @click.argument("out", metavar="OUT.safetensors|OUT.pt")
+@click.option("--config", metavar="FILE", help="For weights that do not say which model and data they belong to.")
+@click.option("--set", "sets", multiple=True, metavar="A.B=VALUE", help="Change a field of the configuration first.")
 @click.option(
     "--path", metavar="PATH", help='Of a supernet: the path, such as "0-3-1", or "best" of the last evaluation.'
 )
@@ -20,6 +22,8 @@ def command(
     *,
     checkpoint: str,
     out: str,
+    config: str | None,
+    sets: tuple[str, ...],
     path: str | None,
     samples: int | None,
     batch: int | None,
@@ -30,12 +34,14 @@ def command(
     """Give the batch norm layers of CHECKPOINT the exact statistics of training samples, and write its weights to OUT.
 
     What training leaves is a moving average over weights that were changing; in a supernet, a mixture of all paths.
-    CHECKPOINT is one of Relight's, or a job's folder, of which the newest is taken: it says itself which model and
-    data it belongs to. The test set's metrics are shown with the old statistics and with the new ones.
+    CHECKPOINT is whatever `relight inspect` takes; of a job's folder, the newest one is taken. Relight's own say
+    themselves which model and data they belong to. The test set's metrics are shown with the old statistics and with
+    the new ones.
 
     \b
       relight recalibrate /checkpoints/default/digits digits.safetensors
       relight recalibrate /checkpoints/default/supernet best.pt --path best
+      relight recalibrate old.pth new.pth --config config.yaml --set data.root=/data/imagenet
 
     Exit codes: 0, 64 wrong input, 65 damaged checkpoint or data, 74 OUT cannot be written.
     """  # noqa: D301  # click's mark for text that is not wrapped
@@ -43,7 +49,17 @@ def command(
 
     from relight_trainer.recalibrate_checkpoint import recalibrate_checkpoint
 
-    said = recalibrate_checkpoint(checkpoint, Path(out), path=path, samples=samples, batch=batch, ema=ema, force=force)
+    said = recalibrate_checkpoint(
+        checkpoint,
+        Path(out),
+        config=config,
+        sets=sets,
+        path=path,
+        samples=samples,
+        batch=batch,
+        ema=ema,
+        force=force,
+    )
     if output == "json":
         click.echo(json.dumps(said, indent=2))
         return
