@@ -78,6 +78,7 @@ def test_the_digest_stands_in_a_safetensors_files_metadata(tmp_path):
     [
         lambda w: {"model": {"a": torch.zeros(2)}, "ema": w},
         lambda w: {"model": {"a": torch.zeros(2)}, "ema": {"shadow": w, "decay": 0.9, "updates": 3}},
+        lambda w: {"model": {"a": torch.zeros(2)}, "ema": {"updates": torch.tensor(3.0), "weights": w}},  # ours
         lambda w: {"state_dict": {"a": torch.zeros(2)}, "state_dict_ema": w},  # timm
         lambda w: {  # torch.optim.swa_utils.AveragedModel
             "model": {"a": torch.zeros(2)},

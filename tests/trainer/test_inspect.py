@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+import worlds
 from safetensors.torch import save_file
+from test_train_exact import job
 
 from relight_trainer.checkpoint import CheckpointFolder, Snapshots, pack
 from relight_trainer.flush import _Alone
 from relight_trainer.inspect import Unreadable, WrongInput, read
 from relight_trainer.inspect.dtypes import ITEM_SIZES, SAFETENSORS
 from relight_trainer.inspect.report import report, text
+from relight_trainer.inspect.statistics import Bytes
 from relight_trainer.inspect.weights import weights
 
 RELIGHT = [sys.executable, "-m", "relight_operator.cli"]
@@ -103,6 +106,37 @@ def test_every_format_gives_the_numbers_that_torch_gives(tmp_path, save):
     assert dict(weights(contents)).keys() == net.state_dict().keys()
     assert json.loads(json.dumps(said, allow_nan=False)) == said
     assert "8x3x3x3" in text(said)
+
+
+def save_sharded(_, path):
+    from torch.distributed.tensor import DeviceMesh, Shard, distribute_tensor
+
+    torch.distributed.init_process_group("gloo")
+    mesh = DeviceMesh("cpu", [0, 1])
+    full = torch.arange(35.0).reshape(5, 7)
+    dcp.save(
+        {
+            "model": {
+                "rows": distribute_tensor(full, mesh, [Shard(0)]),
+                "columns": distribute_tensor(full, mesh, [Shard(1)]),
+            }
+        },
+        checkpoint_id=path,
+    )
+
+
+def test_a_tensor_that_several_ranks_have_saved_is_one(tmp_path):
+    worlds.run(save_sharded, tmp_path / "dcp", root=tmp_path, job=job(tmp_path), ranks=2)
+
+    contents = read(tmp_path / "dcp")
+
+    assert {(row["name"], row["norm"]) for row in report(contents)["tensors"]} == {
+        (f"model.{name}", math.sqrt(sum(n * n for n in range(35)))) for name in ("rows", "columns")
+    }
+    for _, ref in weights(contents):
+        assert len(ref.pieces) == 2
+        with Bytes() as data:
+            assert data.whole(ref).tolist() == torch.arange(35.0).reshape(5, 7).tolist()
 
 
 def test_an_optimizer_is_summed_up(tmp_path):
