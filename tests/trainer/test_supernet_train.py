@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from relight_trainer import train
 from relight_trainer.commands.recalibrate import command
+from relight_trainer.context import WorkerContext
 from relight_trainer.data.digits import digits
 from relight_trainer.inspect import WrongInput
 from relight_trainer.models.digits_supernet import digits_supernet
 from relight_trainer.recalibrate import calibration_draws, population_statistics
+from relight_trainer.setup import Training
 from relight_trainer.supernet import BadSupernet, PathContext
 from relight_trainer.supernet.choices import space_of
 
@@ -49,6 +51,20 @@ class Careless(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         output: Tensor = self.layers[: 2 + self.path](inputs)
         return output
+
+
+def active(context: WorkerContext) -> list[set[str]]:
+    """The parameters that have a gradient in each step of a training."""
+    steps: list[set[str]] = []
+    after_step = Training.after_step
+
+    def note(self: Training) -> None:
+        steps.append({name for name, p in self.run.model.named_parameters() if p.grad is not None})
+        after_step(self)
+
+    Training.after_step = note  # type: ignore[method-assign]
+    assert train.run(context).kind == "completed"
+    return steps
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +150,12 @@ def test_a_model_that_draws_its_paths_carelessly_ends_the_job_in_words(tmp_path:
     words = "supernet: rank 1 took other paths than rank 0, in step"
     assert any(words in text for text in [*results, *(o.message for o in outcomes)]), (results, outcomes)
     assert all(o.exit_code == 64 for o in outcomes)
+
+
+def test_a_rank_without_samples_gives_no_gradient_to_what_is_on_no_path(tmp_path: Path) -> None:
+    config = {**CONFIG, "sync_bn": False, "supernet": {"evaluate": 1, "recalibrate": {"samples": 32, "batch": 16}}}
+    config["train"] = {"duration": "3st", "global_batch": 1, "device": "cpu"}
+    one, other = worlds.run(active, root=tmp_path, job=job(tmp_path, **config))
+    assert one == other
+    for names in one:
+        assert 2 <= sum(".options." in name for name in names) <= 4  # one option of each of the two choices
