@@ -11,6 +11,7 @@ from relight_trainer.hooks import Hook
 from relight_trainer.run import Run
 
 WEIGHTS: dict[str, dict[str, Tensor]] = {}
+SAID: dict[str, list[str]] = {}
 
 
 class Perceptron(nn.Module):
@@ -64,6 +65,7 @@ class Capture(Hook):
 
     def run_end(self, run: Run) -> None:
         tensors = (*run.model.named_parameters(), *run.model.named_buffers())
+        SAID[self.name] = list(run.session._notices)
         WEIGHTS[self.name] = {name: tensor.detach().clone() for name, tensor in tensors}
 
 
@@ -82,3 +84,53 @@ class Keep(Hook):
         self.states[run.step] = bytes(pack(run.session._state()))
         if run.step == self.cut:
             raise Cut
+
+
+class Watch(Hook):
+    """Notes each step; the gradients of step `spoil` are made infinite."""
+
+    seen: ClassVar[list[Any]] = []
+
+    def __init__(self, spoil: int) -> None:
+        self.spoil = spoil
+
+    def gradients_ready(self, run: Run) -> None:
+        if run.step + 1 == self.spoil:
+            for group in run.optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad.fill_(float("inf"))
+            if run.scaler.is_enabled():  # what the scaler found when it unscaled them
+                [state] = run.scaler._per_optimizer_states.values()
+                for found in state["found_inf_per_device"].values():
+                    found.fill_(1.0)
+
+    def step_end(self, run: Run) -> None:
+        assert run.loss is not None
+        self.seen.append(
+            {
+                "step": run.step,
+                "skipped": run.skipped,
+                "taken": run.session._objects["updates"].state_dict()["taken"],
+                "lr": run.optimizer.param_groups[0]["lr"],
+                "scale": run.scaler.get_scale(),
+                "weights": [p.detach().flatten().tolist() for p in run.model.parameters()],
+                "loss": run.loss.item(),
+            }
+        )
+
+
+class OwnStep(Perceptron):
+    """A model that computes its loss itself."""
+
+    def training_step(self, batch: Any, run: Run) -> dict[str, Tensor]:
+        return {"loss": nn.functional.cross_entropy(self(batch[0]), batch[1])}
+
+
+class Mappings(Noisy):
+    def __getitem__(self, index: int) -> Any:
+        inputs, label = super().__getitem__(index)
+        return {"inputs": inputs, "label": label}
+
+
+def mappings(count: int, double: bool = False) -> tuple[Mappings, None]:
+    return Mappings(count), None

@@ -3,7 +3,14 @@
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from relight_agent.exits import ExitCode
 from relight_trainer.settings.ddp import Ddp
+
+
+class UnfitCompression(Exception):
+    """The process group cannot send gradients like that."""
+
+    exit_code = ExitCode.BAD_CONFIG
 
 
 def compress(replica: DistributedDataParallel, settings: Ddp) -> None:
@@ -14,6 +21,8 @@ def compress(replica: DistributedDataParallel, settings: Ddp) -> None:
     """
     match settings.compress:
         case "bf16":
+            if next(replica.parameters()).device.type != "cuda":
+                raise UnfitCompression("ddp.compress: bf16 needs GPUs and NCCL; allowed here: none, fp16, powersgd")
             replica.register_comm_hook(None, default_hooks.bf16_compress_hook)
         case "fp16":
             replica.register_comm_hook(None, default_hooks.fp16_compress_hook)

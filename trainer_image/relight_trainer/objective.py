@@ -79,7 +79,8 @@ class OwnObjective(Objective):
         super().__init__(lambda loss, _: loss)
 
     def output(self, replica: nn.Module, batch: Any, run: "Run") -> Any:
-        return replica(batch, run)
+        step: Any = getattr(replica, "training_step", replica)  # an evaluation has the model itself
+        return step(batch, run)
 
     def loss(self, output: Any, batch: Any, samples: int) -> Tensor:  # noqa: ARG002  # it is in the output
         return self.total(output["loss"] if isinstance(output, Mapping) else output, samples)

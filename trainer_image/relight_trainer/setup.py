@@ -4,6 +4,7 @@ import gc
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from relight_trainer.optim import build_optimizer, set_rates
 from relight_trainer.paths import Paths
 from relight_trainer.placement import check_model
 from relight_trainer.precision import autocast, build_scaler
+from relight_trainer.recalibrate import recalibrated
 from relight_trainer.registry import build
 from relight_trainer.replicas import replicate
 from relight_trainer.run import Run, numbers
@@ -157,7 +159,7 @@ class Training:
             if self.ema:
                 with self.ema.swapped():
                     metrics |= {f"ema_{name}": value for name, value in self._evaluate().items()}
-        self.schedule.observe(metrics)
+        self.schedule.observe(metrics, run.step)
         run.log(metrics)
         run.hooks.evaluation_end(run, numbers(metrics))
 
@@ -166,7 +168,19 @@ class Training:
         sums = sums_of(run.model, self._objective, run)
         if self._paths:
             return self._paths.evaluate(sums, lambda batch: self._objective.output(run.model, batch, run))
-        return evaluate(run.model, sums, self.splits.test, self._session.peers, self._session.leaving)
+        test = partial(evaluate, run.model, sums, self.splits.test, self._session.peers, self._session.leaving)
+        if self.config.evaluate.recalibrate is None:
+            return test()
+        with recalibrated(
+            run.model,
+            self.config.evaluate.recalibrate,
+            self.splits.train,
+            self._session.peers,
+            seed=self.config.train.seed,
+            forward=lambda batch: self._objective.output(run.model, batch, run),
+            interrupted=self._session.leaving,
+        ):
+            return test()
 
     def close(self) -> None:
         if self._paths:
@@ -230,6 +244,7 @@ def _dealer(config: TrainerConfig, sampler: Sampler, session: Session, context: 
         rank=peers.rank,
         world=peers.world,
         together=config.sync_bn is not None,
+        stand_in=config.supernet is not None,  # what is on no path is to have no gradient, on no rank
     )
 
 

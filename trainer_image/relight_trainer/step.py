@@ -1,7 +1,7 @@
 """One optimizer step of one rank."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from relight_trainer.finite import FiniteWatch, NonFiniteLoss
+from relight_trainer.modes import mode
 from relight_trainer.objective import Objective
 from relight_trainer.placement import explain
 from relight_trainer.replicas import VirtualBuffers, take_part
@@ -111,7 +112,7 @@ class Step:
         run, objective = self._run, self._objective
         run.output = None  # the last one's memory is free for this one
         try:
-            with nullcontext() if part.samples else uncounted():
+            with nullcontext() if part.samples else self._uncounted():
                 with self._autocast():
                     run.output = objective.output(run.replica, run.batch, run)
                 loss = objective.loss(run.output, run.batch, part.samples) * (weight if part.samples else 0.0)
@@ -122,6 +123,13 @@ class Step:
         if not (self._scaled or self._skips):
             self.watch.note("loss", run.loss, run.step)
         return loss
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """The statistics of batch norm do not see this forward pass. Sync BN takes part in its peers' collectives."""
+        together = self._run.config.sync_bn is not None
+        with uncounted(), nullcontext() if together else mode(self._run.model, training=False):
+            yield
 
     def _without_samples(self) -> None:
         """For a rank that has no part of the step: its peers still wait for its gradients, which are zero."""

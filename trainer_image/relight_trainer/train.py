@@ -1,7 +1,6 @@
 """The training core: what runs in each worker of a job with `trainer.config`."""
 
 import os
-import sys
 from contextlib import closing
 
 import torch
@@ -22,8 +21,6 @@ from relight_trainer.setup import Training, UnfitConfig
 
 def run(context: WorkerContext) -> Outcome:
     """Train to the end, or to a stop agreed by all ranks. Errors with an `exit_code` say how they are to be treated."""
-    if context.job.workdir and context.job.workdir not in sys.path:
-        sys.path.insert(0, context.job.workdir)  # what a configuration names may lie beside the job's file
     config = parse(context.job.entry["config"])
     check(config)
     device = prepare(config.train, context.local_rank)

@@ -33,20 +33,31 @@ class Dealer:
     """
 
     def __init__(
-        self, sampler: Sampler, *, virtual_ranks: int, accumulate: int, rank: int, world: int, together: bool = False
+        self,
+        sampler: Sampler,
+        *,
+        virtual_ranks: int,
+        accumulate: int,
+        rank: int,
+        world: int,
+        together: bool = False,
+        stand_in: bool = False,
     ) -> None:
+        """`stand_in`: a rank without samples runs one that does not count, to use what its peers use."""
         self.accumulate = accumulate
         self.virtual_ranks = virtual_ranks
         self._sampler = sampler
         self._rank = rank
         self._world = world
         self._together = together
+        self._stand_in = stand_in
         self.passed_on = not together and virtual_ranks > world  # some rank runs the parts of several virtual ranks
 
     def parts(self, step: int) -> list[Part]:
         """The micro-batches of this rank in `step`, in the order in which they are run.
 
-        Parts without samples are left out, but where all ranks work together; a rank may have none at all.
+        Parts without samples are left out, but where all ranks work together; a rank may have none at all,
+        or a stand-in.
         """
         batch = self._sampler.batch_of(step)
         if self._together:
@@ -55,7 +66,10 @@ class Dealer:
         mine = share(self.virtual_ranks, self._rank, self._world)
         numbers = range(mine.start * self.accumulate, mine.stop * self.accumulate)
         shares = ((n, batch[share(len(batch), n, count)]) for n in numbers)
-        return [Part(n, n // self.accumulate, mine, len(mine)) for n, mine in shares if len(mine)]
+        parts = [Part(n, n // self.accumulate, mine, len(mine)) for n, mine in shares if len(mine)]
+        if not parts and self._stand_in:
+            return [Part(numbers.start, mine.start, batch[:1], 0)]
+        return parts
 
     def _parts_together(self, batch: Indices) -> list[Part]:
         parts = []
