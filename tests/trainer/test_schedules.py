@@ -72,6 +72,14 @@ def test_without_cycling_the_momentum_stays() -> None:
     assert {schedule(step).momentum for step in range(10)} == {None}
 
 
+def test_an_optimizer_without_momentum_has_none_cycled() -> None:
+    for optimizer in ({"type": "adagrad"}, {"type": "rmsprop"}, {"type": "sgd", "momentum": 0, "nesterov": False}):
+        config = parse({"optimizer": optimizer})
+        schedule = build_schedule(config.schedule, config.optimizer, Length(10, EPOCH), 64)
+        assert {schedule(step).momentum for step in range(10)} == {None}
+        assert len({schedule(step).lr for step in range(10)}) == 10
+
+
 def test_a_constant_schedule_leaves_the_optimizer_as_configured() -> None:
     for config in (Sgd(lr=0.2, momentum=0.5), AdamW(lr=0.01, beta1=0.8)):
         built = build_optimizer(config, Weight(), 64)
@@ -177,20 +185,21 @@ def test_plateau_is_torchs_and_goes_on_from_a_checkpoint(better: str) -> None:
     values = [chance.uniform(0.5, 1.5) * 0.99**n for n in range(60)]
     schedule = ours(settings, 600)
     factors = set()
-    for value in values:
+    for step, value in enumerate(values):
         text = f"{value:.4f}"
-        schedule.observe({"m": text, "other": "0"})
+        schedule.observe({"m": text, "other": "0"}, step)
         scheduler.step(float(text))
         assert schedule(123).lr == pytest.approx(base.param_groups[0]["lr"], rel=1e-12)
         factors.add(schedule(0).lr)
         resumed = ours(settings, 600)
         resumed.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
         schedule = resumed
+        schedule.observe({"m": text, "other": "0"}, step)  # evaluated again, right after the resume
     assert len(factors) >= 4
     with pytest.raises(
         BadConfig, match=r'config.schedule.metric: no such metric in the evaluation; found "m"; did you mean "mm"'
     ):
-        schedule.observe({"mm": "1"})
+        schedule.observe({"mm": "1"}, 60)
 
 
 def halved(step: int, total: int, *, times: int) -> float:
@@ -226,8 +235,8 @@ def test_a_function_of_ones_own_is_a_schedule_and_its_arguments_are_checked() ->
         ({"schedule": {"type": "multistep", "at": ["5ep", "110%"]}}, 'config.schedule.at[1]: not a place in the training; found "110%"'),
         ({"schedule": {"type": "sequence", "parts": [{}, {}]}}, "config.schedule.parts[0].length: missing; allowed: a length"),
         ({"schedule": {"type": "sequence", "parts": [{"schedule": {"type": "onecycle"}}]}}, "config.schedule.parts[0].schedule.type: unknown name"),
-        ({"optimizer": {"type": "adagrad"}}, "config.schedule.cycle_momentum: adagrad has no momentum to cycle; found true; allowed: false"),
-        ({"optimizer": {"type": "sgd", "groups": [{"match": "*", "momentum": 0.5}]}}, "config.schedule.cycle_momentum: a group has a momentum of its own"),
+        ({"optimizer": {"type": "adagrad"}, "schedule": {"type": "onecycle", "cycle_momentum": True}}, "config.schedule.cycle_momentum: adagrad has no momentum to cycle; found true; allowed: false"),
+        ({"optimizer": {"type": "sgd", "groups": [{"match": "*", "momentum": 0.5}]}}, "config.schedule.cycle_momentum: a group has a momentum of its own, which would be cycled too; found null; allowed: false"),
         ({"schedule": {"type": "plateau"}}, "config.schedule.type: nothing is evaluated before the training has ended"),
     ],
 )  # fmt: skip

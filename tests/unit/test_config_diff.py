@@ -71,3 +71,19 @@ def test_patterns_reach_below_what_they_name_and_the_top_level() -> None:
 def test_reading_checkpoints_needs_the_standard_library_only() -> None:
     code = "import sys, relight_trainer.config_diff; sys.exit(any(m in sys.modules for m in ('torch', 'pydantic')))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"optimizer": {"type": "muon", "lr": 1, "others": {"type": "adamw", "groups": [{"match": "x", "beta1": 0}]}}},
+        {"optimizer": {"type": "my.own:Kind", "lr": {"value": 1, "at_batch": 256}, "flag": True}},
+        {"schedule": {"type": "sequence", "parts": [{"length": "10%", "schedule": {"type": "my:fn", "a": 1}}, {}]}},
+        {"clip": {"type": "agc", "but": "head"}, "ema": 0.99, "init_from": "x.pt"},
+        {"freeze": ["a", {"match": "*", "but": "b", "until": "5ep"}]},
+    ],
+)
+def test_every_section_comes_back_from_its_canonical_form(config: dict[str, Any]) -> None:
+    form = canonical(parse(config))
+    assert canonical(parse(form)) == form
+    assert differences(form, canonical(parse(form))) == []

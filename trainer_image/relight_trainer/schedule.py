@@ -42,10 +42,13 @@ class Schedule:
         rates = self._rates(step)
         return rates if self._plateau is None else rates._replace(lr=rates.lr * self._plateau.state.factor)
 
-    def observe(self, metrics: Mapping[str, str]) -> None:
-        """What an evaluation found, the same on every rank. Raises BadConfig where plateau's metric is not in it."""
+    def observe(self, metrics: Mapping[str, str], step: int) -> None:
+        """What the evaluation after `step` steps found, the same on every rank; once told, it is not heard again.
+
+        Raises BadConfig where plateau's metric is not in it.
+        """
         if self._plateau is not None:
-            self._plateau.observe(metrics)
+            self._plateau.observe(metrics, step)
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._plateau is None else asdict(self._plateau.state)
@@ -59,13 +62,13 @@ def build_schedule(schedule: AnySchedule, optimizer: OptimizerArguments, length:
     """The schedule of a training of `length` with global batches of `batch` samples. Raises BadConfig."""
     peak = rate_at(optimizer.lr, batch)
     if isinstance(schedule, settings.OneCycle):
-        return Schedule(_onecycle(schedule, peak, length.total))
+        return Schedule(_onecycle(schedule, peak, length.total, momentum=settings.cycles(schedule, optimizer)))
     factor = _factor(schedule, length)
     plateau = _Plateau(schedule) if isinstance(schedule, settings.Plateau) else None
     return Schedule(lambda step: Rates(peak * factor(step), None), plateau)
 
 
-def _onecycle(cycle: settings.OneCycle, lr: float, total_steps: int) -> Callable[[int], Rates]:
+def _onecycle(cycle: settings.OneCycle, lr: float, total_steps: int, *, momentum: bool) -> Callable[[int], Rates]:
     anneal = _cosine if cycle.anneal == "cos" else _linear
     first_lr = lr / cycle.div_factor
     low, high = cycle.base_momentum, cycle.max_momentum
@@ -80,8 +83,7 @@ def _onecycle(cycle: settings.OneCycle, lr: float, total_steps: int) -> Callable
             start, end, part = first, peak, step / peak_step
         else:
             start, end, part = peak, last, (step - peak_step) / (last_step - peak_step)
-        momentum = anneal(start[1], end[1], part) if cycle.cycle_momentum else None
-        return Rates(anneal(start[0], end[0], part), momentum)
+        return Rates(anneal(start[0], end[0], part), anneal(start[1], end[1], part) if momentum else None)
 
     return rates
 
@@ -175,6 +177,7 @@ class _PlateauState:
     best: float | None = None
     worse: int = 0  # evaluations since the best
     cooldown: int = 0  # evaluations that do not count yet
+    step: int = -1  # of the newest evaluation: who resumes right there evaluates again
 
 
 class _Plateau:
@@ -184,17 +187,19 @@ class _Plateau:
         self._config = config
         self.state = _PlateauState()
 
-    def observe(self, metrics: Mapping[str, str]) -> None:
+    def observe(self, metrics: Mapping[str, str], step: int) -> None:
         config = self._config
+        if step <= self.state.step:
+            return
         if config.metric not in metrics:
             known = sorted(metrics)
             message, near = "no such metric in the evaluation", nearest(config.metric, known)
             path = "config.schedule.metric"
             raise BadConfig([Problem(path, message, shown(config.metric), ", ".join(known), near)])
-        self.state = self._after(float(metrics[config.metric]))
+        self.state = self._after(float(metrics[config.metric]), step)
 
-    def _after(self, value: float) -> _PlateauState:
-        config, (factor, best, worse, cooldown) = self._config, vars(self.state).values()
+    def _after(self, value: float, step: int) -> _PlateauState:
+        config, (factor, best, worse, cooldown, _) = self._config, vars(self.state).values()
         if self._better(value, best):
             best, worse = value, 0
         else:
@@ -203,7 +208,7 @@ class _Plateau:
             cooldown, worse = cooldown - 1, 0
         if worse > config.patience:
             factor, cooldown, worse = max(factor * config.factor, config.end), config.cooldown, 0
-        return _PlateauState(factor, best, worse, cooldown)
+        return _PlateauState(factor, best, worse, cooldown, step)
 
     def _better(self, value: float, best: float | None) -> bool:
         if best is None:

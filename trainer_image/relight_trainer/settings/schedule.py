@@ -21,7 +21,9 @@ class OneCycle(StrictModel):
     anneal: Literal["cos", "linear"] = Field("cos", description="The shape of rise and fall.")
     div_factor: float = Field(25.0, ge=1, description="The rate starts at the peak divided by this.")
     final_div_factor: float = Field(1e4, ge=1, description="It ends at its start divided by this.")
-    cycle_momentum: bool = Field(True, description="Momentum (beta1 of adamw) falls while the rate rises, and back.")
+    cycle_momentum: bool | None = Field(
+        None, description="Momentum (beta1 of adamw) falls while the rate rises, and back; unset: where there is one."
+    )
     base_momentum: float = Field(0.85, ge=0, lt=1, description="At the peak of the rate.")
     max_momentum: float = Field(0.95, ge=0, lt=1, description="At the start and the end.")
 
@@ -188,16 +190,24 @@ AnySchedule = OneCycle | Warmed | Sequence
 ScheduleSettings = Annotated[SerializeAsAny[AnySchedule], kinds(SCHEDULES, OwnSchedule)]
 
 
+def cycles(schedule: OneCycle, optimizer: OptimizerArguments) -> bool:
+    """Whether the momentum is cycled."""
+    if schedule.cycle_momentum is not None:
+        return schedule.cycle_momentum
+    field = optimizer.momentum_field
+    return field is not None and bool(getattr(optimizer, field))
+
+
+def _own_momentum(optimizer: OptimizerArguments) -> bool:
+    return any(optimizer.momentum_field in group.own for group in optimizer.groups)
+
+
 def check(schedule: AnySchedule, optimizer: OptimizerArguments, evaluate: Evaluate) -> None:
     """Raises ValidationError where the sections of one configuration contradict each other."""
     if isinstance(schedule, OneCycle) and schedule.cycle_momentum and optimizer.momentum_field is None:
         message = f"{optimizer.type} has no momentum to cycle"
         error, field = problem("conflict", message, allowed="false"), "cycle_momentum"
-    elif (
-        isinstance(schedule, OneCycle)
-        and schedule.cycle_momentum
-        and any(optimizer.momentum_field in group.own for group in optimizer.groups)
-    ):
+    elif isinstance(schedule, OneCycle) and cycles(schedule, optimizer) and _own_momentum(optimizer):
         message = f"a group has a {optimizer.momentum_field} of its own, which would be cycled too"
         error, field = problem("conflict", message, allowed="false"), "cycle_momentum"
     elif isinstance(schedule, Plateau) and evaluate.every is None:
