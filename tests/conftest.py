@@ -32,8 +32,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _place(item: pytest.Item) -> int:
-    """Those that start and end testbeds of their own need the computer before the shared one has it; one judges all others."""
-    return ("cluster" in getattr(item, "fixturenames", ())) + (item.get_closest_marker("at_the_end") is not None)
+    """Those that start and end testbeds of their own need the computer before the shared one has it; some judge all others."""
+    if not item.path.is_relative_to(CLUSTER):
+        return 0
+    return 1 + ("cluster" in getattr(item, "fixturenames", ())) + (item.get_closest_marker("at_the_end") is not None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

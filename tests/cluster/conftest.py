@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from tests.cluster.relight import CHART, RELEASE, SYSTEM, Job, Operator
 from tests.testbed import Cluster, ExistingCluster, TestbedUnavailableError
-from tests.testbed.building import base_image, relight_image
+from tests.testbed.building import TARGETS, base_image, relight_image
 from tests.testbed.cluster import prepare
 from tests.testbed.images import Image, reference_of
 
 PUBLIC_PYTHON = "docker.io/library/python:3.11-slim"
-TARGETS = ("operator", "trainer")
 GPUS = "trainer.resources.limits.nvidia\\.com/gpu=8"
 
 

@@ -8,12 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+from tests.testbed.building import TARGETS, base_image, relight_image
 from tests.testbed.cache import cache_root
 from tests.testbed.cluster import Cluster, bring_down, prepare
 from tests.testbed.errors import TestbedError
 from tests.testbed.images import Image, reference_of
 from tests.testbed.layout import NODES, kubeconfig_path
 from tests.testbed.packages import missing_packages
+from tests.testbed.seed import seed
 
 
 def say(line: str) -> None:
@@ -84,9 +86,10 @@ def main() -> int:
         "up": "start it; prints the line that points kubectl at it",
         "down": "end it, and remove what a killed one left behind",
         "status": "its machines",
-        "build": "install and build what it needs, and start nothing",
     }.items():
         commands.add_parser(name, help=text)
+    build = commands.add_parser("build", help="install and build what it needs, and start nothing")
+    build.add_argument("--images", action="store_true", help="Relight's images of this checkout too, unpacked")
     commands.add_parser("load", help="import an image archive into every machine").add_argument(
         "argument", metavar="TAR"
     )
@@ -106,6 +109,8 @@ def main() -> int:
                 if not agreed():
                     return 1
                 prepare()
+                if arguments.images:
+                    seed([base_image(), *(relight_image(target) for target in TARGETS)])
                 return 0
             case action:
                 return with_cluster(action, arguments.argument)

@@ -17,6 +17,7 @@ from tests.testbed.shell import sh
 REPOSITORY = Path(__file__).parents[2]
 KEPT = 3  # of each image: a trainer with torch takes over a gigabyte
 BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates")
+TARGETS = ("operator", "trainer")
 MAKER = (".ci/images.py", "Dockerfile", ".dockerignore")  # beside what the last of these lets into a build
 
 
