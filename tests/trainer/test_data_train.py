@@ -1,6 +1,7 @@
 """Data sets through the whole training: loader processes, augmentation, evaluation, a cut, changed data."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import worlds
 from PIL import Image
 from test_train_exact import job, result, until
 
+from relight_agent.files import Outcome
 from relight_trainer import train
+from relight_trainer.context import WorkerContext
 from relight_trainer.data.digits import digits
+from relight_trainer.worker import entry_of
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -67,38 +71,45 @@ def test_unusable_data_ends_a_worker_before_the_world_forms(tmp_path: Path) -> N
     assert outcome.startswith(f"BadData: data.root: {tmp_path} has no not_mounted; found job.json, slot-0")
 
 
-class Squares(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
-    """Points of a noisy grid; the class is the half that they lie in."""
+OWN_SETS = """
+import torch
 
-    def __init__(self, size: int) -> None:
+class Halves(torch.utils.data.Dataset):
+    def __init__(self, size):
         self.size = size
 
-    def __len__(self) -> int:
+    def __len__(self):
         return self.size
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index):
         return torch.tensor([index / self.size, 1.0]) + 0.1 * torch.rand(2), int(2 * index >= self.size)
 
+def sets(size):
+    return Halves(size), Halves(size // 2)
+"""
 
-def own_sets(size: int) -> tuple[Squares, Squares]:
-    return Squares(size), Squares(size // 2)
+
+def as_a_worker(context: WorkerContext) -> Outcome | None:
+    return entry_of(context)()
 
 
-def test_numbers_in_arrays_and_a_set_of_ones_own_train(tmp_path: Path) -> None:
+def test_files_and_modules_in_the_jobs_folder_are_found(tmp_path: Path) -> None:
     inputs = np.random.default_rng(0).integers(0, 256, (60, 6), dtype=np.uint8)
     np.savez(tmp_path / "d.npz", inputs=inputs, labels=inputs[:, 0] // 128)
-    arrays = {"type": "arrays", "train": str(tmp_path / "d.npz"), "scale": 255.0}
-    own = {"type": "test_data_train:own_sets", "size": 40}
+    (tmp_path / "own_sets_of_a_test.py").write_text(OWN_SETS)
+    arrays = {"type": "arrays", "train": "d.npz", "scale": 255.0}
+    own = {"type": "own_sets_of_a_test:sets", "size": 40}
+    results = {}
     for name, width, data, workers in (("arrays", 6, arrays, "auto"), ("own", 2, own, 2), ("same", 2, own, 0)):
         folder = tmp_path / name
         folder.mkdir()
         model = {"type": "mlp", "inputs": width, "hidden": [8], "outputs": 2}
         the_job = job(folder, steps=9, model=model, data=data, loader={"workers": workers})
         the_job.entry["config"]["train"]["global_batch"] = 7
-        outcomes = worlds.run(train.run, root=folder, job=the_job, ranks=1)
-        (folder / "result").write_text(str(result(outcomes)))
-        assert "test_accuracy" in outcomes[0].result["metrics"]
-    assert (tmp_path / "own" / "result").read_text() == (tmp_path / "same" / "result").read_text()
+        the_job = replace(the_job, workdir=str(tmp_path))
+        results[name] = result(worlds.run(as_a_worker, root=folder, job=the_job, ranks=1))
+        assert "test_accuracy" in results[name]["metrics"]
+    assert results["own"] == results["same"]
 
 
 def accuracies(root: Path, seeds: int, config: dict[str, Any]) -> list[float]:

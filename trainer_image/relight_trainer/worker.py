@@ -91,15 +91,22 @@ def entry_of(context: WorkerContext) -> Callable[[], Outcome | None]:
     """What the job file asks this worker to run. Raises BadEntry for a kind that workers do not know."""
     match context.job.entry:
         case {"kind": "config"}:
-            from relight_trainer import train
-
-            return lambda: train.run(context)
+            return lambda: run_config(context)
         case {"kind": "script", "argv": [script, *arguments]}:
             return lambda: run_script(script, arguments, context.job.workdir)
         case {"kind": "module", "argv": [module, *arguments]}:
             return lambda: run_module(module, arguments, context.job.workdir)
         case entry:
             raise BadEntry(f"a worker cannot run an entry of kind {entry.get('kind')!r}")
+
+
+def run_config(context: WorkerContext) -> Outcome:
+    """Run the training core in the job's folder: relative paths start there, and what is imported by name may lie there."""
+    os.chdir(context.job.workdir)
+    sys.path.append(str(Path.cwd()))  # last: a `queue.py` there is not to become a library's
+    from relight_trainer import train
+
+    return train.run(context)
 
 
 def run_script(script: str, arguments: list[str], workdir: str) -> None:
