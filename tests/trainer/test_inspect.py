@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import random
 import struct
 import subprocess
 import sys
@@ -331,6 +332,24 @@ def test_a_torch_file_cut_anywhere_is_refused_in_words(tmp_path):
         (tmp_path / "cut.pt").write_bytes(data[:size])
         with pytest.raises(Unreadable, match=r"cut\.pt: "):
             report(read(tmp_path / "cut.pt"))
+
+
+@pytest.mark.parametrize("save", [as_pt, as_legacy, as_snapshot])
+def test_a_file_with_wrong_bytes_is_read_or_refused_in_words(tmp_path, save):
+    save(tmp_path / "sound", trained()[1])
+    sound = (tmp_path / "sound").read_bytes()
+    rng = random.Random(1)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(sound)
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            data[rng.randrange(rng.choice((1200, len(data))))] = rng.randrange(256)
+        (tmp_path / "wrong").write_bytes(data)
+        try:
+            json.dumps(report(read(tmp_path / "wrong")), allow_nan=False)
+        except (Unreadable, WrongInput):
+            refused += 1
+    assert refused > 20
 
 
 def test_a_zip_file_that_is_not_torchs_is_refused(tmp_path):

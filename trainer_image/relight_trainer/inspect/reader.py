@@ -29,6 +29,10 @@ def read(path: str | Path) -> Contents:
         return _read_folder(path) if path.is_dir() else _read_file(path)
     except Unreadable as error:
         raise Unreadable(f"{path}: {error}") from None
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file raises whatever its bytes happen to mean
+        raise Unreadable(f"{path}: damaged ({type(error).__name__}: {error})") from None
 
 
 def _missing(path: Path) -> str:
