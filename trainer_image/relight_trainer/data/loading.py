@@ -36,7 +36,7 @@ class Dataset(Protocol):
     """A map-style data set, as torch's. Used where it has them:
 
     `fingerprint: str`                what it holds, in a few characters; names and sizes, not contents
-    `take(indices) -> batch`          all samples of a batch at once, where nothing in them is random
+    `load_batch(indices) -> batch`    all samples at once, where nothing in them is random
     `collate(samples) -> batch`       torch's `default_collate` otherwise
     `finish(batch) -> batch`          what is cheaper on the device, such as bytes to floats
     """
@@ -142,11 +142,11 @@ class _Batches(torch.utils.data.Dataset[Any]):
         self._collate: Callable[[list[Any]], Any] = getattr(dataset, "collate", default_collate)
 
     def __getitem__(self, draw: Draw) -> Any:
-        take = getattr(self._dataset, "take", None)
+        load_batch = getattr(self._dataset, "load_batch", None)
         place = self._name
         try:
-            if take is not None:
-                return take(draw.indices)
+            if load_batch is not None:
+                return load_batch(draw.indices)
             samples = []
             with _own_generators():
                 for index in draw.indices.tolist() or [0]:

@@ -33,9 +33,9 @@ class RowSet:
         return len(self._chosen)
 
     def __getitem__(self, index: int) -> Samples:
-        return self.take(np.array([index]))
+        return self.load_batch(np.array([index]))
 
-    def take(self, indices: Indices) -> Samples:
+    def load_batch(self, indices: Indices) -> Samples:
         rows = self._chosen[indices]
         return Samples(torch.from_numpy(self._source.rows(rows)), torch.from_numpy(self._source.labels[rows]))
 

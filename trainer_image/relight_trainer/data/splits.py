@@ -80,7 +80,7 @@ def _split(name: str, data: Any, loader: Loader, key: int, device: torch.device)
     if workers == "auto":
         # What gives whole batches at once has them at hand.
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        workers = 0 if hasattr(data, "take") else automatic_workers(local_world, Cgroup().read().cpu_limit)
+        workers = 0 if hasattr(data, "load_batch") else automatic_workers(local_world, Cgroup().read().cpu_limit)
     return LoadedSplit(data, name=f"data.{name}", workers=workers, prefetch=loader.prefetch, key=key, device=device)
 
 
