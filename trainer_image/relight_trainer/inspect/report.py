@@ -1,5 +1,6 @@
 """What `relight inspect` says of a file: a JSON-able report, and the report as text."""
 
+import datetime as dt
 import fnmatch
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -137,6 +138,8 @@ def text(said: Mapping[str, Any]) -> str:
     """A report for a person to read."""
     lines = [f"{said['path']}: {said['kind']}"]
     facts = {k: v for k, v in said["facts"].items() if k not in ("files", "cursor", "metadata", "config") and v not in ("", None)}
+    if (created := facts.get("created")) is not None:
+        facts["created"] = f"{dt.datetime.fromtimestamp(created, dt.UTC):%Y-%m-%d %H:%M:%S} UTC (the job)"
     lines += [f"  {name} {_shown(value)}" for name, value in facts.items()]
     cursor = {**said["facts"].get("cursor", {}), **said["facts"].get("metadata", {})}
     lines += [
