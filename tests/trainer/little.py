@@ -134,3 +134,21 @@ class Mappings(Noisy):
 
 def mappings(count: int, double: bool = False) -> tuple[Mappings, None]:
     return Mappings(count), None
+
+
+class Seen(Hook):
+    """Notes the inputs of each step; ends the training without a word after `cut` steps."""
+
+    order = 100
+    inputs: ClassVar[dict[int, list[list[float]]]] = {}
+    cut: ClassVar[int] = 0
+
+    def run_begin(self, _: Run) -> None:
+        self.inputs.clear()
+
+    def data_ready(self, run: Run) -> None:
+        self.inputs.setdefault(run.step, []).extend(run.batch[0].tolist())
+
+    def step_end(self, run: Run) -> None:
+        if run.step == self.cut:
+            raise Cut
