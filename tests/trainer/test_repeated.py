@@ -65,3 +65,15 @@ def test_what_changes_in_place_is_noticed() -> None:
 @pytest.mark.parametrize("key", [1, "$tensor"])
 def test_keys_that_need_a_tag_are_written_as_ever(key: Any) -> None:
     same(Flattener(), {key: {"a": torch.ones(1)}})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"a": 1, "b": 0.1, "c": "x", "d": None, "e": True, "f": {"g": -2}},
+        {"a": 2**53}, {"a": -(2**53)}, {"a": float("inf")}, {"a": float("nan")}, {"a": 1e300}, {"$a": 1}, {"a": {1: 2}},
+        {"a": {}}, {}, {"a": [1]}, {"a": (1,)}, 5, "x", None,
+    ],
+)  # fmt: skip
+def test_numbers_and_texts_are_written_as_ever(value: Any) -> None:
+    same(Flattener(), {"loop": value, "t": {"x": torch.ones(1)}})

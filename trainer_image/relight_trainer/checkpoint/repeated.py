@@ -9,6 +9,7 @@ import torch
 from relight_trainer.checkpoint import tagged
 from relight_trainer.checkpoint.container import State, checked, flatten
 
+_EXACT = 2**53  # beyond it, integers have a tag
 _LEAVES = {int, float, bool, str, type(None), torch.Tensor, torch.nn.Parameter}
 
 
@@ -46,6 +47,10 @@ class Flattener:
         return "{" + ",".join(texts) + "}", paths, tensors
 
     def _flatten(self, key: str, value: Any, base: int) -> _Section:
+        if _as_json(value):  # counters and metrics, which change in each step
+            section = _Section(_kept(value), base, f"{json.dumps(key)}:{tagged.plain(value)}", [], [])
+            self._sections[key] = section
+            return section
         paths: list[tagged.Path] = []
         tensors: list[torch.Tensor] = []
 
@@ -62,6 +67,24 @@ class Flattener:
         except TypeError:  # something that may change in place
             pass
         return section
+
+
+def _as_json(value: Any) -> bool:
+    """Whether `value` is a dict of numbers, texts and such dicts that tagged JSON writes as they are."""
+    if type(value) is not dict:
+        return False
+    for key, item in value.items():
+        kind = type(item)
+        if type(key) is not str or key[:1] == "$":
+            return False
+        if kind is str or kind is bool or item is None:
+            continue
+        # NaN compares as false
+        if (kind is int or kind is float) and -_EXACT < item < _EXACT:
+            continue
+        if not _as_json(item):
+            return False
+    return True
 
 
 def _kept(value: Any) -> Any:
