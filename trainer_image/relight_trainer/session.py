@@ -128,6 +128,7 @@ class Session:
             self._saver = Saver(
                 self._checkpoints,
                 StoreExchange(connect(f"{prefix}/saves")),
+                agree=self._exchange,
                 rank=context.rank,
                 world=context.world_size,
                 timeout=TIMEOUT.total_seconds(),

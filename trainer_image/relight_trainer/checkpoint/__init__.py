@@ -13,7 +13,7 @@
                                                    so that nothing older is read for nothing
         .load(checkpoint) -> state
         .save(state, generation=, step=, cursor=, final=, rank=, world=, exchange=) -> Checkpoint     all ranks
-    Saver(folder, exchange, rank=, world=, timeout=, say=)     when they are written: due(), now(), poll(), wait()
+    Saver(folder, exchange, agree=, rank=, world=, timeout=, say=)     when they are written: due(), now(), poll(), wait()
     Checkpoint: path, created, position, final, cursor, world
     Best(metric, mode="max", keep=1)               what retention keeps beside the newest
     Exchange: put(key, value), get(key, timeout)

@@ -19,7 +19,8 @@ _AT_ONCE, _BESIDE, _NOT_NOW = b"at once", b"beside", b"not now"
 class Saver:
     """The saves of one rank of one generation; all ranks make the same calls at the same steps.
 
-    `exchange` is this object's own: a thread waits on it. `say` is called in the caller's thread only.
+    `exchange` is this object's own, for a thread waits on it, and a store's client serves one call at a time; `agree` is
+    used by the caller's thread alone, and so is `say`.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class Saver:
         folder: CheckpointFolder,
         exchange: Exchange,
         *,
+        agree: Exchange,
         rank: int,
         world: int,
         timeout: float,
@@ -35,6 +37,7 @@ class Saver:
     ) -> None:
         self._folder = folder
         self._exchange = exchange
+        self._agreeing = agree
         self._rank = rank
         self._world = world
         self._timeout = timeout
@@ -103,9 +106,9 @@ class Saver:
         if self._rank == 0:
             busy = self._running is not None and not self._running.done
             how = _NOT_NOW if busy else _BESIDE if self._is_slow else _AT_ONCE
-            self._exchange.put(key, how)
+            self._agreeing.put(key, how)
             return how
-        return self._exchange.get(key, self._timeout)
+        return self._agreeing.get(key, self._timeout)
 
     def _held(self, state: Callable[[], State]) -> Callable[[], Content]:
         """The content of this rank's shard as it is now; an error in it is raised where all ranks hear of it."""
