@@ -11,7 +11,7 @@ from typing import Any
 from relight_trainer.globs import fits
 
 # They change nothing of what is trained.
-_SAFE = ("evaluate", "init_from", "loader", "observe", "resume", "train.log_every")
+_SAFE = ("data.index", "data.root", "evaluate", "init_from", "loader", "observe", "resume", "train.log_every")
 _MAX_SHOWN = 60  # characters of a value
 
 

@@ -13,7 +13,7 @@ import torch
 from relight_trainer.data.errors import BadData, one_of, unreadable
 from relight_trainer.data.parts import chosen_parts
 from relight_trainer.data.paths import existing
-from relight_trainer.data.tensors import Samples, Splits
+from relight_trainer.data.tensors import Samples, TrainTest
 
 Numbers = npt.NDArray[np.float64]
 
@@ -59,7 +59,7 @@ def csv(
     target: Literal["class", "number"],
     shape: Sequence[int] | None,
     scale: float,
-) -> Splits:
+) -> TrainTest:
     def samples(path: str, field: str) -> Samples:
         names, table = read_table(existing(path, field), field, header=header)
         column = column_of(label, names, table.shape[1], field)
@@ -75,9 +75,9 @@ def csv(
 
     everything = samples(train, "data.train")
     if test is not None:
-        return Splits(everything, samples(test, "data.test"))
+        return TrainTest(everything, samples(test, "data.test"))
     chosen = chosen_parts(everything.labels.numpy(), test_fraction, split_seed)
-    return Splits(*(everything.take(part) for part in chosen))
+    return TrainTest(*(everything.take(part) for part in chosen))
 
 
 def _labels(column: Numbers, target: str, field: str) -> npt.NDArray[np.int64] | npt.NDArray[np.float32]:

@@ -67,17 +67,14 @@ class TensorSplit:
         return (self._samples.take(draw.indices) for draw in draws)
 
 
-class Splits(NamedTuple):
+class TrainTest(NamedTuple):
     train: Samples
     test: Samples
 
-    def to(self, device: torch.device) -> "Splits":
-        return Splits(self.train.to(device), self.test.to(device))
 
-
-def splits_by_class(
+def divided_by_class(
     inputs: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], test_fraction: float, split_seed: int
-) -> Splits:
+) -> TrainTest:
     """Arrays as tensors, of each class `test_fraction` for tests."""
     everything = Samples(torch.from_numpy(inputs), torch.from_numpy(labels))
-    return Splits(*(everything.take(part) for part in parts_by_class(labels, test_fraction, split_seed)))
+    return TrainTest(*(everything.take(part) for part in parts_by_class(labels, test_fraction, split_seed)))
