@@ -187,11 +187,11 @@ def ours(others: list[Contender], turns: int, steps: int) -> Contender:
     Turns.others, Turns.mine, Turns.steps = others, Contender("ours", lambda _: None), steps
     config = parse(
         {
-            "model": {"type": f"trainer_overhead:model"},
+            "model": {"type": "trainer_overhead:model"},
             "train": {"duration": f"{turns * steps}st", "global_batch": BATCH, "device": "cpu", "log_every": LOG_EVERY},
             "optimizer": {"type": "sgd", "lr": LR, "nesterov": False, "weight_decay": 0.0},
             "schedule": {"type": "constant"},
-            "hooks": [{"type": f"trainer_overhead:Turns"}],
+            "hooks": [{"type": "trainer_overhead:Turns"}],
         }
     )
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
@@ -221,6 +221,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=40, help="of each contender")
     parser.add_argument("--steps", type=int, default=100, help="in a turn")
     parser.add_argument("--peers", help="a folder with accelerate and Lightning, as `pip install --target` makes it")
+    parser.add_argument("--results", type=Path, default=_runs.RESULTS, help="folder for the JSON of the numbers")
     arguments = parser.parse_args()
     if arguments.peers:
         sys.path.append(arguments.peers)
@@ -232,6 +233,11 @@ def main() -> None:
         median = statistics.median(contender.seconds) * 1e6
         print(f"{contender.name:<12} {contender.best:7.1f} us/step (median of the turns {median:7.1f})")
     over = {c.name: round(c.best - hand.best) for c in everybody}
+    _runs.write(
+        arguments.results,
+        "trainer_overhead",
+        {"us_per_step": {c.name: round(c.best, 1) for c in everybody}, "over_by_hand": over},
+    )
     peers = ", ".join(f"{name} {over.get(name, 'not installed')}" for name in ("accelerate", "Lightning"))
     print(f"overhead {over['ours']} us/step ({peers})")
 
