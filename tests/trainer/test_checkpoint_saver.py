@@ -7,10 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from relight_agent.exits import ExitCode
 from relight_trainer.checkpoint import CheckpointFolder, Fenced, Saver, StorageFailed, UnsupportedState
+from relight_trainer.checkpoint.local_place import LocalPlace
 from relight_trainer.checkpoint.shards import Content
+from relight_trainer.peers import StoreExchange
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -35,7 +38,7 @@ class DictExchange:
 class Ranks:
     """The ranks of a job, each with a model of its own that is equal on all; their storage can be held up or broken."""
 
-    def __init__(self, path, monkeypatch, *, world=3, slow=2.0):
+    def __init__(self, path, monkeypatch, *, world=3, slow=2.0, client=None):
         self.path, self.world = path, world
         self.go = threading.Event()
         self.go.set()
@@ -45,14 +48,16 @@ class Ranks:
         self.tied = [
             {"a": w, "b": w, "c": torch.zeros(3, 2, 2, 2).to(memory_format=torch.channels_last)} for w in self.weights
         ]
-        exchange = DictExchange()
+        one = DictExchange()
+        client = client or (lambda: one)
         self.folders = [
             CheckpointFolder(path, job_uid="u", created=1.0, config_hash="h", keep=2, timeout=20) for _ in range(world)
         ]
         self.savers = [
             Saver(
                 folder,
-                exchange,
+                client(),
+                agree=client(),
                 rank=rank,
                 world=world,
                 timeout=20,
@@ -180,6 +185,25 @@ def test_a_slow_storage_is_written_to_beside_the_training(ranks):
     ranks.due(4)
     assert [c.position.step for c in ranks.all(lambda r: ranks.savers[r].wait())] == [4] * 3
     assert ranks.newest() == 4
+
+
+def test_a_store_that_a_thread_waits_on_holds_nobody_up(tmp_path, monkeypatch):
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def client():
+        return StoreExchange(TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False))
+
+    ranks = slowed(Ranks(tmp_path / "c", monkeypatch, world=2, client=client))
+    monkeypatch.setattr(ranks.folders[1]._place, "write", LocalPlace(tmp_path / "c").write)
+    ranks.go.clear()
+    ranks.due(2)
+    until(lambda: list(tmp_path.glob("c/tmp-*/shard-1-of-2.safetensors")))
+    began = time.monotonic()
+    ranks.due(3)  # while rank 1's thread waits for rank 0
+    assert time.monotonic() - began < 5
+    ranks.go.set()
+    assert [c.position.step for c in ranks.all(lambda r: ranks.savers[r].wait())] == [2, 2]
+    ranks.pool.shutdown()
 
 
 def test_a_save_at_once_waits_for_the_one_beside(ranks):
