@@ -137,7 +137,11 @@ def _number(value: float) -> float | str:
 def text(said: Mapping[str, Any]) -> str:
     """A report for a person to read."""
     lines = [f"{said['path']}: {said['kind']}"]
-    facts = {k: v for k, v in said["facts"].items() if k not in ("files", "cursor", "metadata", "config") and v not in ("", None)}
+    facts = {
+        k: v
+        for k, v in said["facts"].items()
+        if k not in ("files", "cursor", "metadata", "config") and v not in ("", None)
+    }
     if (created := facts.get("created")) is not None:
         facts["created"] = f"{dt.datetime.fromtimestamp(created, dt.UTC):%Y-%m-%d %H:%M:%S} UTC (the job)"
     lines += [f"  {name} {_shown(value)}" for name, value in facts.items()]
