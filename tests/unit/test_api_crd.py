@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from relight_operator.api import reference
 from relight_operator.api.crd import crd, object_schema, render
 from relight_operator.api.validate import load_job, parse_job
-from relight_trainer.yaml_loader import load_documents
 from relight_operator.cli.validate import crd_command
 from relight_operator.errors import InvalidJob
+from relight_trainer.yaml_loader import load_documents
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = {
