@@ -23,12 +23,13 @@ class NoTarget(Exception):
 
 def split(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """(arguments, keyword arguments, target) of a batch. Raises NoTarget."""
-    if isinstance(batch, Mapping):
+    if isinstance(batch, (tuple, list)):
+        if len(batch) > 1:
+            return tuple(batch[:-1]), {}, batch[-1]
+    elif isinstance(batch, Mapping):
         key = next((key for key in TARGETS if key in batch), None)
         if key is not None:
             return (), {name: value for name, value in batch.items() if name != key}, batch[key]
-    elif isinstance(batch, (tuple, list)) and len(batch) > 1:
-        return tuple(batch[:-1]), {}, batch[-1]
     raise NoTarget(
         f"a batch is a {type(batch).__name__}; allowed: a tuple whose last part is the target, a mapping with one of "
         f"{', '.join(TARGETS)}, or a model with training_step"

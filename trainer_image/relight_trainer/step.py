@@ -66,6 +66,7 @@ class Step:
         self._unused = unused
         self._found = torch.zeros((), device=run.device)
         self._one = torch.ones((), device=run.device)
+        self._seeds: dict[tuple[float, torch.dtype], Tensor] = {}
         self._nothing = torch.zeros((), dtype=torch.float64, device=run.device)
         self._seed = run.config.train.seed
         self._skips = run.config.train.non_finite == "skip"
@@ -93,10 +94,14 @@ class Step:
                 choose()
                 seed_torch(stream(self._seed, "step", run.step, part.number))
                 with self._alone() if run.micro * len(passes) + i != last else nullcontext():
-                    loss = self._forward(part, share / len(passes))
-                    losses.append(loss.detach())
+                    weight = share / len(passes) if part.samples else 0.0
+                    loss = self._forward(part, weight)
+                    assert run.loss is not None
+                    losses.append(run.loss)
                     run.hooks.forward_end(run)
-                    (run.scaler.scale(loss) if self._scaled else loss).backward()  # type: ignore[no-untyped-call]
+                    scaled: Tensor = run.scaler.scale(loss) if self._scaled else loss
+                    # The weight as the gradient's seed is that of a weighted loss, to the bit, and a node less.
+                    scaled.backward(self._seed_of(weight, loss))  # type: ignore[no-untyped-call]
                 run.hooks.backward_end(run)
         if self._buffers is not None:
             self._buffers.end()
@@ -108,21 +113,27 @@ class Step:
         self._update()
 
     def _forward(self, part: Part, weight: float) -> Tensor:
-        """The loss of the present batch, weighted; it is watched, and the run shows it detached."""
+        """The loss of the present batch, summed over its samples. The run shows it weighted and detached."""
         run, objective = self._run, self._objective
         run.output = None  # the last one's memory is free for this one
         try:
             with nullcontext() if part.samples else self._uncounted():
                 with self._autocast():
                     run.output = objective.output(run.replica, run.batch, run)
-                loss = objective.loss(run.output, run.batch, part.samples) * (weight if part.samples else 0.0)
+                loss = objective.loss(run.output, run.batch, part.samples)
         except (RuntimeError, NotImplementedError) as error:
             explain(error, run.model, run.batch, run.device)
             raise
-        run.loss = loss.detach()
+        run.loss = loss.detach() * weight
         if not (self._scaled or self._skips):
             self.watch.note("loss", run.loss, run.step)
         return loss
+
+    def _seed_of(self, weight: float, loss: Tensor) -> Tensor:
+        seed = self._seeds.get((weight, loss.dtype))
+        if seed is None:  # a few: batches of different size, empty ones
+            seed = self._seeds[weight, loss.dtype] = torch.full_like(loss, weight)
+        return seed
 
     @contextmanager
     def _uncounted(self) -> Iterator[None]:
