@@ -95,6 +95,7 @@ def meet(operator: Operator, name: str, steps: int, digest: str, rng: random.Ran
     }
     return {
         "fault": name,
+        "steps": steps,
         "at step": at_step,
         "cause": ",".join(causes),
         "lost steps": end["goodput"]["lostSteps"],
@@ -233,9 +234,10 @@ def main() -> int:
                 f"{number + 1}/{arguments.times} {name} at step {found['at step']}: {found['cause']}, "
                 f"{found['lost steps']} lost, {found['instants']['first step']:.2f} s{wrong}"
             )
+            # After each: an hour of measuring must not hang on its last minute.
+            result = {"undisturbedSeconds": round(undisturbed, 1), "digest": digest, "runs": runs}
+            _runs.write(arguments.results, "cluster_faults", result)
     print(_runs.table(summary(runs)))
-    result = {"steps": arguments.steps, "undisturbedSeconds": round(undisturbed, 1), "digest": digest, "runs": runs}
-    _runs.write(arguments.results, "cluster_faults", result)
     return 1 if any(r["wrong"] for r in runs) else 0
 
 
