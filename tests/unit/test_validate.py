@@ -221,6 +221,12 @@ def test_other_wrong_files(text: str, message: str) -> None:
     assert message in result.stderr
 
 
+def test_credentials_that_were_found_are_not_repeated() -> None:
+    result = validate("-", stdin=GOOD.replace("nodes: 2", "checkpoint: {uri: 's3://key:hush@bucket/path'}"))
+    assert result.exit_code == 64
+    assert "hush" not in result.output + result.stderr
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -79,7 +79,7 @@ def _problem(error: ErrorDetails, path: str) -> Problem:
     return Problem(
         path=join(path, error["loc"]),
         message=message,
-        found=None if kind == "missing" else shown(found),
+        found=None if kind == "missing" or ctx.get("secret") else shown(found),
         allowed=allowed or None,
         nearest=near,
     )

@@ -38,10 +38,16 @@ def _plain(name: str) -> str:
     return "".join(c for c in name[:200].lower() if c not in "-_. ")
 
 
-def problem(kind: str, message: str, *, allowed: str = "", near: str | None = None) -> PydanticCustomError:
-    """A validation error with a remedy, for validators to raise. `message` is text, not a template."""
+def problem(
+    kind: str, message: str, *, allowed: str = "", near: str | None = None, secret: bool = False
+) -> PydanticCustomError:
+    """A validation error with a remedy, for validators to raise. `message` is text, not a template.
+
+    What was found is not shown where it may be `secret`.
+    """
     # Braces in a template are placeholders: a user's text must not be read as one.
-    return PydanticCustomError(kind, "{message}", {"message": message, "allowed": allowed, "nearest": near})
+    ctx = {"message": message, "allowed": allowed, "nearest": near, "secret": secret}
+    return PydanticCustomError(kind, "{message}", ctx)
 
 
 def one_of(classes: Mapping[str, type["StrictModel"]], value: Any, *, also: str = "") -> "StrictModel":

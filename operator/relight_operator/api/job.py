@@ -105,7 +105,8 @@ def _uri(value: Any) -> Any:
     if not isinstance(value, str) or re.fullmatch(_URI, value):
         return value
     if "@" in value:
-        raise problem("uri", "no credentials here: they belong into the members' environment", allowed=allowed)
+        words = "no credentials here: they belong into the members' environment"
+        raise problem("uri", words, allowed=allowed, secret=True)
     raise problem("uri", "not a checkpoint location", allowed=allowed, near=_near_uri(value))
 
 
