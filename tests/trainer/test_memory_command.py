@@ -9,10 +9,11 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
-from relight_trainer.commands.memory import amount, command
+from relight_operator.cli.validate import validate_command
+from relight_trainer.amounts import BadSize, amount, shape, size
+from relight_trainer.commands.memory import command
 from relight_trainer.models.digits_cnn import digits_cnn
 from relight_trainer.models.resnet import resnet18
-from relight_trainer.observe.predict import BadSize, shape, size
 
 CONFIG = """
 model: {type: digits_cnn, width: 4}
@@ -62,6 +63,46 @@ def test_a_limit_says_what_would_fit_and_that_does(tmp_path: Path) -> None:
     assert (fits.exit_code, answer(fits)["fits"]) == (0, True)
     none = said(tmp_path, config, "--limit", "1KiB", "-o", "json")
     assert (none.exit_code, answer(none)["fittingMicroBatch"]) == (1, None)
+
+
+def test_validate_foretells_the_same_and_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "apiVersion: relight.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: digits}\n"
+        "spec: {nodes: 2, trainer: {config: {model: {type: digits_cnn, width: 8}, train: {global_batch: 256}}}}\n"
+    )
+
+    def checked(*options: str) -> tuple[int, Any]:
+        result = CliRunner().invoke(validate_command, [str(job), "-o", "json", *options])
+        return result.exit_code, json.loads(result.stdout)["files"][0]
+
+    whole = answer(CliRunner().invoke(command, [str(job), "--workers", "2", "-o", "json"]))
+    assert "memory" not in checked()[1]
+    assert checked("--memory") == (
+        0,
+        {"file": str(job), "valid": True, "job": "digits", "problems": [], "memory": whole},
+    )
+    assert checked("--limit", str(whole["peak"]))[0] == 0
+    limit = whole["peak"] // 3
+    code, tight = checked("--limit", str(limit))
+    assert (code, tight["valid"], tight["memory"]["fits"]) == (64, False, False)
+    assert tight["problems"] == [
+        {
+            "path": "spec.trainer.config.train.micro_batch", "found": "null", "allowed": "32 or less, with accumulate: auto",
+            "message": f"a worker will want {amount(whole['peak'])}, which is more than {amount(limit)}",
+        }
+    ]  # fmt: skip
+    assert checked("--limit", str(limit), "--set", "train.micro_batch=32")[0] == 0
+
+
+def test_validate_says_why_it_cannot_foretell(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("data: {type: image_folder, root: /not/here}\n")
+    result = CliRunner().invoke(validate_command, [str(config), "--memory", "-o", "json"])
+    [why] = json.loads(result.stdout)["files"][0]["notChecked"]
+    assert result.exit_code == 0
+    assert why.startswith("memory: ")
+    assert "has no not" in why
 
 
 def test_a_shape_stands_in_for_data_that_is_not_here(tmp_path: Path) -> None:

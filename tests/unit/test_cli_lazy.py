@@ -46,6 +46,17 @@ def test_what_is_not_installed_is_named_with_its_remedy(tmp_path: Path) -> None:
     )
 
 
+def test_a_check_goes_on_where_memory_cannot_be_foretold(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("model: {type: digits_cnn}\n")
+
+    done = relight("validate", str(tmp_path / "config.yaml"), "--limit", "80GiB")
+
+    assert done.returncode == 0, done.stderr
+    assert "a valid trainer configuration" in done.stdout
+    assert "not checked here: memory: foretelling it needs " in done.stdout
+    assert "which is not installed here" in done.stdout
+
+
 def test_a_wrong_command_gets_the_nearest_right_one() -> None:
     done = relight("inspekt")
 

@@ -48,7 +48,8 @@ spec:
 ```
 
 `relight validate job.yaml` checks a file and names every wrong field: where it is, what was found, what is allowed, the
-nearest right name. A wrong file ends every command with exit code 64.
+nearest right name. A wrong file ends every command with exit code 64. With `--memory` it also says how much memory each worker
+will want on its device; with `--limit 80GiB`, more than that is wrong too, and the answer is the micro-batch that would fit.
 
 A *duration* is whole numbers with a unit, such as {EXAMPLES}; a *quantity* is an amount as Kubernetes writes it, such as
 {quantities.EXAMPLES}. YAML is read as kubectl reads it: `yes`, `on` and `n` are

@@ -2,7 +2,10 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ from relight_operator.api.validate import CONFIG_PATH, load_job
 from relight_operator.errors import InvalidJob
 from relight_trainer import config as trainer_config
 from relight_trainer import config_file
+from relight_trainer.amounts import amount, size
 from relight_trainer.config import TrainerConfig
+from relight_trainer.problems import join, shown
 from relight_trainer.registry import NOT_IMPORTED
 from relight_trainer.settings.rate import rate_at
 from relight_trainer.shares import share
@@ -31,14 +36,24 @@ from relight_trainer.shares import share
     metavar="A.B=C",
     help="Put a value into the trainer's configuration. May be repeated.",
 )
+@click.option(
+    "--memory", is_flag=True, help="Also say how much memory a worker will want: builds the model, on shapes."
+)
+@click.option("--limit", metavar="80GiB", help="What a worker's device has: to want more is wrong. Means --memory too.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print the answer.")
-def validate_command(files: tuple[str, ...], sets: tuple[str, ...], output: str) -> None:
+def validate_command(
+    *, files: tuple[str, ...], sets: tuple[str, ...], memory: bool, limit: str | None, output: str
+) -> None:
     """Check TrainingJobs and trainer configurations without running them ("-" is standard input).
 
     Names every wrong field: where it is, what was found, what is allowed. What a configuration names is imported where
     that is possible, and its arguments compared with the signature. Ends with 0 if all are valid, else with 64.
     """
+    if limit:
+        size(limit)
     answers = [_answer(file, sets) for file in files]
+    if memory or limit:
+        answers = [_with_memory(answer, limit) for answer in answers]
     valid = all(a.valid for a in answers)
     if output == "json":
         click.echo(json.dumps({"valid": valid, "files": [a.dump() for a in answers]}, indent=2))
@@ -63,10 +78,15 @@ class _Answer:
     config: TrainerConfig | None = None
     error: InvalidJob | None = None
     unknown: tuple[str, ...] = ()  # what could not be looked at here
+    memory: dict[str, Any] | None = None  # what `relight memory` says
 
     @property
     def valid(self) -> bool:
         return self.error is None
+
+    @property
+    def workers(self) -> int:
+        return self.job.spec.world_size if self.job else 1
 
     @property
     def problems(self) -> tuple[Problem, ...]:
@@ -80,13 +100,16 @@ class _Answer:
         else:
             lines = [f"{self.file}: a valid trainer configuration"]
         if self.config:
-            lines.append(f"  {arithmetic(self.config, self.job.spec.world_size if self.job else 1)}")
+            lines.append(f"  {arithmetic(self.config, self.workers)}")
+        if self.memory:
+            lines.append(f"  memory: at most {amount(self.memory['peak'])} on each worker's device")
         return "\n".join([*lines, *(f"  not checked here: {text}" for text in self.unknown)])
 
     def dump(self) -> dict[str, Any]:
         name = self.job.metadata.name if self.job else None
         answer = {"file": self.file, "valid": self.valid, "job": name, "problems": [p.dump() for p in self.problems]}
-        return answer | ({"notChecked": list(self.unknown)} if self.unknown else {})
+        answer |= {"notChecked": list(self.unknown)} if self.unknown else {}
+        return answer | ({"memory": self.memory} if self.memory else {})
 
 
 def _answer(file: str, sets: tuple[str, ...]) -> _Answer:
@@ -108,18 +131,58 @@ def _answer(file: str, sets: tuple[str, ...]) -> _Answer:
 
 def _imported(config: TrainerConfig, file: str, path: str) -> tuple[str, ...]:
     """What of the things that `config` names cannot be imported here: an image may have it. Raises BadConfig."""
-    folder = str(Path.cwd() if file == "-" else Path(file).absolute().parent)
-    sys.path.insert(0, folder)  # as in a worker
+    with _as_in_a_worker(file):
+        try:
+            trainer_config.check(config, path)
+        except trainer_config.BadConfig as error:
+            unknown = [p for p in error.problems if NOT_IMPORTED in p.message]
+            if wrong := [p for p in error.problems if p not in unknown]:
+                raise trainer_config.BadConfig(wrong) from None
+            return tuple(map(str, unknown))
+    return ()
+
+
+@contextmanager
+def _as_in_a_worker(file: str) -> Iterator[None]:
+    """Paths start in the file's folder, and modules may lie there."""
+    folder = str(Path.cwd() if file in {"-", "stdin"} else Path(file).absolute().parent)
+    sys.path.insert(0, folder)
     try:
-        trainer_config.check(config, path)
-    except trainer_config.BadConfig as error:
-        unknown = [p for p in error.problems if NOT_IMPORTED in p.message]
-        if wrong := [p for p in error.problems if p not in unknown]:
-            raise trainer_config.BadConfig(wrong) from None
-        return tuple(map(str, unknown))
+        with chdir(folder):
+            yield
     finally:
         sys.path.remove(folder)
-    return ()
+
+
+def _with_memory(answer: _Answer, limit: str | None) -> _Answer:
+    """`answer` and what `relight memory` says; where that cannot be said here, why.
+
+    The command is imported by its name: this package has no torch.
+    """
+    if answer.config is None or answer.error:
+        return answer
+    try:
+        with _as_in_a_worker(answer.file):
+            said = import_module("relight_trainer.commands.memory").foretold(answer.config, answer.workers, limit=limit)
+    except Exception as error:
+        return replace(answer, unknown=(*answer.unknown, f"memory: {_why(error)}"))
+    config, answer = answer.config, replace(answer, memory=said)
+    if said.get("fits", True):
+        return answer
+    smaller = said["fittingMicroBatch"]
+    problem = Problem(
+        join(CONFIG_PATH if answer.job else "config", ("train", "micro_batch")),
+        f"a worker will want {amount(said['peak'])}, which is more than {amount(said['limit'])}",
+        found=shown(config.train.micro_batch),
+        allowed=f"{smaller} or less, with accumulate: auto" if smaller else "no micro-batch would fit",
+    )
+    return replace(answer, error=InvalidJob([problem], answer.file))
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        return f"foretelling it needs {error.name}, which is not installed here"
+    return str(error) if hasattr(error, "exit_code") else f"{type(error).__name__}: {error}"
 
 
 def arithmetic(config: TrainerConfig, workers: int) -> str:

@@ -1,9 +1,14 @@
 """Say how much memory a training will want, without a GPU."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from relight_trainer.amounts import amount, shape, size
+
+if TYPE_CHECKING:
+    from relight_trainer.config import TrainerConfig
 
 _LAYERS = 8  # in the table
 
@@ -32,21 +37,30 @@ def command(
     Exit codes: 0, 1 more than --limit, 64 the configuration or the command line is wrong, 65 the data set is.
     """  # noqa: D301  # click's mark for text that is not wrapped
     from relight_trainer.config_file import load
+
+    said = foretold(load(config, sets), workers, form=form, limit=limit)
+    click.echo(json.dumps(said, indent=2) if output == "json" else text(said))
+    raise SystemExit(0 if said.get("fits", True) else 1)
+
+
+def foretold(
+    config: "TrainerConfig", workers: int, *, form: str | None = None, limit: str | None = None
+) -> dict[str, Any]:
+    """The account of one worker's memory as JSON, with a verdict where there is a `limit`.
+
+    Raises BadSize, Unpredictable, and what building the model or opening the data set raises.
+    """
     from relight_trainer.observe import predict
 
-    trainer = load(config, sets)
-    most = predict.size(limit) if limit else None
-    sample = predict.sample_like(predict.shape(form)) if form else predict.one_sample(trainer)
-    said = predict.account(trainer, workers, sample)
-    fits = most is None or said["peak"] <= most
+    most = size(limit) if limit else None
+    sample = predict.sample_like(shape(form)) if form else predict.one_sample(config)
+    said = predict.account(config, workers, sample)
     if most is not None:
-        said |= {"limit": most, "fits": fits}
-    if not fits:
-        assert most is not None
-        smaller = predict.fitting(trainer, workers, sample, most)
-        said["fittingMicroBatch"] = smaller.train.micro_batch if smaller else None
-    click.echo(json.dumps(said, indent=2) if output == "json" else text(said))
-    raise SystemExit(0 if fits else 1)
+        said |= {"limit": most, "fits": said["peak"] <= most}
+        if not said["fits"]:
+            smaller = predict.fitting(config, workers, sample, most)
+            said["fittingMicroBatch"] = smaller.train.micro_batch if smaller else None
+    return said
 
 
 def text(said: dict[str, Any]) -> str:
@@ -85,16 +99,3 @@ def _verdict(said: dict[str, Any]) -> str:
     smaller = said["fittingMicroBatch"]
     remedy = f"train.micro_batch: {smaller} would fit" if smaller else "no micro-batch would fit"
     return f"it does not fit into {amount(said['limit'])}: {remedy}"
-
-
-def amount(count: int) -> str:
-    """Bytes as a person reads them.
-
-    >>> amount(1536)
-    '1.5 KiB'
-    """
-    value, units = float(count), iter(("KiB", "MiB", "GiB", "TiB"))
-    unit = "B"
-    while value >= 1024 and (larger := next(units, None)):
-        value, unit = value / 1024, larger
-    return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"

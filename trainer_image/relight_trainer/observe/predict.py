@@ -1,7 +1,6 @@
 """The memory of a configured training: what `relight memory` says."""
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from relight_agent.exits import ExitCode
 from relight_trainer.config import TrainerConfig
 from relight_trainer.data.splits import Draw, open_splits
 from relight_trainer.freeze import Freezer
@@ -24,31 +22,7 @@ from relight_trainer.settings.model import MODELS
 from relight_trainer.settings.position import Length
 from relight_trainer.settings.spans import EpochSize
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _CPU = torch.device("cpu")
-
-
-class BadSize(Exception):
-    """What was given is not an amount of memory, or not a shape."""
-
-    exit_code = ExitCode.BAD_CONFIG
-
-
-def size(text: str) -> int:
-    """Bytes: `80GiB`, `80Gi`, `141GB`, `1.5e9`. Raises BadSize."""
-    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([KMGT]?i?)B?", text)
-    try:
-        assert match is not None
-        return int(float(match[1]) * _UNITS[match[2]])
-    except (AssertionError, KeyError, ValueError):
-        raise BadSize(f'"{text}" is not an amount of memory; allowed: 80GiB, 141GB, ...') from None
-
-
-def shape(text: str) -> tuple[int, ...]:
-    """`3x224x224`. Raises BadSize."""
-    if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", text):
-        raise BadSize(f'"{text}" is not the shape of a sample; allowed: 3x224x224, 16, ...')
-    return tuple(map(int, text.split("x")))
 
 
 def one_sample(config: TrainerConfig) -> Any:
