@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from relight_trainer.run import Run
 
 _BATCH = 256
+_TOKENS = "(tokens)"  # among the sums: what the loss is divided by, where that is not the samples
 
 Sums = Callable[[Any, int], Mapping[str, Tensor]]  # from a batch and its size to sums over its samples
 
 
-def sums_of(model: nn.Module, objective: Objective, run: "Run") -> Sums:
+def sums_of(model: nn.Module, objective: Objective, run: "Run", tokens: Callable[[Any], Tensor] | None = None) -> Sums:
     """What is summed in an evaluation of `model`: its loss, and right answers where it tells classes apart.
 
-    A model with `validation_step(batch, run)` names its own metrics there, each a mean over the batch's samples.
+    The loss is a mean over samples, or over what `tokens` counts in a target. A model with
+    `validation_step(batch, run)` names its own metrics there, each a mean over the batch's samples.
     """
     own = getattr(model, "validation_step", None)
     if own is not None:
@@ -34,6 +36,8 @@ def sums_of(model: nn.Module, objective: Objective, run: "Run") -> Sums:
         if isinstance(output, Tensor):
             output = output.double()
         found = {"loss": objective.loss(output, batch, size)}
+        if tokens is not None:
+            found[_TOKENS] = tokens(split(batch)[2])
         if isinstance(output, Tensor) and output.dim() == 2 and _are_classes(labels := split(batch)[2], size):
             found["accuracy"] = (output.argmax(1) == labels).sum()
         return found
@@ -79,4 +83,6 @@ def evaluate(
         return {}
     names, total = shard_sums(model, sums, test, rank=peers.rank, world=peers.world, interrupted=interrupted)
     count, *rest = peers.sum(total, interrupted).tolist()  # counts are exact in float64 up to 2**53
-    return {f"test_{name}": f"{value / count:.4f}" for name, value in sorted(zip(names, rest, strict=True))}
+    found = dict(zip(names, rest, strict=True))
+    over = {"loss": max(1, found.pop(_TOKENS))} if _TOKENS in found else {}
+    return {f"test_{name}": f"{value / over.get(name, count):.4f}" for name, value in sorted(found.items())}

@@ -1,7 +1,10 @@
 """The losses that come with the training core: each gives the sum over the samples of a batch.
 
-Where a sample has several numbers to predict (pixels, positions), its loss is their mean.
+Where a sample has several numbers to predict (pixels, positions), its loss is their mean. A loss with `denominator` is
+a sum that is divided by that of the whole global batch instead of by its samples.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,14 +15,23 @@ class CrossEntropy(nn.Module):
     """(n, classes, ...) logits and (n, ...) labels"""
 
     reduction = "sum"
+    denominator: Callable[[Tensor], Tensor] | None = None
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    def __init__(self, label_smoothing: float = 0.0, ignore_index: int = -100, weigh_by: str = "samples") -> None:
         super().__init__()
         self._smoothing = label_smoothing
+        self._ignored = ignore_index
+        if weigh_by == "tokens":
+            self.denominator = self._tokens
+
+    def _tokens(self, labels: Tensor) -> Tensor:
+        return (labels != self._ignored).sum()
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        total = cross_entropy(_wide(logits), labels, reduction="sum", label_smoothing=self._smoothing)
-        return total if logits.dim() == 2 else total / _numbers_of_a_sample(labels)
+        total = cross_entropy(
+            _wide(logits), labels, reduction="sum", label_smoothing=self._smoothing, ignore_index=self._ignored
+        )
+        return total if logits.dim() == 2 or self.denominator else total / _numbers_of_a_sample(labels)
 
 
 class Mse(nn.Module):

@@ -41,6 +41,7 @@ from relight_trainer.settings.model import MODELS
 from relight_trainer.settings.position import Length
 from relight_trainer.step import Step
 from relight_trainer.sync_batchnorm import apply as apply_sync_bn
+from relight_trainer.tokens import TokenMean
 from relight_trainer.unused import Unused
 from relight_trainer.windows import Dealer
 
@@ -80,8 +81,10 @@ class Training:
         self.ema = Ema(config.ema, model) if config.ema else None
 
         own = hasattr(model, "training_step")
-        objective = OwnObjective() if own else Objective(build(LOSSES, config.loss))
+        criterion = None if own else build(LOSSES, config.loss)
+        objective = OwnObjective() if criterion is None else Objective(criterion)
         self._objective = objective
+        self._tokens = getattr(criterion, "denominator", None)
         self._callee = OwnStep(model) if own else model
         self._unused = Unused(config.ddp, model, always=config.supernet is not None)
         self.run = Run(
@@ -94,7 +97,10 @@ class Training:
             scaler=build_scaler(settings.precision, device),
             epoch_size=self.sampler.epoch,
             total_steps=length.total,
-            hooks=Hooks([*map(_hook, config.hooks), *hooks_for(config.observe, context, device)], session.say),
+            hooks=Hooks(
+                [*self._by_tokens(), *map(_hook, config.hooks), *hooks_for(config.observe, context, device)],
+                session.say,
+            ),
         )
         self._paths = Paths(config, self.run, self.splits, context) if config.supernet else None
         if self._paths:
@@ -113,6 +119,9 @@ class Training:
         session.saving = self._saving
         every = config.evaluate.every
         self.evaluate_every = every.steps(self.sampler.epoch) if every else length.total
+
+    def _by_tokens(self) -> list[Hook]:
+        return [TokenMean(self._tokens, self.dealer, self.sampler.size)] if self._tokens else []
 
     def restore(self) -> None:
         """Load the newest state, or begin."""
@@ -165,9 +174,10 @@ class Training:
 
     def _evaluate(self) -> dict[str, str]:
         run = self.run
-        sums = sums_of(run.model, self._objective, run)
         if self._paths:
+            sums = sums_of(run.model, self._objective, run)
             return self._paths.evaluate(sums, lambda batch: self._objective.output(run.model, batch, run))
+        sums = sums_of(run.model, self._objective, run, self._tokens)
         test = partial(evaluate, run.model, sums, self.splits.test, self._session.peers, self._session.leaving)
         if self.config.evaluate.recalibrate is None:
             return test()

@@ -1,6 +1,6 @@
 """The section `loss`: the registered losses and their arguments."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, SerializeAsAny
 
@@ -11,6 +11,12 @@ class CrossEntropy(Arguments):
     """For logits (n, classes, ...) and labels (n, ...)."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="The share of each target that goes to all classes.")
+    ignore_index: int = Field(-100, description="Targets with this value do not count, such as those of padding.")
+    weigh_by: Literal["samples", "tokens"] = Field(
+        "samples",
+        description="What is alike in a step: samples, each the mean over its targets; or tokens, all targets of the "
+        "whole global batch that count, whatever samples, micro-batches and workers they are in.",
+    )
 
 
 class Mse(Arguments):
