@@ -80,7 +80,7 @@ class Keep(Hook):
     states: ClassVar[dict[int, bytes]] = {}
     cut: ClassVar[int | None] = None
 
-    def step_end(self, run: Run) -> None:
+    def saved(self, run: Run) -> None:
         self.states[run.step] = bytes(pack(run.session._state()))
         if run.step == self.cut:
             raise Cut
@@ -119,6 +119,32 @@ class Watch(Hook):
         )
 
 
+class Ends(Hook):
+    """Keeps a count of ends in its state, and notes when that is asked for."""
+
+    noted: ClassVar[list[str]] = []
+
+    def __init__(self) -> None:
+        self.ends: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        self.noted.append("saved with " + " ".join(self.ends))
+        return {"ends": [*self.ends]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ends = state["ends"]
+
+    def step_end(self, run: Run) -> None:
+        self.ends.append(f"step{run.step}")
+
+    def epoch_end(self, run: Run) -> None:
+        run.log({"epochs": str(run.session.cursor.epoch)})
+        self.ends.append("epoch")
+
+    def evaluation_begin(self, run: Run) -> None:
+        self.ends.append("evaluation")
+
+
 class OwnStep(Perceptron):
     """A model that computes its loss itself."""
 
@@ -149,6 +175,6 @@ class Seen(Hook):
     def data_ready(self, run: Run) -> None:
         self.inputs.setdefault(run.step, []).extend(run.batch[0].tolist())
 
-    def step_end(self, run: Run) -> None:
+    def saved(self, run: Run) -> None:
         if run.step == self.cut:
             raise Cut

@@ -50,8 +50,8 @@ def training(hooks: list[Hook], each: Callable[[int], None] = lambda _: None, st
         run.step += 1
         if run.step % 10 == 0:
             every.logged(run, {"loss": run.loss.item()})
-        every.state_equal(run)
-        every.step_end(run)
+        for point in (every.state_equal, every.step_end, every.saving, every.saved):
+            point(run)
         each(step)
     every.run_end(run)
 

@@ -145,7 +145,7 @@ def test_phases_are_those_of_the_loop(capsys: pytest.CaptureFixture[str]) -> Non
     split.run_begin(run)
     lasts = {
         "step_begin": 1, "micro_begin": 512, "data_ready": 64, "forward_end": 32, "backward_end": 2,
-        "gradients_ready": 8, "update_end": 16, "state_equal": 4, "step_end": 1,
+        "gradients_ready": 8, "update_end": 16, "state_equal": 1, "saving": 4, "saved": 1,
     }  # fmt: skip
     for point, seconds in lasts.items():
         getattr(split, point)(run)
@@ -156,7 +156,7 @@ def test_phases_are_those_of_the_loop(capsys: pytest.CaptureFixture[str]) -> Non
     now += 1000
     split.evaluation_end(run, {})
     split.logged(run, {})
-    assert split.clock.seconds == [512, 64, 32, 10, 0, 4, 1000, 18]
+    assert split.clock.seconds == [512, 64, 32, 10, 0, 4, 1000, 19]
     assert run.session.shown == {"bound": "data-bound 80 %"}
     split.logged(run, {})
     split.run_end(run)
@@ -168,7 +168,7 @@ def test_phases_are_those_of_the_loop(capsys: pytest.CaptureFixture[str]) -> Non
 def test_it_costs_next_to_nothing() -> None:
     split = TimeSplit(HostClock(), node_rank=0, tell=False)
     run: Any = SimpleNamespace()
-    points = [getattr(split, p) for p in ("micro_begin", "data_ready", "forward_end", "backward_end", "step_end")]
+    points = [getattr(split, p) for p in ("micro_begin", "data_ready", "forward_end", "backward_end", "saved")]
 
     def best_of(rounds: int) -> float:
         times = []

@@ -45,6 +45,14 @@ def watched(context: WorkerContext, number: int, *, spoil: int = 0, **sections: 
     return little.Watch.seen
 
 
+def ends(context: WorkerContext, number: int) -> list[str]:
+    """What the state of the hook Ends was whenever it was saved."""
+    little.Ends.noted = []
+    sections = with_(train={"duration": "6st"}, evaluate={"every": "4st"}, hooks=[{"type": "little:Ends"}])
+    outcome = trained(context, sections, number)
+    return [*little.Ends.noted, f"epochs {outcome.result['metrics']['epochs']}"]
+
+
 def one_rank(context: WorkerContext) -> Any:
     form(CPU)
     return {
@@ -55,6 +63,7 @@ def one_rank(context: WorkerContext) -> Any:
         "bf16": watched(context, 4, train={"precision": "bf16"}),
         "own": watched(context, 5, model={"type": "little:OwnStep"}),
         "mapping": watched(context, 6, data={"type": "little:mappings", "count": 40}, loader={"workers": 0}),
+        "saved": ends(context, 8),
     }
 
 
@@ -103,6 +112,16 @@ def test_other_precisions_and_other_shapes_of_batch_learn_the_same(
     losses = [s["loss"] for s in alone[name]]
     assert losses == pytest.approx([s["loss"] for s in alone["fp32"]], abs=near)  # `mapping` has noise on its samples
     assert len(set(losses)) == 12
+
+
+def test_what_a_hook_does_at_a_steps_end_is_saved_with_that_step(alone: dict[str, list[Any]]) -> None:
+    *noted, logged = alone["saved"]
+    first = ["step1", "step2", "step3", "step4", "epoch"]
+    whole = [*first, "evaluation", "step5", "step6"]
+    ends = [whole[:n] for n in (0, 1, 2, 3, 5, 7, 8)] + [[*whole, "evaluation"]]
+    assert {*noted} <= {"saved with " + " ".join(end) for end in ends}
+    assert "saved with " + " ".join(first) in noted  # before an evaluation always
+    assert logged == "epochs 1"
 
 
 def two_ranks(context: WorkerContext) -> Any:

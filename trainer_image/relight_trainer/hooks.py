@@ -6,10 +6,12 @@ A hook overrides the points it wants; a point that nobody overrides costs a call
       micro_begin  data_ready  forward_end  backward_end      once per micro-batch
     gradients_ready                                           reduced over ranks, unscaled; not yet clipped
     update_end                                                optimizer and averages have moved, or the step is skipped
-    state_equal                                               on all ranks; not yet snapshotted
-    step_end                                                  the step is done, snapshotted, and maybe checkpointed
+    state_equal                                               on all ranks
+    step_end  epoch_end                                       the step is done; the epoch, where it was its last
+    saving                                                    what a hook's state is now, a resume from this step finds
+    saved                                                     into a snapshot and a checkpoint, where they were due
 
-Around that: run_begin, run_end, epoch_end, evaluation_begin, evaluation_end, checkpoint_begin, checkpoint_end, logged,
+Around that: run_begin, run_end, evaluation_begin, evaluation_end, checkpoint_begin, checkpoint_end, logged,
 failed. Called by every rank, in the order of `order` and, where that is equal, of the configuration.
 """
 
@@ -66,9 +68,14 @@ class Hook:
     def state_equal(self, run: "Run") -> None: ...
 
     def step_end(self, run: "Run") -> None:
-        """`run.step` counts this step as done."""
+        """`run.step` counts this step as done, and the state that a hook keeps of it is saved with it."""
 
     def epoch_end(self, run: "Run") -> None: ...
+
+    def saving(self, run: "Run") -> None:
+        """The state is copied next. What a hook does later for this step, a resume from it knows nothing of."""
+
+    def saved(self, run: "Run") -> None: ...
 
     def evaluation_begin(self, run: "Run") -> None: ...
 
@@ -90,8 +97,8 @@ class Hooks:
 
     POINTS: ClassVar = (
         "run_begin", "run_end", "step_begin", "micro_begin", "data_ready", "forward_end", "backward_end",
-        "gradients_ready", "update_end", "state_equal", "step_end", "epoch_end", "evaluation_begin", "evaluation_end",
-        "checkpoint_begin", "checkpoint_end", "logged", "failed",
+        "gradients_ready", "update_end", "state_equal", "step_end", "epoch_end", "saving", "saved",
+        "evaluation_begin", "evaluation_end", "checkpoint_begin", "checkpoint_end", "logged", "failed",
     )  # fmt: skip
 
     run_begin: Callable[["Run"], None]
@@ -106,6 +113,8 @@ class Hooks:
     state_equal: Callable[["Run"], None]
     step_end: Callable[["Run"], None]
     epoch_end: Callable[["Run"], None]
+    saving: Callable[["Run"], None]
+    saved: Callable[["Run"], None]
     evaluation_begin: Callable[["Run"], None]
     evaluation_end: Callable[["Run", Mapping[str, float]], None]
     checkpoint_begin: Callable[["Run"], None]

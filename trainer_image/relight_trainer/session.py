@@ -210,10 +210,10 @@ class Session:
         """The step that was entered is done, and `cursor` says where that leaves training."""
         assert self._buffers is not None
         self._buffers.sync()
-        self.state_equal()
         epoch_ended = cursor.epoch > self.cursor.epoch
         samples = cursor.samples - self.cursor.samples
         self.cursor = cursor
+        self.state_equal()  # which may log, into the new cursor
         self._stop.at_boundary(cursor.step)
         self._write_snapshot()
         self._heartbeat.beat(_TRAIN, cursor.step)

@@ -155,15 +155,20 @@ class Training:
             self._replicate()
 
     def _state_equal(self) -> None:
-        if self.ema and not self.run.skipped:
+        run = self.run
+        if self.ema and not run.skipped:
             self.ema.update()  # not earlier: before, the buffers that it follows are each rank's own
-        self.run.hooks.state_equal(self.run)
+        run.hooks.state_equal(run)
+        run.hooks.step_end(run)
+        if self._session.cursor.batch == 0:
+            run.hooks.epoch_end(run)
+        run.hooks.saving(run)
 
     def evaluate(self) -> None:
         """Evaluate, and note what came of it."""
         run, session = self.run, self._session
-        run.hooks.evaluation_begin(run)
         with session.evaluation():
+            run.hooks.evaluation_begin(run)  # not earlier: a resume from here evaluates again
             metrics = self._evaluate()
             if self.ema:
                 with self.ema.swapped():

@@ -88,11 +88,9 @@ def _steps(training: Training, feed: Feed) -> None:
         run.step += 1
         if run.step % log_every == 0 or run.step == run.total_steps:
             _log_loss(run)
-        place = sampler.place(run.step)
-        session.step_done(Cursor(run.step, *place, sampler.consumed(run.step), session.cursor.metrics))
-        hooks.step_end(run)
-        if place.batch == 0:
-            hooks.epoch_end(run)
+        cursor = Cursor(run.step, *sampler.place(run.step), sampler.consumed(run.step), session.cursor.metrics)
+        session.step_done(cursor)
+        hooks.saved(run)
 
 
 def _log_loss(run: Run) -> None:

@@ -83,7 +83,7 @@ class ProfileOnDemand(Hook):
                 self._profiler.start()
             self._request.steps = 0
 
-    def step_end(self, run: Run) -> None:
+    def saved(self, run: Run) -> None:
         if self._profiler is None:
             return
         if run.step >= self._until:

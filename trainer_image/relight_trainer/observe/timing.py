@@ -210,9 +210,12 @@ class TimeSplit(Hook):
         self.clock.enter(self._after_update)
 
     def state_equal(self, run: Run) -> None:  # noqa: ARG002
+        self.clock.enter(Phase.OTHER)
+
+    def saving(self, run: Run) -> None:  # noqa: ARG002
         self.clock.enter(Phase.CHECKPOINT)
 
-    def step_end(self, run: Run) -> None:  # noqa: ARG002
+    def saved(self, run: Run) -> None:  # noqa: ARG002
         self.clock.enter(Phase.OTHER)
         self.clock.settle()
 
