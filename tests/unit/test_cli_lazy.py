@@ -64,6 +64,23 @@ def test_a_wrong_command_gets_the_nearest_right_one() -> None:
     assert 'no such command: "inspekt". Did you mean "inspect"?' in done.stderr
 
 
+@pytest.mark.parametrize("verb", ["inspect", "lr", "run"])
+def test_examples_in_help_have_lines_of_their_own(verb: str) -> None:
+    lines = relight(verb, "--help").stdout.splitlines()
+
+    assert len([line for line in lines if line.startswith(f"    relight {verb} ")]) > 1
+    assert not [line for line in lines if "\\b" in line]
+
+
+def test_a_place_that_cannot_be_is_named_without_an_errno(tmp_path: Path) -> None:
+    job = Path(__file__).parents[2] / "examples/digits.yaml"
+    (tmp_path / "file").touch()
+
+    done = relight("run", str(job), "--state-dir", str(tmp_path / "file/below"))
+
+    assert (done.returncode, done.stderr) == (74, f"error: {tmp_path}/file/below: Not a directory\n")
+
+
 @pytest.mark.parametrize("verb", ["inspect", "diff", "export"])
 def test_help_teaches_by_example(verb: str) -> None:
     done = relight(verb, "--help")

@@ -14,6 +14,7 @@ from relight_trainer import registry
 from relight_trainer.config import BadConfig, check, parse
 from relight_trainer.config_file import is_bare, load, merged, with_sets
 from relight_trainer.settings.model import MODELS
+from relight_trainer.settings.optimizer import Sgd
 
 JOB = "apiVersion: relight.dev/v1alpha1\nkind: TrainingJob\nmetadata: {name: j}\nspec: {trainer: {config: %s}}\n"
 
@@ -71,6 +72,13 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, text: str, sets: l
     assert said.format(tmp_path) in str(caught.value)
     with pytest.raises(InvalidJob):
         load_job(write(tmp_path / "job.yaml", JOB % "{extends: none.yaml}"))
+
+
+def test_a_setting_in_a_section_that_is_left_out_keeps_its_default_type(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("{}")
+    config = load(tmp_path / "empty.yaml", ["optimizer.lr=0.05", "model.width=8", "schedule.type=constant"])
+    assert config.optimizer == Sgd(lr=0.05)
+    assert (config.model.type, config.schedule.type) == ("digits_cnn", "constant")
 
 
 def test_settings_reach_into_lists_and_make_what_is_missing() -> None:

@@ -58,7 +58,7 @@ def with_sets(value: Any, sets: Sequence[str], path: str = "config") -> Any:
             documents = load_documents(written.encode())
         except YamlError as error:
             raise BadConfig([Problem(join(path, keys.split(".")), f"in --set: {error}", shown(written))]) from None
-        value = _put(value, keys.split("."), documents[0].value if documents else None, path)
+        value = _put(_begun(value, keys), keys.split("."), documents[0].value if documents else None, path)
     return value
 
 
@@ -108,6 +108,16 @@ def _read(file: Path) -> Any:
     if len(documents) != 1:
         raise BadConfig([Problem(str(file), "not one document", f"{len(documents)} documents", "exactly one")])
     return documents[0].value
+
+
+def _begun(value: Any, keys: str) -> Any:
+    """`value` with the `type` that a section has by default, where `keys` lead into one that `value` leaves out."""
+    section, _, field = keys.partition(".")
+    known = TrainerConfig.model_fields.get(section)
+    kind = getattr(known.default, "type", None) if known else None
+    if not field or kind is None or not isinstance(value, Mapping) or value.get(section) is not None:
+        return value
+    return {**value, section: {"type": kind}}
 
 
 def _put(value: Any, keys: Sequence[str], written: Any, path: str) -> Any:

@@ -133,7 +133,8 @@ def main() -> None:
         _drop_output()
         sys.exit(141)
     except OSError as error:
-        click.echo(f"error: {error}", err=True)
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        click.echo(f"error: {what}", err=True)
         sys.exit(74)
     except Exception as error:
         exit_code = getattr(error, "exit_code", None)

@@ -46,7 +46,7 @@ AGAIN_SECONDS = 0.1  # between two signals that are two wishes
 def run_command(  # noqa: PLR0917  # click passes them by name
     file: str, state_dir: Path | None, fresh: bool, faults: tuple[str, ...], sets: tuple[str, ...], output: str
 ) -> int:
-    r"""Run the TrainingJob in FILE (- is stdin) on this machine, its members as processes.
+    """Run the TrainingJob in FILE (- is stdin) on this machine, its members as processes.
 
     The job goes on where an earlier run of it stopped. Ctrl-C saves and stops; pressed again, it does not wait for
     that. A job's own script is looked for in FILE's folder.
@@ -56,7 +56,7 @@ def run_command(  # noqa: PLR0917  # click passes them by name
       relight run examples/digits.yaml --fresh --chaos kill-node:0@step:100
       relight run examples/digits.yaml --set train.duration=5ep --set optimizer.lr=0.05
       relight run examples/digits.yaml -o json | jq .weightsDigest
-    """
+    """  # noqa: D301  # click's mark for text that is not wrapped
     if state_dir is not None and str(state_dir) == ".":  # what an empty argument, an unset variable, becomes
         raise InvalidUsage("--state-dir: found the working folder; allowed: a folder that is the job's alone")
     job = load_job(file, sets)
