@@ -1,10 +1,10 @@
 """What does a step of the training core cost over a loop written by hand?
 
 A tiny model on the CPU, one process, one thread: the step itself takes so little that what surrounds it shows. Ours
-does what it does in a job: a snapshot after each step, the heartbeat, the stop agreement, checks for numbers that are
-not finite, logging, the hooks of the default configuration. The others do nothing of that but train and log. All train
-the same model on the same batches, in turns of some steps each. Time is the process's own on the CPU, all threads
-together, and of each contender the fastest turn counts: what the program costs, whatever else the machine does.
+does what it does in a job: snapshots, one a millisecond at most, the heartbeat, the stop agreement, checks for numbers
+that are not finite, logging, the hooks of the default configuration. The others do nothing of that but train and log.
+All train the same model on the same batches, in turns of some steps each. Time is the process's own on the CPU, all
+threads together, and of each contender the fastest turn counts: what the program costs, whatever else the machine does.
 
 accelerate and Lightning take part where they are installed; `--peers FOLDER` is put on the path for them.
 """

@@ -34,6 +34,7 @@ class Hook:
 
     order: int = 50  # lower is earlier; 0..19 before, 80..100 after everybody else's
     on_error: Policy = "fail"  # warn: an exception is told, and the hook is left out from then on
+    timed: bool = True  # whether its time is counted; False for a hook that does less than the counting
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -126,7 +127,7 @@ class Hooks:
         """`say` tells a person what a hook with the policy `warn` has raised."""
         self._say = say
         self._hooks: dict[str, Hook] = {}
-        self.seconds: dict[str, float] = {}  # spent in each hook, by its name
+        self.seconds: dict[str, float] = {}  # spent in each hook that is timed, by its name
         for hook in sorted(hooks, key=lambda h: h.order):
             name = _free(type(hook).__name__, self._hooks)
             self._hooks[name] = hook
@@ -147,7 +148,7 @@ class Hooks:
 
     def _bind(self, point: str) -> None:
         calls = [
-            self._timed(name, getattr(hook, point))
+            self._guarded(name, getattr(hook, point))
             for name, hook in self._hooks.items()
             if getattr(type(hook), point) is not getattr(Hook, point)
         ]
@@ -158,17 +159,23 @@ class Hooks:
 
         setattr(self, point, each if len(calls) > 1 else calls[0] if calls else _nothing)
 
-    def _timed(self, name: str, call: Callable[..., None]) -> Callable[..., None]:
+    def _guarded(self, name: str, call: Callable[..., None]) -> Callable[..., None]:
         seconds, clock, hook = self.seconds, time.perf_counter, self._hooks[name]
 
-        def timed(*args: Any) -> None:
-            start = clock()
+        def guarded(*args: Any) -> None:
             try:
                 call(*args)
             except Exception as error:
                 if hook.on_error == "fail":
                     raise
                 self._leave_out(name, error)
+
+        if not hook.timed:
+            return guarded
+
+        def timed(*args: Any) -> None:
+            start = clock()
+            guarded(*args)
             seconds[name] += clock() - start
 
         return timed

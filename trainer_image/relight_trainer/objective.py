@@ -53,12 +53,18 @@ class Objective:
 
     def loss(self, output: Any, batch: Any, samples: int) -> Tensor:
         """The sum of the losses of the batch's `samples`."""
-        return self.total(self._criterion(output, split(batch)[2]), samples)
+        loss, times = self.term(output, batch, samples)
+        return loss * times
 
-    def total(self, loss: Tensor, samples: int) -> Tensor:
+    def term(self, output: Any, batch: Any, samples: int) -> tuple[Tensor, int]:
+        """A number, and how many times it makes the sum of the losses of the batch's `samples`."""
+        loss = self._compared(output, batch)
         if self._sums:
-            return loss
-        return loss.sum() if loss.dim() else loss * samples
+            return loss, 1
+        return (loss.sum(), 1) if loss.dim() else (loss, samples)
+
+    def _compared(self, output: Any, batch: Any) -> Tensor:
+        return self._criterion(output, split(batch)[2])
 
 
 class OwnStep(nn.Module):
@@ -83,5 +89,6 @@ class OwnObjective(Objective):
         step: Any = getattr(replica, "training_step", replica)  # an evaluation has the model itself
         return step(batch, run)
 
-    def loss(self, output: Any, batch: Any, samples: int) -> Tensor:  # noqa: ARG002  # it is in the output
-        return self.total(output["loss"] if isinstance(output, Mapping) else output, samples)
+    def _compared(self, output: Any, batch: Any) -> Tensor:  # noqa: ARG002  # it is in the output
+        loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
+        return loss

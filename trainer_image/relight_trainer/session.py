@@ -42,6 +42,9 @@ from relight_trainer.stop import StopAgreement
 _START, _TRAIN = SECTIONS.index("start"), SECTIONS.index("train")
 _EVALUATION, _CHECKPOINT, _END = SECTIONS.index("evaluation"), SECTIONS.index("checkpoint"), SECTIONS.index("end")
 _PROGRESS_SECONDS = 1.0
+# A snapshot costs some 0.1 ms, however small the model. Steps of a real one take longer than this, and each of them has
+# its snapshot; where steps are shorter, a kill may cost as much work as is done in this time.
+_SNAPSHOT_SECONDS = 0.001
 
 
 class Stateful(Protocol):
@@ -105,6 +108,7 @@ class Session:
         self._progress = Progress(context.generation, step=0, formed_at=time.monotonic())
         self._progress_due = 0.0
         self._snapshot_step: int | None = None  # of the newest that this rank has written
+        self._snapshot_due = 0.0
         self._heartbeat = Heartbeat(context.folder.heartbeat_path(context.local_rank))
         self._heartbeat.beat(_START, 0)
         prefix = f"relight/{context.generation}"
@@ -210,25 +214,28 @@ class Session:
         """The step that was entered is done, and `cursor` says where that leaves training."""
         assert self._buffers is not None
         self._buffers.sync()
-        epoch_ended = cursor.epoch > self.cursor.epoch
-        samples = cursor.samples - self.cursor.samples
-        self.cursor = cursor
+        before, self.cursor = self.cursor, cursor
         self.state_equal()  # which may log, into the new cursor
         self._stop.at_boundary(cursor.step)
-        self._write_snapshot()
+        now = time.monotonic()
+        if now >= self._snapshot_due:
+            # From before the copy, which waits for the device: a host that runs ahead of long steps skips none.
+            self._snapshot_due = now + _SNAPSHOT_SECONDS
+            self._write_snapshot()
+            now = time.monotonic()
         self._heartbeat.beat(_TRAIN, cursor.step)
-        seconds = time.monotonic() - self._entered_at
-        self.pace = Pace(self.pace.steps + 1, self.pace.samples + samples, self.pace.seconds + seconds)
+        steps, samples, seconds = self.pace
+        self.pace = Pace(steps + 1, samples + cursor.samples - before.samples, seconds + now - self._entered_at)
         if self._progress.first_step_at is None:
-            self._report(first_step_at=time.monotonic())
-        elif time.monotonic() >= self._progress_due:
+            self._report(first_step_at=now)
+        elif now >= self._progress_due:
             self._report()
         self._chaos.after_step(cursor.step)
         if self._saver is None:
             return
         if (committed := self._saver.poll()) is not None:
             self._committed(committed)
-        if self._due.at(cursor.step, cursor.epoch if epoch_ended else None):
+        if self._due.at(cursor.step, cursor.epoch if cursor.epoch > before.epoch else None):
             self._save_checkpoint(self._saver, at_once=False)
 
     def log(self, metrics: Mapping[str, str]) -> None:
@@ -238,6 +245,7 @@ class Session:
     @contextmanager
     def evaluation(self) -> Iterator[None]:
         """Around evaluation between steps, which may raise Interrupted as soon as `leaving()`."""
+        self._write_missing_snapshot()
         self._heartbeat.beat(_EVALUATION, self.cursor.step)
         try:
             yield
@@ -311,7 +319,13 @@ class Session:
         else:
             self._snapshot_step = self.cursor.step
 
+    def _write_missing_snapshot(self) -> None:
+        """Before anything that takes its time: the newest snapshot may be of an earlier step."""
+        if self._snapshot_step != self.cursor.step:
+            self._write_snapshot()
+
     def _save_checkpoint(self, saver: Saver, *, final: bool = False, at_once: bool = True) -> None:
+        self._write_missing_snapshot()
         self.before_saving()
         self._heartbeat.beat(_CHECKPOINT, self.cursor.step)
         generation, step, cursor = self._context.generation, self.cursor.step, asdict(self.cursor)
@@ -332,6 +346,7 @@ class Session:
 
     def _leave(self) -> NoReturn:
         self._stop.close()
+        self._write_missing_snapshot()
         saved, message = self._member_has_snapshot(), ""
         if self._saver and self._progress.checkpoint != self.cursor.step:
             try:

@@ -14,7 +14,7 @@ from relight_trainer.objective import Objective
 from relight_trainer.placement import explain
 from relight_trainer.replicas import VirtualBuffers, take_part
 from relight_trainer.run import Run
-from relight_trainer.seeds import seed_torch, stream
+from relight_trainer.seeds import seed_torch, streams
 from relight_trainer.sync_batchnorm import uncounted
 from relight_trainer.unused import Unused
 from relight_trainer.windows import Part
@@ -66,9 +66,10 @@ class Step:
         self._unused = unused
         self._found = torch.zeros((), device=run.device)
         self._one = torch.ones((), device=run.device)
-        self._seeds: dict[tuple[float, torch.dtype], Tensor] = {}
+        self._weights: dict[tuple[float, int, torch.dtype], _Weight] = {}
+        self._world = run.world
         self._nothing = torch.zeros((), dtype=torch.float64, device=run.device)
-        self._seed = run.config.train.seed
+        self._random = streams(run.config.train.seed, "step")
         self._skips = run.config.train.non_finite == "skip"
         self._scaled = run.scaler.is_enabled()
 
@@ -80,7 +81,7 @@ class Step:
         run = self._run
         for parameter in self._parameters:  # what zero_grad does, without its bookkeeping
             parameter.grad = None
-        share = run.world / samples
+        share = self._world / samples
         losses: list[Tensor] = []
         passes = run.passes(run.step)
         looks = self._unused.looks(run.step)
@@ -93,16 +94,13 @@ class Step:
                 self._buffers.begin(part.virtual_rank)
             for i, choose in enumerate(passes):
                 choose()
-                seed_torch(stream(self._seed, "step", run.step, part.number))
-                with self._alone() if run.micro * len(passes) + i != last else nullcontext():
-                    weight = share / len(passes) if part.samples else 0.0
-                    loss = self._forward(part, weight)
-                    assert run.loss is not None
-                    losses.append(run.loss)
-                    run.hooks.forward_end(run)
-                    scaled: Tensor = run.scaler.scale(loss) if self._scaled else loss
-                    # The weight as the gradient's seed is that of a weighted loss, to the bit, and a node less.
-                    scaled.backward(self._seed_of(weight, loss))  # type: ignore[no-untyped-call]
+                seed_torch(self._random(run.step, part.number))
+                share_of_pass = share / len(passes) if part.samples else 0.0
+                if run.micro * len(passes) + i == last:
+                    losses.append(self._pass(part, share_of_pass))
+                else:
+                    with self._alone():
+                        losses.append(self._pass(part, share_of_pass))
                 run.hooks.backward_end(run)
         if self._buffers is not None:
             self._buffers.end()
@@ -113,28 +111,38 @@ class Step:
         run.loss = losses[0] if len(losses) == 1 else sum(losses, self._nothing)
         self._update()
 
-    def _forward(self, part: Part, weight: float) -> Tensor:
-        """The loss of the present batch, summed over its samples. The run shows it weighted and detached."""
+    def _pass(self, part: Part, share: float) -> Tensor:
+        """Forward and backward of the present batch: the `share` of its summed loss, detached."""
+        run = self._run
+        loss, weight = self._forward(part, share)
+        run.loss = shown = weight.of(loss)
+        if not (self._scaled or self._skips):
+            self.watch.note("loss", shown, run.step)
+        run.hooks.forward_end(run)
+        scaled: Tensor = run.scaler.scale(loss) if self._scaled else loss
+        scaled.backward(weight.seed)  # type: ignore[no-untyped-call]
+        return shown
+
+    def _forward(self, part: Part, share: float) -> tuple[Tensor, "_Weight"]:
+        """The loss of the present batch as the objective gives it, and what it weighs."""
         run, objective = self._run, self._objective
         run.output = None  # the last one's memory is free for this one
         try:
-            with nullcontext() if part.samples else self._uncounted():
+            if part.samples:
                 with self._autocast():
                     run.output = objective.output(run.replica, run.batch, run)
-                loss = objective.loss(run.output, run.batch, part.samples)
+            else:
+                with self._uncounted(), self._autocast():
+                    run.output = objective.output(run.replica, run.batch, run)
+            loss, times = objective.term(run.output, run.batch, part.samples)
         except (RuntimeError, NotImplementedError) as error:
             explain(error, run.model, run.batch, run.device)
             raise
-        run.loss = loss.detach() * weight
-        if not (self._scaled or self._skips):
-            self.watch.note("loss", run.loss, run.step)
-        return loss
-
-    def _seed_of(self, weight: float, loss: Tensor) -> Tensor:
-        seed = self._seeds.get((weight, loss.dtype))
-        if seed is None:  # a few: batches of different size, empty ones
-            seed = self._seeds[weight, loss.dtype] = torch.full_like(loss, weight)
-        return seed
+        key = share, times, loss.dtype
+        weight = self._weights.get(key)
+        if weight is None:  # a few: batches of different size, empty ones
+            weight = self._weights[key] = _Weight(share, times, loss)
+        return loss, weight
 
     @contextmanager
     def _uncounted(self) -> Iterator[None]:
@@ -185,15 +193,22 @@ class Step:
                 continue
             if gradient.is_sparse:
                 gradient = gradient._values()  # noqa: SLF001  # as GradScaler does: `values()` wants it coalesced
-            if gradient.is_complex():
+            if (dtype := gradient.dtype).is_complex:
                 gradient = torch.view_as_real(gradient)
-            by_type.setdefault(gradient.dtype, []).append(gradient)
-        self._found.zero_()
+                dtype = gradient.dtype
+            if dtype in by_type:
+                by_type[dtype].append(gradient)
+            else:
+                by_type[dtype] = [gradient]
         for gradients in by_type.values():
             # As GradScaler looks for them: one pass over all gradients, which are multiplied by one.
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
         if self._skips:
-            return not self._found.item()
+            found = bool(self._found.item())
+            if found:
+                self._found.zero_()
+            return not found
+        # What has been found stays: the first step with it is the one that is told, and the last.
         self.watch.note_found("gradient", self._found, self._run.step)
         return True
 
@@ -208,3 +223,26 @@ class Step:
             raise NonFiniteLoss(
                 f"the gradients of {MAX_SKIPPED} steps in a row, the last one step {self._run.step + 1}, are not finite"
             )
+
+
+class _Weight:
+    """What a loss weighs that is `times` in the sum over its samples, of which `share` counts.
+
+    The gradient's seed is what a weighted loss would give its own, to the bit, with no node for it in the graph.
+    """
+
+    def __init__(self, share: float, times: int, loss: Tensor) -> None:
+        seed = torch.full_like(loss, share, requires_grad=False) * times
+        self._share, self._times = share, times
+        self._weight = seed
+        one = bool(seed == 1)
+        self.seed = None if one else seed  # torch's own, which it takes without a look, is one
+        # Products with powers of two are exact, so that one of them undoes the other.
+        self._undone = one and times.bit_count() == 1
+
+    def of(self, loss: Tensor) -> Tensor:
+        """The weighted loss, detached."""
+        shown = loss.detach()
+        if self._undone:
+            return shown
+        return shown * self._weight if self._times == 1 else shown * self._times * self._share

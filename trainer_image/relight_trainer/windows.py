@@ -51,6 +51,7 @@ class Dealer:
         self._world = world
         self._together = together
         self._stand_in = stand_in
+        self._shares: dict[int, list[tuple[int, int, slice, int]]] = {}
         self.passed_on = not together and virtual_ranks > world  # some rank runs the parts of several virtual ranks
 
     def parts(self, step: int) -> list[Part]:
@@ -62,14 +63,21 @@ class Dealer:
         batch = self._sampler.batch_of(step)
         if self._together:
             return self._parts_together(batch)
+        size = len(batch)
+        if size not in self._shares:  # there are two sizes at most: that of an epoch's tail is another
+            self._shares[size] = self._shares_of(size)
+        return [Part(number, rank, batch[mine], samples) for number, rank, mine, samples in self._shares[size]]
+
+    def _shares_of(self, size: int) -> list[tuple[int, int, slice, int]]:
+        """(part's number, virtual rank, which of the `size` samples, how many count) of each of this rank's parts."""
         count = self.virtual_ranks * self.accumulate
         mine = share(self.virtual_ranks, self._rank, self._world)
         numbers = range(mine.start * self.accumulate, mine.stop * self.accumulate)
-        shares = ((n, batch[share(len(batch), n, count)]) for n in numbers)
-        parts = [Part(n, n // self.accumulate, mine, len(mine)) for n, mine in shares if len(mine)]
-        if not parts and self._stand_in:
-            return [Part(numbers.start, mine.start, batch[:1], 0)]
-        return parts
+        parts = [(n, n // self.accumulate, share(size, n, count)) for n in numbers]
+        shares = [(n, rank, cut, cut.stop - cut.start) for n, rank, cut in parts if cut.stop > cut.start]
+        if not shares and self._stand_in:
+            return [(numbers.start, mine.start, slice(1), 0)]
+        return shares
 
     def _parts_together(self, batch: Indices) -> list[Part]:
         parts = []

@@ -122,6 +122,13 @@ class Layout:
             return t
         return torch.empty(0, dtype=torch.uint8, device=t.device).set_(t.untyped_storage(), span[0], (span[1],), (1,))
 
+    def all_sources(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """`source` of each entry."""
+        return [
+            tensors[tensor] if span is None else self.source(i, tensors)
+            for i, (tensor, span) in enumerate(self.sources)
+        ]
+
     def target(self, index: int, memory: torch.Tensor, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         """Entry `index`'s flat uint8 `memory` in the shape and strides of its source, to be copied into."""
         tensor, span = self.sources[index]

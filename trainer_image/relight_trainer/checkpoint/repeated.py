@@ -30,10 +30,13 @@ class Flattener:
 
     def __init__(self) -> None:
         self._sections: dict[str, _Section] = {}
+        self._names: dict[str, str] = {}  # of sections, as JSON
 
     def __call__(self, state: State) -> tuple[str, list[tagged.Path], list[torch.Tensor]]:
-        if any(type(key) is not str or key[:1] == "$" for key in state):
-            return flatten(state)
+        if state.keys() != self._names.keys():
+            if any(type(key) is not str or key[:1] == "$" for key in state):
+                return flatten(state)
+            self._names = {key: json.dumps(key) for key in state}
         texts: list[str] = []
         paths: list[tagged.Path] = []
         tensors: list[torch.Tensor] = []
@@ -47,8 +50,8 @@ class Flattener:
         return "{" + ",".join(texts) + "}", paths, tensors
 
     def _flatten(self, key: str, value: Any, base: int) -> _Section:
-        if _as_json(value):  # counters and metrics, which change in each step
-            section = _Section(_kept(value), base, f"{json.dumps(key)}:{tagged.plain(value)}", [], [])
+        if (plain := _copied(value)) is not None:  # counters and metrics, which change in each step
+            section = _Section(plain, base, f"{self._names[key]}:{tagged.plain(plain)}", [], [])
             self._sections[key] = section
             return section
         paths: list[tagged.Path] = []
@@ -59,7 +62,7 @@ class Flattener:
             tensors.append(checked(tensor, path))
             return base + len(tensors) - 1
 
-        text = f"{json.dumps(key)}:{tagged.dumps(value, reference, (None, key))}"
+        text = f"{self._names[key]}:{tagged.dumps(value, reference, (None, key))}"
         self._sections.pop(key, None)
         section = _Section(None, base, text, paths, tensors)
         try:
@@ -69,22 +72,26 @@ class Flattener:
         return section
 
 
-def _as_json(value: Any) -> bool:
-    """Whether `value` is a dict of numbers, texts and such dicts that tagged JSON writes as they are."""
+def _copied(value: Any) -> dict[str, Any] | None:
+    """A copy of `value`, a dict of numbers, texts and such dicts that tagged JSON writes as they are; else None."""
     if type(value) is not dict:
-        return False
+        return None
+    copy: dict[str, Any] = {}
     for key, item in value.items():
-        kind = type(item)
         if type(key) is not str or key[:1] == "$":
-            return False
-        if kind is str or kind is bool or item is None:
-            continue
-        # NaN compares as false
-        if (kind is int or kind is float) and -_EXACT < item < _EXACT:
-            continue
-        if not _as_json(item):
-            return False
-    return True
+            return None
+        kind = type(item)
+        if kind is int or kind is float:
+            if not -_EXACT < item < _EXACT:  # NaN compares as false
+                return None
+            copy[key] = item
+        elif kind is str or kind is bool or item is None:
+            copy[key] = item
+        elif (inner := _copied(item)) is not None:
+            copy[key] = inner
+        else:
+            return None
+    return copy
 
 
 def _kept(value: Any) -> Any:

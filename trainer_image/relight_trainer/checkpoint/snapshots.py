@@ -173,7 +173,7 @@ class _Slot:
         self._memory[: len(head)] = head
         with torch.no_grad():
             if self._targets:  # one call for all of them
-                torch._foreach_copy_(self._targets, [self.layout.source(i, tensors) for i in range(len(self._targets))])
+                torch._foreach_copy_(self._targets, self.layout.all_sources(tensors))
 
 
 def _allocate(path: Path, size: int) -> None:

@@ -165,6 +165,7 @@ class TimeSplit(Hook):
 
     order = 0
     on_error = "warn"
+    timed = False
 
     def __init__(self, clock: Clock, *, node_rank: int, tell: bool, window: float = 10.0) -> None:
         """A verdict is over `window` seconds or more. `tell`: this rank says in the log when it changes."""
