@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes is this computer's business.
+settings.register_profile("relight", deadline=None)
+settings.load_profile("relight")
 
 CLUSTER = Path(__file__).parent / "cluster"
 LEFT_OUT = pytest.StashKey[int]()
