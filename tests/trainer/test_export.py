@@ -116,6 +116,8 @@ def test_what_exists_is_replaced_only_on_request_and_a_wrong_name_is_told(tmp_pa
     export(read(tmp_path / "x.pt"), tmp_path / "y.pt", force=True)
     with pytest.raises(WrongInput, match=r"allowed: \*\.safetensors, \*\.pt, \*\.pth"):
         export(read(tmp_path / "x.pt"), tmp_path / "y.onnx")
+    with pytest.raises(WrongInput, match=r'none/y.pt": there is no folder "'):
+        export(read(tmp_path / "x.pt"), tmp_path / "none/y.pt")
 
 
 def test_a_damaged_checkpoint_is_not_exported(tmp_path):

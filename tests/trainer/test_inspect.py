@@ -169,6 +169,15 @@ def test_a_checkpoint_folder_says_what_its_manifest_says_and_whether_it_is_whole
     assert report(read(checkpoint.path))["damage"] == ["shard-0-of-1.safetensors does not match its checksum"]
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "state.json"])
+def test_a_checkpoint_that_has_lost_a_file_is_no_folder_of_weights(tmp_path, name):
+    path = commit(tmp_path, {"model": model().state_dict()}).path
+    (path / name).unlink()
+
+    with pytest.raises(Unreadable, match=f"{name} is missing"):
+        read(path)
+
+
 def test_a_members_snapshot_is_read_where_it_lies(tmp_path):
     snapshots = Snapshots(tmp_path, job_uid="u", config_hash="h")
     snapshots.write({"model": model().state_dict(), "loop": {"step": 4}}, generation=1, step=4)

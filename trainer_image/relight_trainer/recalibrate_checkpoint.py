@@ -1,13 +1,12 @@
 """`relight recalibrate`: a checkpoint in, its weights with batch norm statistics computed anew out."""
 
 import json
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from relight_trainer.config import TrainerConfig, check, parse
@@ -16,6 +15,7 @@ from relight_trainer.data.splits import Split, open_splits
 from relight_trainer.evaluate import Sums, shard_sums, sums_of
 from relight_trainer.init_from import init_from
 from relight_trainer.inspect import Contents, WrongInput, read
+from relight_trainer.inspect.export import appearing, check_out
 from relight_trainer.objective import Objective, split
 from relight_trainer.recalibrate import calibration_draws, recalibrate
 from relight_trainer.registry import build
@@ -24,8 +24,6 @@ from relight_trainer.settings.loss import LOSSES
 from relight_trainer.settings.model import MODELS
 from relight_trainer.settings.supernet import Recalibration
 from relight_trainer.supernet.choices import path_of, space_of
-
-_SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 def recalibrate_checkpoint(
@@ -46,13 +44,10 @@ def recalibrate_checkpoint(
     Returns {out, layers, samples, path, before, after}: metrics of the test set as text, with the statistics of before
     and after. Runs on the CPU. Raises WrongInput, and what reading, configuration and data raise, with exit codes.
     """
-    if out.suffix not in _SUFFIXES:
-        raise WrongInput(f'"{out}": the name says the format; allowed: {", ".join(f"*{s}" for s in _SUFFIXES)}')
-    if out.exists() and not force:
-        raise WrongInput(f'"{out}" exists; --force replaces it')
+    check_out(out, force=force)
     contents = read(checkpoint)
     trainer = load(config, sets) if config else _config_of(contents, sets)
-    check(trainer)
+    check(trainer.model_copy(update={"hooks": []}))  # which take no part in this, and may be far from here
     splits = open_splits(trainer.data, trainer.loader, trainer.train.seed, torch.device("cpu"))
     model: nn.Module = build(MODELS, trainer.model)
     init_from(InitFrom(path=checkpoint, ema=ema, min_match=1.0), model)
@@ -131,12 +126,8 @@ def _metrics(model: nn.Module, sums: Sums | None, test: Split) -> dict[str, str]
 
 def _write(model: nn.Module, out: Path) -> None:
     state = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    try:
+    with appearing(out) as file:
         if out.suffix == ".safetensors":
-            save_file(state, temporary, metadata={"format": "pt"})
+            file.write(save(state, metadata={"format": "pt"}))
         else:
-            torch.save(state, temporary)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+            torch.save(state, file)

@@ -8,7 +8,7 @@ import secrets
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -33,30 +33,46 @@ def export(
     row-major in the file; tied ones are written as often as they are named, for plain loaders want each.
     Raises WrongInput, Unreadable where the source is damaged, OSError.
     """
-    if out.suffix not in _SUFFIXES:
-        raise WrongInput(f'"{out}": the name says the format; allowed: {", ".join(f"*{s}" for s in _SUFFIXES)}')
-    if out.exists() and not force:
-        raise WrongInput(f'"{out}" exists; --force replaces it')
+    check_out(out, force=force)
     named = weights(contents, key=key, ema=ema)
     wrong = damage(contents)
     if wrong:
         raise Unreadable(f"{contents.path}: {'; '.join(wrong)}: nothing was exported")
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
-    try:
-        with Bytes() as data:
-            digest = _digest(named, data)
-            metadata = {"format": "pt", "relight.weightsDigest": digest}
-            (_write_safetensors if out.suffix == ".safetensors" else _write_torch)(temporary, named, data, metadata)
-        temporary.replace(out)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+    with Bytes() as data:
+        digest = _digest(named, data)
+        metadata = {"format": "pt", "relight.weightsDigest": digest}
+        with appearing(out) as file:
+            (_write_safetensors if out.suffix == ".safetensors" else _write_torch)(file, named, data, metadata)
     return {
         "out": str(out),
         "tensors": len(named),
         "elements": sum(ref.elements for _, ref in named),
         "weightsDigest": digest,
     }
+
+
+def check_out(out: Path, *, force: bool) -> None:
+    """Raises WrongInput where weights cannot go to `out`: known before anything is computed."""
+    if out.suffix not in _SUFFIXES:
+        raise WrongInput(f'"{out}": the name says the format; allowed: {", ".join(f"*{s}" for s in _SUFFIXES)}')
+    if out.exists() and not force:
+        raise WrongInput(f'"{out}" exists; --force replaces it')
+    if not out.parent.is_dir():
+        raise WrongInput(f'"{out}": there is no folder "{out.parent}"')
+
+
+@contextlib.contextmanager
+def appearing(out: Path) -> Iterator[IO[bytes]]:
+    """A file that is `out` once the block has ended without an error, and nothing otherwise."""
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _digest(named: list[tuple[str, TensorRef]], data: Bytes) -> str:
@@ -79,7 +95,9 @@ def _row_major(ref: TensorRef, data: Bytes) -> Iterator[bytes]:
         data.read(part.nbytes)
 
 
-def _write_safetensors(path: Path, named: list[tuple[str, TensorRef]], data: Bytes, metadata: dict[str, str]) -> None:
+def _write_safetensors(
+    file: IO[bytes], named: list[tuple[str, TensorRef]], data: Bytes, metadata: dict[str, str]
+) -> None:
     # The widest items first, and a file has no holes: each tensor is aligned.
     ordered = sorted(named, key=lambda pair: (-ITEM_SIZES[pair[1].dtype], pair[0]))
     head: dict[str, Any] = {"__metadata__": metadata}
@@ -92,23 +110,17 @@ def _write_safetensors(path: Path, named: list[tuple[str, TensorRef]], data: Byt
         at += size
     text = json.dumps(head, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // _ALIGNMENT) * _ALIGNMENT)
-    with path.open("xb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for _, ref in ordered:
-            for part in _row_major(ref, data):
-                file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
+    file.write(struct.pack("<Q", len(text)) + text)
+    for _, ref in ordered:
+        for part in _row_major(ref, data):
+            file.write(part)
 
 
-def _write_torch(path: Path, named: list[tuple[str, TensorRef]], data: Bytes, _: dict[str, str]) -> None:
+def _write_torch(file: IO[bytes], named: list[tuple[str, TensorRef]], data: Bytes, _: dict[str, str]) -> None:
     import torch
 
     state = {}
     for name, ref in named:
         raw = np.array(data.whole(ref), order="C", copy=True)
         state[name] = torch.from_numpy(raw.reshape(-1).view(np.uint8)).view(getattr(torch, ref.dtype)).view(ref.shape)
-    with path.open("xb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    torch.save(state, file)

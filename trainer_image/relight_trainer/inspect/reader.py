@@ -98,7 +98,8 @@ def safetensors_entries(path: Path) -> tuple[dict[str, TensorRef], dict[str, str
 
 
 def _read_folder(path: Path) -> Contents:
-    if (path / folders.MANIFEST).exists() and (path / folders.STATE).exists():
+    own = [name for name in (folders.MANIFEST, folders.STATE) if (path / name).exists()]
+    if len(own) == 2 or (own and any(path.glob("shard-*-of-*.safetensors"))):  # with one of them it is a damaged one
         return folders.read_checkpoint(path, safetensors_entries)
     if (path / ".metadata").exists():
         return folders.read_dcp(path)
