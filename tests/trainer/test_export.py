@@ -1,8 +1,11 @@
 """`relight export`: what it writes loads elsewhere, bit for bit, under the names of the model's state_dict."""
 
+import errno
+import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +121,25 @@ def test_what_exists_is_replaced_only_on_request_and_a_wrong_name_is_told(tmp_pa
         export(read(tmp_path / "x.pt"), tmp_path / "y.onnx")
     with pytest.raises(WrongInput, match=r'none/y.pt": there is no folder "'):
         export(read(tmp_path / "x.pt"), tmp_path / "none/y.pt")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_full_disk_is_said_with_the_files_name_and_leaves_nothing(tmp_path, monkeypatch, suffix):
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() + len(data) > 1000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data)
+
+    torch.save({"a": torch.ones(5000)}, tmp_path / "x.pt")
+    source = read(tmp_path / "x.pt")
+    (tmp_path / "full").mkdir()
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode: Full(path, "x") if mode == "xb" else opened(path, mode))
+
+    with pytest.raises(OSError, match=rf"No space left on device: '.*full/y{suffix}'"):
+        export(source, tmp_path / f"full/y{suffix}")
+    assert not [*(tmp_path / "full").iterdir()]
 
 
 def test_a_damaged_checkpoint_is_not_exported(tmp_path):

@@ -1,5 +1,6 @@
 """The commands that need torch: listed without it, imported only when used, missed in words."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,17 @@ def test_a_place_that_cannot_be_is_named_without_an_errno(tmp_path: Path) -> Non
     done = relight("run", str(job), "--state-dir", str(tmp_path / "file/below"))
 
     assert (done.returncode, done.stderr) == (74, f"error: {tmp_path}/file/below: Not a directory\n")
+
+
+def test_a_reader_that_has_gone_is_told_from_every_other_end() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as gone:
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_TORCH + MAIN, "crd"], stdout=gone, stderr=subprocess.PIPE, check=False
+        )
+
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @pytest.mark.parametrize("verb", ["inspect", "diff", "export"])

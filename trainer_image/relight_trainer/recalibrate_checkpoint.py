@@ -15,7 +15,7 @@ from relight_trainer.data.splits import Split, open_splits
 from relight_trainer.evaluate import Sums, shard_sums, sums_of
 from relight_trainer.init_from import init_from
 from relight_trainer.inspect import Contents, WrongInput, read
-from relight_trainer.inspect.export import appearing, check_out
+from relight_trainer.inspect.export import appearing, check_out, save_torch
 from relight_trainer.objective import Objective, split
 from relight_trainer.recalibrate import calibration_draws, recalibrate
 from relight_trainer.registry import build
@@ -130,4 +130,4 @@ def _write(model: nn.Module, out: Path) -> None:
         if out.suffix == ".safetensors":
             file.write(save(state, metadata={"format": "pt"}))
         else:
-            torch.save(state, file)
+            save_torch(state, file)

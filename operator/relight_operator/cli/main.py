@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -45,8 +46,18 @@ def _trainer_commands() -> dict[str, str]:
     return {f.stem: ast.get_docstring(ast.parse(f.read_text(encoding="utf-8"))) or "" for f in files}
 
 
+class _ReaderGone(Exception):
+    """Nobody reads the output any more. Of a BrokenPipeError click makes exit code 1, which means something else."""
+
+
 class _Commands(click.Group):
     """Imports a command only when it is asked for, so that --help and completion are quick and need no torch."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _ReaderGone from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
         return sorted([*_OWN, *_trainer_commands()])
@@ -129,11 +140,11 @@ def main() -> None:
     except RelightError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
+    except _ReaderGone:
         _drop_output()
         sys.exit(141)
     except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        what = ": ".join(filter(None, (error.filename, error.strerror))) or str(error)
         click.echo(f"error: {what}", err=True)
         sys.exit(74)
     except Exception as error:

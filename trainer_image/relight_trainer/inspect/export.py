@@ -71,6 +71,8 @@ def appearing(out: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(out)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(out)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -116,6 +118,18 @@ def _write_safetensors(
             file.write(part)
 
 
+def save_torch(state: dict[str, Any], file: IO[bytes]) -> None:
+    """torch.save, whose complaint about the end of a file that could not be written hides why it could not."""
+    import torch
+
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
 def _write_torch(file: IO[bytes], named: list[tuple[str, TensorRef]], data: Bytes, _: dict[str, str]) -> None:
     import torch
 
@@ -123,4 +137,4 @@ def _write_torch(file: IO[bytes], named: list[tuple[str, TensorRef]], data: Byte
     for name, ref in named:
         raw = np.array(data.whole(ref), order="C", copy=True)
         state[name] = torch.from_numpy(raw.reshape(-1).view(np.uint8)).view(getattr(torch, ref.dtype)).view(ref.shape)
-    torch.save(state, file)
+    save_torch(state, file)
