@@ -297,6 +297,12 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_nothing(tmp_path, func
     assert not witness.exists()
 
 
+def test_a_member_of_an_enumeration_is_no_attack_however_python_spells_it(tmp_path):
+    file = tmp_path / "member.pt"
+    torch.save({"w": torch.ones(1), "x": Attack(getattr, argparse.Namespace, "MEMBER")}, file)
+    assert "argparse.Namespace" in report(read(file))["notes"][0]
+
+
 def test_a_function_nobody_knows_is_not_run_either(tmp_path):
     torch.save({"w": torch.ones(1), "x": Attack(torch.save, 1, str(tmp_path / "witness"))}, tmp_path / "x.pt")
 

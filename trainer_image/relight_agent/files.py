@@ -266,7 +266,9 @@ class JobFile:
     checkpoint_steps: int = 0
     checkpoint_epochs: int = 0
     checkpoint_keep: int = 3
-    checkpoint_best: Dict[str, Any] = field(default_factory=dict)  # {"metric", "mode", "keep"}; {}: only the newest are kept
+    checkpoint_best: Dict[str, Any] = field(
+        default_factory=dict
+    )  # {"metric", "mode", "keep"}; {}: only the newest are kept
     grace_seconds: float = 120.0
     orphan_seconds: float = 1800.0
 

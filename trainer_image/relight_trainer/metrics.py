@@ -163,9 +163,18 @@ class MachineCollector(Collector):
                 yield series
 
 
+_phases: list["PhaseCollector"] = []
+
+
 def publish_phases(seconds: Callable[[], Mapping[str, float]], *, node_rank: int) -> None:
-    """Let `seconds()`, read at scrape time, be served where this worker serves metrics."""
-    REGISTRY.register(PhaseCollector(seconds, node_rank=node_rank))
+    """Let `seconds()`, read at scrape time, be served where this worker serves metrics.
+
+    It takes the place of what an earlier training in this process has published.
+    """
+    while _phases:
+        REGISTRY.unregister(_phases.pop())
+    _phases.append(PhaseCollector(seconds, node_rank=node_rank))
+    REGISTRY.register(_phases[0])
 
 
 def serve(port: int, collector: SessionCollector, say: Callable[[str], None]) -> None:

@@ -18,6 +18,7 @@ from relight_trainer.inspect.contents import Opaque, Piece, TensorRef, Unreadabl
 from relight_trainer.inspect.dtypes import ITEM_SIZES, STORAGES
 
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # torch writes the names of pickle protocol 2
+_WOULD_RUN = "torch.load with weights_only=False would run code of its author's choice. Nothing of it was run"
 _MAX_PICKLE = 1 << 30  # bytes; the tensors' bytes lie elsewhere
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of name and extra field
@@ -73,10 +74,7 @@ class _Reader(pickle.Unpickler):
             return _TYPES[name]
         qualified = f"{module}.{name}"
         if module.partition(".")[0] in _NEVER_DATA:
-            raise Unreadable(
-                f"it names {qualified}: torch.load with weights_only=False would run code of its author's choice. "
-                "Nothing of it was run"
-            )
+            raise Unreadable(f"it names {qualified}: {_WOULD_RUN}")
         self._named.add(qualified)
         if qualified not in self._classes:
             self._classes[qualified] = type(name, (Opaque,), {"qualified": qualified})
@@ -254,6 +252,13 @@ def _of_subclass(function: Callable[..., Any], _type: Any, args: tuple[Any, ...]
     return function(*args)
 
 
+def _member(owner: Any, name: Any, *_: Any) -> Any:
+    """How Python 3.11.0 to 3.11.3 spell a member of an enumeration; of anything else it is an attack."""
+    if not (isinstance(owner, type) and issubclass(owner, Opaque) and isinstance(name, str)):
+        raise Unreadable(f"it names builtins.getattr: {_WOULD_RUN}")
+    return owner(name)
+
+
 def _reconstructed(cls: Any, _base: Any, _state: Any) -> Any:
     return cls()
 
@@ -267,5 +272,6 @@ _REBUILD: Mapping[tuple[str, str], Any] = {
     ("torch._tensor", "_rebuild_from_type_v2"): _of_subclass,
     ("torch.storage", "UntypedStorage"): "uint8",
     ("copyreg", "_reconstructor"): _reconstructed,
+    ("builtins", "getattr"): _member,
     ("collections", "defaultdict"): lambda _=None, *items: defaultdict(None, *items),
 }
