@@ -109,20 +109,25 @@ def _cpu_seconds_v2(place: Place) -> Fields:
     return {"cpu_seconds": _scaled(_table(place.folder / "cpu.stat").get("usage_usec"), 1e-6)}
 
 
-def _cpu_limit_v1(place: Place) -> Fields:
-    limits = []
-    for folder in place.upwards():
-        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
-        if quota is not None and quota > 0 and period:
-            limits.append((quota / period, folder))
+def _throttling(limits: list[tuple[float, Path]], place: Place, throttled: str, seconds: float) -> Fields:
+    """The tightest of `limits` and what it has held up; `throttled` is counted in units of so many `seconds`."""
     limit, folder = min(limits, default=(None, place.folder))
     stat = _table(folder / "cpu.stat")
     return {
         "cpu_limit": limit,
         "periods": stat.get("nr_periods"),
         "throttled_periods": stat.get("nr_throttled"),
-        "throttled_seconds": _scaled(stat.get("throttled_time"), 1e-9),
+        "throttled_seconds": _scaled(stat.get(throttled), seconds),
     }
+
+
+def _cpu_limit_v1(place: Place) -> Fields:
+    limits = []
+    for folder in place.upwards():
+        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+        if quota is not None and quota > 0 and period:
+            limits.append((quota / period, folder))
+    return _throttling(limits, place, "throttled_time", 1e-9)
 
 
 def _cpu_limit_v2(place: Place) -> Fields:
@@ -131,14 +136,7 @@ def _cpu_limit_v2(place: Place) -> Fields:
         quota, _, period = next(iter(_lines(folder / "cpu.max")), "max").partition(" ")
         if quota != "max" and period:
             limits.append((int(quota) / int(period), folder))
-    limit, folder = min(limits, default=(None, place.folder))
-    stat = _table(folder / "cpu.stat")
-    return {
-        "cpu_limit": limit,
-        "periods": stat.get("nr_periods"),
-        "throttled_periods": stat.get("nr_throttled"),
-        "throttled_seconds": _scaled(stat.get("throttled_usec"), 1e-6),
-    }
+    return _throttling(limits, place, "throttled_usec", 1e-6)
 
 
 def _memory_v1(place: Place) -> Fields:

@@ -1,24 +1,20 @@
 # ruff: noqa: SLF001  # torch's operations on lists have no public names
-from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from relight_trainer.optimizers.scaled import commit, gradients, taken, working
+from relight_trainer.optimizers.scaled import SkippingOptimizer, commit, gradients, taken, working
 
 
-class Lamb(Optimizer):
+class Lamb(SkippingOptimizer):
     """Layer-wise Adam: for each tensor w, Adam's bias-corrected update plus weight_decay * w, call it r, is taken at the
     rate lr * min(|w|, max_norm) / |r|. You et al. 2019, arXiv:1904.00962, algorithm 2.
 
     Where w or r is all zeros, or `adapt` is false, the rate is lr: AdamW, but for eps. Nothing waits for the host, also
     under GradScaler.
     """
-
-    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -40,18 +36,6 @@ class Lamb(Optimizer):
             "adapt": adapt,
         }
         super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._update(group, parameters)
-        return loss
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         beta1, beta2 = group["betas"]

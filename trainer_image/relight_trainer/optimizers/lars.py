@@ -1,23 +1,19 @@
 # ruff: noqa: SLF001  # torch's operations on lists have no public names
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from relight_trainer.optimizers.scaled import commit, gradients, taken, working
+from relight_trainer.optimizers.scaled import SkippingOptimizer, commit, gradients, taken, working
 
 
-class Lars(Optimizer):
+class Lars(SkippingOptimizer):
     """Layer-wise adaptive rate scaling: SGD with momentum whose rate is, for each tensor w with gradient g,
     lr * trust * |w| / (|g| + weight_decay * |w| + eps). You, Gitman and Ginsburg 2017, arXiv:1708.03888, algorithm 1.
 
     Where w or g is all zeros, or `adapt` is false, the rate is lr: plain SGD. Nothing waits for the host, also under
     GradScaler.
     """
-
-    _step_supports_amp_scaling = True
 
     def __init__(
         self,
@@ -41,18 +37,6 @@ class Lars(Optimizer):
             "adapt": adapt,
         }
         super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._update(group, parameters)
-        return loss
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         decay, momentum = group["weight_decay"], group["momentum"]

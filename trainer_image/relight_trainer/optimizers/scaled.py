@@ -6,7 +6,9 @@ removes them. With torch's own fused optimizers it does the same.
 
 # ruff: noqa: SLF001  # torch's operations on lists have no public names
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,3 +39,25 @@ def commit(old: Sequence[Tensor], new: Sequence[Tensor], where: Tensor | None) -
     """Make each of `old` what its working copy has become, or leave all of them as they are where `where` is false."""
     if where is not None:
         torch._foreach_copy_(list(old), [torch.where(where, n, o) for o, n in zip(old, new, strict=True)])
+
+
+class SkippingOptimizer(Optimizer):
+    """One whose `_update` works on the parameters of a group at once, and leaves a step out where GradScaler says so."""
+
+    _step_supports_amp_scaling = True
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._update(group, parameters)
+        return loss
+
+    @abstractmethod
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Update `parameters`, those of `group` that have gradients."""
