@@ -121,6 +121,7 @@ def test_prometheus_reads_operator_and_trainers(
     pods = {job.pod(0), job.pod(1)}
     told.write_text(json.dumps(targets(testbed, SYSTEM, job.namespace)))
     masters = waited_for("a committed checkpoint", lambda: query("relight_checkpoint_last_step"))
+    waited_for("each pod's first page", lambda: len(query("relight_train_generation")) == len(pods))
 
     for name in OF_A_TRAINER:
         assert [series["metric"]["pod"] for series in query(name)] == [masters[0]["metric"]["pod"]], name

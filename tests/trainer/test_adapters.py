@@ -149,6 +149,8 @@ def lives(context: WorkerContext, name: str, accumulate: int, root: Path, cuts: 
             step_done(self, cursor)
             if cursor.step == cut:
                 raise Died
+            if cut == 0:  # the stop is agreed in a thread beside the training, which is short
+                assert self._stop._decided.wait(60)
 
         Session.step_done = step_done_then_die  # type: ignore[method-assign]
         Session._requested = (lambda _: True) if cut == 0 else requested  # type: ignore[method-assign]

@@ -13,7 +13,7 @@ from relight_operator.coordinator.mailbox import Mailbox
 from relight_operator.coordinator.wire import Report
 from relight_operator.kube import status as wire
 from relight_operator.kube.backend import Backend
-from relight_operator.kube.client import JOBS
+from relight_operator.kube.client import EVENTS, JOBS
 from relight_operator.kube.errors import Conflict, Forbidden, PodSecurity, QuotaExceeded, Unavailable, error_of
 from relight_operator.kube.pods import Coordinator, PodDefaults
 from relight_operator.kube.reconciler import Reconciler
@@ -185,6 +185,19 @@ async def test_a_pod_that_vanished_unseen_is_found_missing(w: World) -> None:
     await w.settle()
     assert w.pods() == ["digits-0-0", "digits-1-1"]
     assert w.status.restarts.by_cause == {"Vanished": 1}
+
+
+@scenario
+async def test_what_went_while_no_operator_looked_is_told_by_the_clusters_events(w: World) -> None:
+    await w.formed()
+    gone = w.client.remove("pods", "digits-1-0")
+    about = {"kind": "Pod", "uid": gone["metadata"]["uid"]}
+    killing = {"metadata": {"name": "e", "namespace": "ml"}, "reason": "Killing", "involvedObject": about}
+    await w.client.create(EVENTS, "ml", killing)
+    w.start()
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-1"]
+    assert w.status.restarts.by_cause == {"Deleted": 1}
 
 
 @scenario

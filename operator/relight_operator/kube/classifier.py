@@ -44,6 +44,8 @@ _REASONS = {
 _REJECTED_PREFIX = "OutOf"  # OutOfcpu, OutOfnvidia.com/gpu ...
 # The cluster's events about a deleted pod: they refine the cause and decide nothing.
 _HINTS = {"Preempted": Cause.PREEMPTED, "TaintManagerEviction": Cause.EVICTED}
+# Kubelet's, as it ends the containers of a pod that was deleted.
+_KILLING = "Killing"
 # An eviction for the pod's own limits says so in words only.
 _OWN_LIMIT = ("exceeds the limit", "exceeds the total limit", "exceeded its local ephemeral storage limit")
 _NO_START = ("ContainerCannotRun", "StartError")
@@ -130,6 +132,16 @@ def member_end(
         )
     cause, klass, text = _without_a_word(pod, terminated, gone=gone, hints=hints, machine_ready=machine_ready)
     return MemberEnd(cause, klass, first_sign, code, clip(text))
+
+
+def unseen_end(hints: frozenset[str], now: float) -> MemberEnd | None:
+    """How a pod ended that is gone and of which this operator has never seen more than its uid: what the cluster's
+    events about it tell. None where they tell nothing.
+    """
+    for hint, cause in (*_HINTS.items(), (_KILLING, Cause.DELETED)):
+        if hint in hints:
+            return MemberEnd(cause, CAUSE_CLASS[cause], now, message="it went while no operator looked")
+    return None
 
 
 def pending_reason(pod: Pod) -> PendingReason | None:

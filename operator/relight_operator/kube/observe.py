@@ -9,7 +9,7 @@ from relight_operator.api.status import JobStatus
 from relight_operator.core.observed import MemberEnd, SlotView
 from relight_operator.kube import names
 from relight_operator.kube.backend import Backend
-from relight_operator.kube.classifier import has_ended, is_deleting, slot_view
+from relight_operator.kube.classifier import has_ended, is_deleting, slot_view, unseen_end
 from relight_operator.kube.client import EVENTS, JOBS, NODES, PODS, Body
 from relight_operator.kube.errors import Forbidden, NotFound
 from relight_operator.kube.machines import is_ready
@@ -58,7 +58,8 @@ class Observer:
             await self._ask_why(key, uid)
         self._drop(key, owner, set(wanted))
         records = {u: r for u, r in self._b.store.pods(key).items() if _owner_uid(r.body) == owner.uid}
-        return await self._view(key, records, wanted)
+        seen = await self._view(key, records, wanted)
+        return replace(seen, members=(*seen.members, *await self._never_seen(key, status, records)))
 
     def forget(self, key: str) -> None:
         self._listed.pop(key, None)
@@ -90,16 +91,30 @@ class Observer:
         if not (record.gone or has_ended(record.body)):
             return
         conditions = record.body["status"].get("conditions") or ()
-        hints: frozenset[str] = frozenset()
-        if all(c.get("type") != "DisruptionTarget" for c in conditions):
-            try:
-                events = await self._b.client.list(
-                    EVENTS, key.split("/", maxsplit=1)[0], fields=f"involvedObject.uid={uid}"
-                )
-                hints = frozenset(str(e.get("reason", "")) for e in events)
-            except Forbidden:
-                pass  # they only refine a word
-        self._b.store.hint(key, uid, hints)
+        told = any(c.get("type") == "DisruptionTarget" for c in conditions)
+        self._b.store.hint(key, uid, frozenset() if told else await self._events_about(key, uid))
+
+    async def _events_about(self, key: str, uid: str) -> frozenset[str]:
+        """The reasons of the cluster's events about a pod."""
+        try:
+            events = await self._b.client.list(
+                EVENTS, key.split("/", maxsplit=1)[0], fields=f"involvedObject.uid={uid}"
+            )
+        except Forbidden:
+            return frozenset()  # they only refine a word
+        return frozenset(str(e.get("reason", "")) for e in events)
+
+    async def _never_seen(self, key: str, status: JobStatus, records: Mapping[str, PodRecord]) -> list[SlotView]:
+        """Members that went before this operator first looked, where the cluster's events tell how."""
+        found = []
+        for slot in status.slots:
+            if slot.uid is None or slot.uid in records:
+                continue
+            end = unseen_end(await self._events_about(key, slot.uid), self._b.clock())
+            if end is not None:
+                heard = self._b.mailbox.heard(key, slot.uid)
+                found.append(SlotView(slot.slot, slot.incarnation, slot.uid, machine=slot.machine, end=end, agent=heard))
+        return found
 
     def _drop(self, key: str, owner: Owner, wanted: set[str]) -> None:
         for uid, record in self._b.store.pods(key).items():
