@@ -113,7 +113,9 @@ class Observer:
             end = unseen_end(await self._events_about(key, slot.uid), self._b.clock())
             if end is not None:
                 heard = self._b.mailbox.heard(key, slot.uid)
-                found.append(SlotView(slot.slot, slot.incarnation, slot.uid, machine=slot.machine, end=end, agent=heard))
+                found.append(
+                    SlotView(slot.slot, slot.incarnation, slot.uid, machine=slot.machine, end=end, agent=heard)
+                )
         return found
 
     def _drop(self, key: str, owner: Owner, wanted: set[str]) -> None:

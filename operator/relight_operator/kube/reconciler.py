@@ -246,10 +246,10 @@ class _Round:
         for uid in seen.dead - current:
             await apply.delete_pod(client, namespace, seen.records[uid].body["metadata"]["name"], uid, grace=0)
         bundle = self.b.coordinator().ca_bundle
-        for member in seen.members:
-            metadata = seen.records[member.uid].body["metadata"]
+        for uid in {m.uid for m in seen.members if m.alive} & current:
+            metadata = seen.records[uid].body["metadata"]
             held = (metadata.get("annotations") or {}).get(names.CA_ANNOTATION)
-            if member.alive and member.uid in current and held not in (None, bundle):
+            if held not in (None, bundle):
                 patch = {"metadata": {"annotations": {names.CA_ANNOTATION: bundle}}}
                 await client.patch(PODS, namespace, metadata["name"], patch)
         self.b.mailbox.forget(self.key, {m.uid for m in seen.members})
