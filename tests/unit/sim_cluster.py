@@ -37,6 +37,7 @@ class Agent:
     furthest: int = 0
     terminating_at: float | None = None
     leaving: bool = False
+    asked: bool = False  # to save and stop, and to stay
     by_signal: bool = False
     snapshot: tuple[int, int] | None = None  # (generation, step), in the member's memory
     spoke: bool = False  # a process that has not come as far as this says nothing
@@ -68,12 +69,17 @@ class Member:
     agent: Agent = field(default_factory=Agent)
     end: MemberEnd | None = None
     deleting: bool = False
+    announced: bool = False  # its machine is to go
+    was_announced: bool = False  # ... or was, once: what a controller saw may be old
     seq: int = 0
     waiting: bool = False
 
     @property
     def alive(self) -> bool:
         return self.end is None
+
+    def leaving(self) -> Cause | None:
+        return Cause.PREEMPTED if self.deleting else Cause.MACHINE_LEAVING if self.announced else None
 
 
 @dataclass
@@ -177,6 +183,18 @@ class Cluster:
             agent.state = "Stopping"
         self.changes += 1
 
+    def delete(self, member: Member) -> None:
+        """Somebody deletes it: it is told to end, and everybody can see that."""
+        if member.alive:
+            member.deleting = True
+            self.terminate(member)
+
+    def announce(self, member: Member, announced: bool) -> None:
+        """Its machine is to go, or is not any more."""
+        self.changes += member.announced != announced
+        member.announced = announced
+        member.was_announced = member.was_announced or announced
+
     # -- agents
 
     def boot(self, member: Member) -> None:
@@ -231,6 +249,8 @@ class Cluster:
         if command.op == "exit":
             self.truth.check_exit(member, command)
             self.end_with(member, command.code)
+        elif command.op == "save":
+            agent.asked = agent.running and agent.generation == command.generation
         elif command.op == "stop":
             agent.leaving = True
             if agent.running:
@@ -245,6 +265,7 @@ class Cluster:
                 self.fail(member, ExitCode.PEER_LOST)
             agent.highest = agent.generation = command.generation
             agent.state, agent.outcome, agent.progress, agent.furthest = "Running", None, None, 0
+            agent.asked = False
             self.trainings.setdefault(command.generation, Training(command.world))
 
     def leave(self, member: Member) -> None:
@@ -307,7 +328,7 @@ class Cluster:
         self.changes += 1
         if training.step is None:
             self._restore(training, runners, chatty=chatty)
-        elif any(m.agent.leaving for m in runners):
+        elif any(m.agent.leaving or m.agent.asked for m in runners):
             self.checkpoint = training.step
             for member in runners:
                 self._settle(member, AgentOutcome(generation, "stopped", 0, training.step, saved=True, at=self.now))
@@ -380,14 +401,16 @@ class Cluster:
             return
         if fresh:
             controller.status, controller.version = self.store.status, self.store.version
-        recorded = {s.uid for s in controller.status.slots}
+        places = [p for s in controller.status.slots for p in (s, s.successor) if p is not None]
+        recorded = {p.uid for p in places}
         for uid in [u for u in controller.cache if u not in self.members and controller.cache[u].slot not in stale]:
             del controller.cache[uid]
         for member in self.members.values():
             if member.slot not in stale or (member.uid in recorded and member.uid not in controller.cache):
                 controller.cache[member.uid] = SlotView(
-                    member.slot, member.incarnation, member.uid, "machine", "10.0.0.1", member.deleting, member.end
-                )
+                    member.slot, member.incarnation, member.uid, "machine", "10.0.0.1", member.deleting,
+                    member.leaving(), member.end,
+                )  # fmt: skip
         views = tuple(
             replace(v, agent=controller.mailbox[u][1] if u in controller.mailbox else None)
             for u, v in controller.cache.items()

@@ -27,6 +27,7 @@ class Truth:
         self.worlds: dict[int, WorldStatus] = {}
         self.losses = 0
         self.failures = 0
+        self.handed_over = 0
         self.final = False  # a failure that retrying cannot help has happened
         self._outcomes: dict[tuple[str, int], AgentOutcome] = {}
 
@@ -64,25 +65,24 @@ class Truth:
     def check_exit(self, member: Member, command: AgentCommand) -> None:
         status = self._cluster.store.status
         slot = next((s for s in status.slots if s.slot == member.slot), None)
-        superseded = slot is None or slot.incarnation > member.incarnation or slot.uid not in (None, member.uid)
-        assert status.phase in TERMINAL or superseded, "a member that is wanted is told to exit"
+        assert status.phase in TERMINAL or not _wanted(slot, member), "a member that is wanted is told to exit"
         assert command.code != 0 or status.phase == "Succeeded", "exit 0 before Succeeded was written"
 
     def check_create(self, action: CreateMember, *, current: bool) -> None:
         status = self._cluster.store.status
         slot = next((s for s in status.slots if s.slot == action.slot), None)
         assert slot is not None
-        assert slot.incarnation >= action.incarnation, "created before it was written"
+        assert max(slot.incarnation, slot.last_incarnation) >= action.incarnation, "created before it was written"
         if current:
-            assert slot.incarnation == action.incarnation
-            assert slot.uid is None
+            places = {p.incarnation: p.uid for p in (slot, slot.successor) if p is not None}
+            assert action.incarnation in places
+            assert places[action.incarnation] is None
             assert status.phase not in TERMINAL, "created after the end"
 
     def check_delete(self, member: Member) -> None:
         status = self._cluster.store.status
         slot = next(s for s in status.slots if s.slot == member.slot)
-        holds = slot.incarnation == member.incarnation and slot.uid in (None, member.uid)
-        assert not holds or status.phase in TERMINAL or status.stop is not None, "a wanted member"
+        assert not _wanted(slot, member) or status.phase in TERMINAL or status.stop is not None, "a wanted member"
 
     def check_plan(self, actions: tuple[Action, ...]) -> None:
         writes = [a for a in actions if isinstance(a, WriteStatus)]
@@ -146,10 +146,19 @@ class Truth:
         after = {s.slot: s for s in new.slots}
         for slot in old.slots:
             now = after[slot.slot]
-            assert now.incarnation in (slot.incarnation, slot.incarnation + 1)
+            assert now.incarnation >= slot.incarnation
+            assert now.last_incarnation >= slot.last_incarnation
             if now.incarnation > slot.incarnation:
-                assert now.uid is None, "an incarnation must be written before its member exists"
+                heir = slot.successor
+                inherits = heir is not None and heir.incarnation == now.incarnation
+                assert inherits or now.incarnation > max(slot.incarnation, slot.last_incarnation), "a number used twice"
+                assert inherits or now.uid is None, "an incarnation must be written before its member exists"
+                assert not inherits or heir is None or heir.uid in (None, now.uid)
                 raised.append(slot)
+            elif now.successor is not None and now.successor != slot.successor:
+                known = slot.successor is not None and slot.successor.incarnation == now.successor.incarnation
+                assert known or now.successor.uid is None, "a successor must be written before it exists"
+                assert known or now.successor.incarnation > max(slot.incarnation, slot.last_incarnation)
             elif slot.uid is not None:
                 assert now.uid == slot.uid, "another uid in the same incarnation"
         return raised
@@ -163,11 +172,12 @@ class Truth:
             assert counted == 0, "something was counted during a stop"
             return
         dead = [s for s in raised if not self._lives(s)]
-        judged = counted - len(dead)
+        handed = [s for s in raised if self._lives(s) and self._has_left(s, old.world)]
+        judged = counted - len(dead) - len(handed)
         assert judged in (0, 1), "a loss or a failure was counted twice, or not at all"
         self.losses += len(dead)
         self.failures += judged
-        given_up = [s for s in raised if self._lives(s)]
+        given_up = [s for s in raised if self._lives(s) and s not in handed]
         assert not given_up or judged == 1
         formed = old.world is not None and new.world is not None and new.world.generation > old.world.generation
         just_judged = not _judged(old) and (formed or _judged(new))
@@ -202,6 +212,17 @@ class Truth:
                 must = 1
         return must, may
 
+    def _has_left(self, slot: SlotStatus, world: WorldStatus | None) -> bool:
+        """Whether a member that lives may hand its slot over: what it did in the generation that ran is safe."""
+        member = self._cluster.members[slot.uid or ""]
+        outcome = self._outcomes.get((member.uid, world.generation)) if world is not None else None
+        if slot.successor is None or (outcome is not None and outcome.kind == "failed"):
+            return False
+        assert member.agent.leaving or member.was_announced, "a member that was to stay was replaced"
+        assert not member.agent.running, "replaced in the middle of training"
+        self.handed_over += 1
+        return True
+
     def _lives(self, slot: SlotStatus) -> bool:
         member = self._cluster.members.get(slot.uid or "")
         if slot.uid is None:  # bound and lost in one write
@@ -210,6 +231,11 @@ class Truth:
             )
             member = next(named, None)
         return member is not None and member.alive
+
+
+def _wanted(slot: SlotStatus | None, member: Member) -> bool:
+    places = (slot, slot.successor) if slot is not None else ()
+    return any(p is not None and p.incarnation == member.incarnation and p.uid in (None, member.uid) for p in places)
 
 
 def _judged(status: JobStatus) -> bool:

@@ -119,7 +119,7 @@ class Faults(RuleBasedStateMachine):
         self.cluster.apply_late()
 
     @rule(
-        how=st.sampled_from(["killed", "vanished", "out of memory", "preempted", "all killed"]),
+        how=st.sampled_from(["killed", "vanished", "out of memory", "preempted", "deleted", "all killed", "all deleted"]),
         pick=PICK,
         rounds=ROUNDS,
         frozen=FROZEN,
@@ -136,9 +136,24 @@ class Faults(RuleBasedStateMachine):
             cluster.end(member, Cause.OUT_OF_MEMORY, ExitCode.OUT_OF_MEMORY)
         elif how == "preempted":
             cluster.terminate(member)
+        elif how == "deleted":
+            cluster.delete(member)
+        elif how == "all deleted":
+            for living in cluster.living():
+                cluster.delete(living)
         else:
             for living in cluster.living():
                 cluster.end(living, Cause.MACHINE_LOST)
+        self.go(rounds, frozen)
+
+    @rule(pick=PICK, announced=st.booleans(), every=st.booleans(), rounds=ROUNDS, frozen=FROZEN)
+    def machine_is_to_go_or_not(
+        self, pick: int, announced: bool, every: bool, rounds: int, frozen: frozenset[int]
+    ) -> None:
+        member = self.member(pick)
+        for one in self.cluster.living():
+            if every or one is member:
+                self.cluster.announce(one, announced)
         self.go(rounds, frozen)
 
     @rule(pick=PICK, code=CODES, rounds=ROUNDS, frozen=FROZEN)

@@ -126,6 +126,10 @@ class Agent:
             self._exit_as_told(int(command.get("code") or 0), superseded=command.get("id") == SUPERSEDED)
         elif op == "stop":
             self._leave(str(command.get("id")), "stop")
+        elif op == "save":
+            if self._running() and self._generation is not None and self._generation.number == generation:
+                by = time.monotonic() + STOP_SECONDS
+                self._generation.ask(Command(id=str(command.get("id")), op="save", deadline=by))
         elif op == "wait":
             self._pending = None
             if self._running() and self._generation is not None and self._generation.number <= generation:

@@ -1,6 +1,7 @@
 """Faults on demand, for `relight run --chaos`: started by a worker, in a session of its own.
 
 `preempt`: SIGTERM to the agent, and SIGKILL after the grace period. `kill`: a machine lost, everything at once.
+`announce`: the machine is to go, as a taint says in a cluster. `withdraw`: it stays after all.
 """
 
 import argparse
@@ -11,16 +12,25 @@ import sys
 import time
 from typing import List, Optional, Set
 
+from relight_agent.files import LEAVING
 from relight_agent.processes import Process, descendants, is_alive, kill_all, processes
 
 
 def main(argv: Optional[List[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="relight_agent.chaos", description=__doc__)
-    parser.add_argument("action", choices=["preempt", "kill"])
+    parser.add_argument("action", choices=["preempt", "kill", "announce", "withdraw"])
     parser.add_argument("--agent-pid", type=int, required=True)
     parser.add_argument("--run-dir", required=True)
     parser.add_argument("--grace", type=float, default=120.0)
     arguments = parser.parse_args(argv)
+    mark = os.path.join(arguments.run_dir, LEAVING)
+    if arguments.action == "announce":
+        with open(mark, "w", encoding="ascii"):
+            return 0
+    if arguments.action == "withdraw":
+        if os.path.exists(mark):
+            os.unlink(mark)
+        return 0
     if arguments.action == "preempt":
         preempt(arguments.agent_pid, arguments.grace)
     kill(arguments.agent_pid)

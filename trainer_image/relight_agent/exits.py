@@ -44,6 +44,7 @@ class Cause(str, enum.Enum):
     EVICTED = "Evicted"
     MACHINE_PRESSURE = "MachinePressure"
     MACHINE_SHUTDOWN = "MachineShutdown"
+    MACHINE_LEAVING = "MachineLeaving"  # its end was announced, and another member took over before it came
     REJECTED = "Rejected"  # the machine refused it before anything ran
     LIMIT_EXCEEDED = "LimitExceeded"  # a limit of its own, other than memory's
     VANISHED = "Vanished"
@@ -98,6 +99,7 @@ CAUSE_CLASS: Dict[Cause, Class] = {
     Cause.EVICTED: Class.DISRUPTION,
     Cause.MACHINE_PRESSURE: Class.DISRUPTION,
     Cause.MACHINE_SHUTDOWN: Class.DISRUPTION,
+    Cause.MACHINE_LEAVING: Class.DISRUPTION,
     Cause.REJECTED: Class.DISRUPTION,
     Cause.LIMIT_EXCEEDED: Class.COUNTED,
     Cause.VANISHED: Class.DISRUPTION,

@@ -32,6 +32,8 @@ MAX_NOTICES = 8
 
 # In the run folder: the step that `relight_trainer.flush` has brought into the checkpoint folder.
 FLUSHED = "flushed.json"
+# In the run folder of a member whose machine is announced to go, where no cluster has taints for that.
+LEAVING = "leaving"
 # The id of the command to a member whose slot is another's.
 SUPERSEDED = "exit:superseded"
 

@@ -12,7 +12,7 @@ from relight_trainer.context import WorkerContext
 
 class Fault(NamedTuple):
     id: str
-    action: str  # preempt | kill
+    action: str  # preempt | kill | announce | withdraw
     step: int
 
 

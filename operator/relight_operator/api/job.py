@@ -158,6 +158,14 @@ EnvName = Annotated[
 Image = Annotated[
     str, _matching(r"^[A-Za-z0-9\[][-A-Za-z0-9._/:@\[\]]*$", "an image such as registry.example.com/trainer:0.1", 1024)
 ]
+TaintKey = Annotated[
+    str,
+    _matching(
+        r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/(\*|[A-Za-z0-9][-._A-Za-z0-9]*\*?)|[A-Za-z0-9][-._A-Za-z0-9]*\*?)$",
+        "a taint's key such as example.com/maintenance, with or without a final *",
+        317,
+    ),
+]
 Words = Annotated[list[str], Field(min_length=1, max_length=1024)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -324,13 +332,34 @@ class RetrySpec(ApiModel):
     )
 
 
+class DeadMachine(ApiModel):
+    """When a machine that does not answer any more is taken for dead, and its member replaced."""
+
+    unreachable_for: Annotated[Duration, AfterValidator(_positive)] = Field(
+        "30s", description="The node has not been ready, and nothing was heard of the member's agent, for this long."
+    )
+    force_delete: bool = Field(
+        True,
+        description="Delete what is left of its pod without waiting for the machine; otherwise it stays until the cluster "
+        "removes it. The member is replaced either way.",
+    )
+
+
 class DisruptionSpec(ApiModel):
     """What the job does when a member is taken away."""
 
-    not_yet: ClassVar = frozenset({"watchTaints", "deadMachine", "holdSurvivors", "podDisruptionBudget"})
+    not_yet: ClassVar = frozenset({"holdSurvivors", "podDisruptionBudget"})
 
     grace_period: Duration = Field(
         "2m", description="How long a member may take to save after it has been told to end."
+    )
+    watch_taints: Annotated[list[TaintKey], Field(max_length=32)] = Field(
+        [],
+        description="Keys of node taints that announce a machine's end, beside the well-known ones of clouds, Karpenter and "
+        "the autoscaler; a final * stands for anything. The member's replacement is made ready while it trains on.",
+    )
+    dead_machine: DeadMachine = Field(
+        DeadMachine(), description="When a machine that does not answer is taken for dead."
     )
 
 

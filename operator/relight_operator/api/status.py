@@ -26,6 +26,14 @@ class ExitStatus(StatusModel):
     time: float = 0.0
 
 
+class SuccessorStatus(StatusModel):
+    """The next member of a slot, made ready while the present one is leaving; written ahead as every incarnation is."""
+
+    incarnation: int
+    uid: str | None = None
+    machine: str = ""
+
+
 class SlotStatus(StatusModel):
     """A slot and its current incarnation. No uid: the member may or may not have been created yet (write-ahead)."""
 
@@ -38,6 +46,8 @@ class SlotStatus(StatusModel):
     failed_starts: int = 0  # incarnations in a row that could not start
     not_before: float = 0.0  # unix seconds: the next incarnation is not created earlier
     exit: ExitStatus | None = None
+    successor: SuccessorStatus | None = None
+    last_incarnation: int = 0  # the highest ever announced: a successor that came to nothing has used up its number
 
 
 class MemberStatus(StatusModel):
@@ -157,6 +167,7 @@ class JobStatus(StatusModel):
     slots: list[SlotStatus] = Field(default_factory=list)
     world: WorldStatus | None = None
     recovery: RecoveryStatus | None = None
+    handover: int | None = None  # the generation that is to stop because the successor of a leaving member is ready
     ready_nodes: int = 0
     nodes_ready: str = ""
     selector: str = ""

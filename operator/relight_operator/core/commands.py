@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from relight_agent.exits import ExitCode
 from relight_agent.files import SUPERSEDED
 from relight_operator.api.status import TERMINAL, JobStatus, WorldStatus
+from relight_operator.core.slots import is_successor
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,7 @@ class AgentCommand:
     """`id` is derived from status, so the same status gives the same command, whoever asks and how often."""
 
     id: str
-    op: str  # run | wait | stop | exit
+    op: str  # run | wait | save | stop | exit
     generation: int = 0
     world: WorldStatus | None = None
     code: int = 0
@@ -24,8 +25,11 @@ def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> 
     holder = next((s for s in status.slots if s.slot == slot), None)
     generation = status.world.generation if status.world else 0
     if holder is not None and holder.incarnation < incarnation:
-        # Members are created after the write that announces them: it is this status that is old.
-        return AgentCommand(f"wait:{generation}", "wait", generation)
+        # Members are created after the write that announces them: who is not known yet shows that the status is old.
+        unknown = incarnation > holder.last_incarnation
+        if unknown or is_successor(holder, incarnation, uid):
+            return AgentCommand(f"wait:{generation}", "wait", generation)
+        return AgentCommand(SUPERSEDED, "exit", code=ExitCode.STOPPED_UNSAVED)
     if holder is None or holder.incarnation > incarnation or holder.uid not in (None, uid):
         return AgentCommand(SUPERSEDED, "exit", code=ExitCode.STOPPED_UNSAVED)
     if status.phase in TERMINAL:
@@ -36,6 +40,8 @@ def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> 
     world = status.world
     if world is None or status.recovery is not None or all(m.uid != uid for m in world.members):
         return AgentCommand(f"wait:{generation}", "wait", generation)
+    if status.handover == generation:
+        return AgentCommand(f"save:{generation}", "save", generation)
     return AgentCommand(f"run:{generation}", "run", generation, world, committed_step=status.checkpoint.step)
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from relight_operator.api.status import Condition, JobStatus, SlotStatus, WorldStatus
+from relight_operator.api.status import Condition, JobStatus, SlotStatus, SuccessorStatus, WorldStatus
 from relight_operator.core.actions import EmitEvent
 from relight_operator.core.observed import AgentOutcome, Observed, SlotView
 
@@ -20,8 +20,8 @@ class Draft:
     def __post_init__(self) -> None:
         self._by_uid = {m.uid: m for m in self.seen.members}
 
-    def member(self, slot: SlotStatus) -> SlotView | None:
-        """The member that holds `slot`; None where none is recorded, or where it is gone without a trace."""
+    def member(self, slot: SlotStatus | SuccessorStatus) -> SlotView | None:
+        """The member that holds `slot`, or is to; None where none is recorded, or where it is gone without a trace."""
         return self._by_uid.get(slot.uid) if slot.uid is not None else None
 
     def name(self, slot: int, incarnation: int) -> str:

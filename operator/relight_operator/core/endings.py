@@ -4,6 +4,7 @@ from relight_agent.exits import ExitCode
 from relight_operator.api.status import TERMINAL, Failure, Result
 from relight_operator.core import steps
 from relight_operator.core.draft import Draft, outcome_in
+from relight_operator.core.slots import let_successors_go
 
 
 def complete(draft: Draft) -> None:
@@ -63,6 +64,7 @@ def pause_clock(draft: Draft) -> None:
 def _finish(draft: Draft, phase: str, reason: str, message: str) -> None:
     draft.status.phase = phase
     draft.status.recovery = None
+    let_successors_go(draft.status)
     draft.status.completion_time = draft.now
     pause_clock(draft)
     draft.condition(phase, "True", reason, message)

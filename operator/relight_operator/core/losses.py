@@ -32,19 +32,21 @@ def lose(draft: Draft) -> None:
         member = draft.member(slot)
         if slot.uid is None or (member is not None and member.alive):
             continue
-        if _has_done_its_part(draft, slot):
+        if has_done_its_part(draft, slot):
             continue  # the rest of its world decides
-        _lose_one(draft, slot, member, _end_of(member, draft.now))
+        _lose_one(draft, slot, member, end_of(member, draft.now))
         if draft.status.phase in TERMINAL:
             return
 
 
-def _has_done_its_part(draft: Draft, slot: SlotStatus) -> bool:
+def has_done_its_part(draft: Draft, slot: SlotStatus) -> bool:
+    """Whether the slot's member has completed the generation that runs."""
     status = draft.status
     return status.world is not None and slot.completed == status.world.generation and status.recovery is None
 
 
-def _end_of(member: SlotView | None, now: float) -> MemberEnd:
+def end_of(member: SlotView | None, now: float) -> MemberEnd:
+    """How a member that does not live any more has ended."""
     if member is None or member.end is None:
         return MemberEnd(Cause.VANISHED, Class.DISRUPTION, now, message="it is gone and left no word")
     if member.end.klass is Class.COMPLETED:
@@ -76,10 +78,7 @@ def _lose_one(draft: Draft, slot: SlotStatus, member: SlotView | None, end: Memb
         message=end.message,
     )
     if free:
-        restarts = draft.status.restarts
-        restarts.total += 1
-        restarts.disruptions += 1
-        restarts.by_cause[str(end.cause)] = restarts.by_cause.get(str(end.cause), 0) + 1
+        count_disruption(draft, end.cause)
     else:
         recovery = draft.status.recovery if in_world else None
         backoff = failures.count(draft, end.cause, end.klass, failure, recovery=recovery)
@@ -88,6 +87,14 @@ def _lose_one(draft: Draft, slot: SlotStatus, member: SlotView | None, end: Memb
     if slot.failed_starts >= MAX_FAILED_STARTS and draft.status.phase not in TERMINAL:
         message = f"slot {slot.slot}: {slot.failed_starts} members in a row ended before they were ready: "
         endings.fail(draft, "StartFailed", message + (end.message or str(end.cause)), failure)
+
+
+def count_disruption(draft: Draft, cause: Cause) -> None:
+    """Count one member that the job has lost through no fault of its own."""
+    restarts = draft.status.restarts
+    restarts.total += 1
+    restarts.disruptions += 1
+    restarts.by_cause[str(cause)] = restarts.by_cause.get(str(cause), 0) + 1
 
 
 def _start_backoff(failed_starts: int) -> float:

@@ -5,6 +5,7 @@ from relight_operator.api.status import TERMINAL, SlotStatus
 from relight_operator.core.actions import CreateMember, DeleteMember
 from relight_operator.core.draft import Draft
 from relight_operator.core.observed import SlotView
+from relight_operator.core.slots import is_successor
 
 # Who has been told to end, and has not done so after this long beyond its time, is deleted.
 LINGER_SECONDS = 10.0
@@ -15,16 +16,22 @@ def creates(draft: Draft) -> list[CreateMember]:
     status, acknowledged = draft.status, draft.seen.status
     if status.phase in TERMINAL or status.stop is not None or acknowledged.stop is not None:
         return []
-    wanted = {(s.slot, s.incarnation) for s in status.slots if s.uid is None}
+    wanted = {w for s in status.slots for w in _uncreated(s)}
     made = []
     for slot in acknowledged.slots:
-        if slot.uid is not None or (slot.slot, slot.incarnation) not in wanted:
-            continue
-        if slot.not_before > draft.now:
-            draft.wakeups.append(slot.not_before - draft.now)
-        else:
-            made.append(CreateMember(slot.slot, slot.incarnation))
+        for number, incarnation in _uncreated(slot):
+            if (number, incarnation) not in wanted:
+                continue
+            if slot.not_before > draft.now:
+                draft.wakeups.append(slot.not_before - draft.now)
+            else:
+                made.append(CreateMember(number, incarnation))
     return made
+
+
+def _uncreated(slot: SlotStatus) -> list[tuple[int, int]]:
+    places = (slot, slot.successor)
+    return [(slot.slot, p.incarnation) for p in places if p is not None and p.uid is None]
 
 
 def deletes(draft: Draft) -> list[DeleteMember]:
@@ -50,8 +57,10 @@ def deletes(draft: Draft) -> list[DeleteMember]:
 def _delete_at(draft: Draft, member: SlotView, slot: SlotStatus, grace: float) -> float | None:
     """The instant from which `member` is to be deleted; None: it may stay."""
     acknowledged = draft.seen.status
-    if member.incarnation > slot.incarnation:
+    if member.incarnation > max(slot.incarnation, slot.last_incarnation):
         return None  # a newer one than this status knows of: it is the status that is old
+    if member.incarnation > slot.incarnation:
+        return None if is_successor(slot, member.incarnation, member.uid) else draft.now
     if member.incarnation < slot.incarnation or slot.uid not in (None, member.uid):
         return draft.now
     if acknowledged.completion_time is not None and acknowledged.phase in TERMINAL:

@@ -80,6 +80,7 @@ class SlotView:
     machine: str = ""
     address: str = ""
     deleting: bool = False
+    leaving: Cause | None = None  # why it will end, though it lives: it was told to, or its machine is announced to go
     end: MemberEnd | None = None  # None: alive
     agent: AgentView | None = None  # None: nothing heard from this uid since the coordinator started
 

@@ -5,7 +5,7 @@ from relight_operator.api.status import TERMINAL, RecoveryStatus
 from relight_operator.core import endings, failures
 from relight_operator.core.draft import Draft
 from relight_operator.core.observed import MemberEnd
-from relight_operator.core.slots import replace
+from relight_operator.core.slots import let_successors_go, replace
 
 
 def stop_or_resume(draft: Draft) -> None:
@@ -18,6 +18,7 @@ def stop_or_resume(draft: Draft) -> None:
             return
         status.stop = wanted
         status.stopping_since = draft.now
+        let_successors_go(status)
         draft.event("Stopping", "every member saves its state and ends")
     if status.stop is None or any((m := draft.member(s)) is not None and m.alive for s in status.slots):
         return

@@ -7,6 +7,10 @@ from relight_operator.core.draft import Draft, outcome_in
 from relight_operator.core.observed import SlotView
 
 
+# `status.handover` after a stop that released nobody: none is asked for again until the members change.
+IN_VAIN = 0
+
+
 def over(draft: Draft, cause: Cause, since: float, detail: str, *, loss: bool) -> None:
     """The present generation is over. Told again, the graver cause and the earlier instant hold."""
     world, recovery = draft.status.world, draft.status.recovery
@@ -63,7 +67,7 @@ def form(draft: Draft) -> None:
     if old is not None and (recovery is None or not recovery.judged):
         return
     slots = [s for s in status.slots if s.slot < spec.nodes]
-    members = [m for s in slots if (m := draft.member(s)) is not None and _can_run(m)]
+    members = [m for s in slots if (m := draft.member(s)) is not None and can_run(m)]
     if len(members) < spec.nodes or not _alike(draft, members):
         return
     if recovery is not None and recovery.not_before > draft.now:
@@ -86,12 +90,20 @@ def form(draft: Draft) -> None:
         previous_furthest_step=furthest,
         recovering_since=_recovering_since(old, recovery),
     )
+    status.handover = IN_VAIN if old is not None and _changed_nothing(draft, old, members) else None
     status.recovery = None
     status.result = None
     for slot in slots:
         slot.completed = None
         slot.failed_starts = 0
     draft.event("GenerationFormed", f"generation {generation}: {len(members)} members, master on slot {master.slot}")
+
+
+def _changed_nothing(draft: Draft, old: WorldStatus, members: list[SlotView]) -> bool:
+    """Whether `old` has stopped so that somebody could be replaced, and nobody was."""
+    stopped = draft.status.recovery is not None and draft.status.recovery.cause == Cause.STOPPED.value
+    asked = draft.status.handover in {old.generation, IN_VAIN}
+    return asked and stopped and {m.uid for m in old.members} == {m.uid for m in members}
 
 
 def _recovering_since(old: WorldStatus | None, recovery: RecoveryStatus | None) -> float | None:
@@ -103,7 +115,8 @@ def _recovering_since(old: WorldStatus | None, recovery: RecoveryStatus | None) 
     return recovery.since
 
 
-def _can_run(member: SlotView) -> bool:
+def can_run(member: SlotView) -> bool:
+    """Whether the member could be in the next generation."""
     agent = member.agent
     return (
         member.alive

@@ -73,16 +73,18 @@ class PendingReason:
 
 def slot_view(
     pod: Pod, *, gone: bool, first_sign: float, agent: AgentView | None = None, hints: frozenset[str] = frozenset(),
-    machine_ready: bool = True,
+    machine_ready: bool = True, machine_leaving: bool = False,
 ) -> SlotView | None:  # fmt: skip
     """The member that `pod` is; None for one that is not named as ours. See `member_end` for the arguments.
 
-    Names cannot be edited, labels can.
+    `machine_leaving`: its machine is announced to go. Names cannot be edited, labels can.
     """
     metadata = pod["metadata"]
     _, slot, incarnation = ["", "", *metadata["name"].rsplit("-", 2)][-3:]
     if not (slot.isdigit() and incarnation.isdigit()):
         return None
+    told = _disruption(pod, gone=gone, hints=hints, machine_ready=machine_ready) if is_deleting(pod) else None
+    leaving = told[0] if told is not None else Cause.MACHINE_LEAVING if machine_leaving else None
     return SlotView(
         slot=int(slot),
         incarnation=int(incarnation),
@@ -90,6 +92,7 @@ def slot_view(
         machine=pod.get("spec", {}).get("nodeName") or "",
         address=pod.get("status", {}).get("podIP") or "",
         deleting=is_deleting(pod),
+        leaving=leaving,
         end=member_end(pod, gone=gone, first_sign=first_sign, hints=hints, machine_ready=machine_ready),
         agent=agent,
     )

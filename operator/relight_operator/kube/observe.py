@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from relight_agent.exits import CAUSE_CLASS, Cause
+from relight_operator.api.durations import seconds
+from relight_operator.api.job import DisruptionSpec
 from relight_operator.api.status import JobStatus
 from relight_operator.core.observed import MemberEnd, SlotView
 from relight_operator.kube import names
@@ -44,10 +46,15 @@ class Observer:
                 self._b.store.forget_job(key)
         return self._b.store.job(key)
 
-    async def pods(self, owner: Owner, status: JobStatus) -> Seen:
+    async def pods(self, owner: Owner, status: JobStatus, disruption: DisruptionSpec) -> Seen:
         """The members of the job, each uid that the status records checked before it is called gone."""
         key, now = owner.key, self._b.clock()
-        wanted = {s.uid: pod_name(owner.name, s.slot, s.incarnation) for s in status.slots if s.uid is not None}
+        wanted = {
+            place.uid: pod_name(owner.name, slot.slot, place.incarnation)
+            for slot in status.slots
+            for place in (slot, slot.successor)
+            if place is not None and place.uid is not None
+        }
         known = self._b.store.pods(key)
         recovering = status.recovery is not None and now >= self._listed.get(key, 0.0) + RELIST_SECONDS
         if recovering or self._b.store.is_suspect(key) or any(uid not in known for uid in wanted):
@@ -58,7 +65,7 @@ class Observer:
             await self._ask_why(key, uid)
         self._drop(key, owner, set(wanted))
         records = {u: r for u, r in self._b.store.pods(key).items() if _owner_uid(r.body) == owner.uid}
-        seen = await self._view(key, records, wanted)
+        seen = await self._view(key, records, wanted, disruption)
         return replace(seen, members=(*seen.members, *await self._never_seen(key, status, records)))
 
     def forget(self, key: str) -> None:
@@ -124,22 +131,26 @@ class Observer:
                 self._b.store.drop_pod(key, uid)
                 self._dead.discard(uid)
 
-    async def _view(self, key: str, records: Mapping[str, PodRecord], wanted: Mapping[str, str]) -> Seen:
-        now = self._b.clock()
+    async def _view(
+        self, key: str, records: Mapping[str, PodRecord], wanted: Mapping[str, str], disruption: DisruptionSpec
+    ) -> Seen:
+        now, unreachable = self._b.clock(), seconds(disruption.dead_machine.unreachable_for)
         members, waits = [], []
         for uid, record in records.items():
+            machine = record.body["spec"].get("nodeName") or ""
             member = slot_view(
                 record.body,
                 gone=record.gone,
                 first_sign=record.first_sign if record.first_sign is not None else now,
                 agent=self._b.mailbox.heard(key, uid),
                 hints=record.hints or frozenset(),
-                machine_ready=self._b.machines.is_ready(record.body["spec"].get("nodeName") or ""),
+                machine_ready=self._b.machines.is_ready(machine),
+                machine_leaving=self._b.machines.is_leaving(machine, disruption.watch_taints),
             )
             if member is None:
                 continue
             if member.alive and uid in wanted:
-                at = self._b.machines.dead_at(member.machine, self._b.heard.get(uid), now)
+                at = self._b.machines.dead_at(member.machine, self._b.heard.get(uid), now, unreachable)
                 if at is not None and at <= now and (uid in self._dead or await self._is_dead(key, member)):
                     self._dead.add(uid)
                     member = replace(member, end=_machine_lost(member, self._b.heard.get(uid), now))

@@ -130,7 +130,7 @@ class _Round:
         if known.job is not None:
             spec, late = effective(frozen.spec, known.job.spec)
         hindrances = await self._service()
-        seen = await self.observer.pods(self.owner, self.status)
+        seen = await self.observer.pods(self.owner, self.status, spec.disruption)
         observed = Observed(
             name=self.owner.name,
             spec=spec,
@@ -157,7 +157,7 @@ class _Round:
         noted.readiness(self._current(seen, after))
         noted.warn("Invalid", None)
         wrote = await self._write(noted, {"spec": {"hash": frozen.hash, "configMap": frozen.config_map}})
-        await self._tidy(seen, noted.status)
+        await self._tidy(seen, noted.status, force=spec.disruption.dead_machine.force_delete)
         self.delays += [h.retry for h in hindrances]
         if seen.look_again is not None:
             self.delays.append(seen.look_again)
@@ -237,13 +237,16 @@ class _Round:
         self.b.store.put_pod_of(self.key, made, self.now)
         return []
 
-    async def _tidy(self, seen: Seen, after: JobStatus) -> None:
-        """Remove pods that nobody needs; give whoever holds an old certificate of the coordinator the new one."""
+    async def _tidy(self, seen: Seen, after: JobStatus, *, force: bool) -> None:
+        """Remove pods that nobody needs; give whoever holds an old certificate of the coordinator the new one.
+
+        `force`: what is left of pods on dead machines too.
+        """
         client, namespace = self.b.client, self.owner.namespace
         for uid, pod in apply.superseded(seen.records, {s.slot: s.incarnation for s in after.slots}):
             await apply.delete_pod(client, namespace, pod["metadata"]["name"], uid)
-        current = {s.uid for s in after.slots}
-        for uid in seen.dead - current:
+        current = {p.uid for s in after.slots for p in (s, s.successor) if p is not None}
+        for uid in (seen.dead - current) if force else ():
             await apply.delete_pod(client, namespace, seen.records[uid].body["metadata"]["name"], uid, grace=0)
         bundle = self.b.coordinator().ca_bundle
         for uid in {m.uid for m in seen.members if m.alive} & current:

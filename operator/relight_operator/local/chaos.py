@@ -7,9 +7,10 @@ from pathlib import Path
 
 from relight_operator.errors import InvalidUsage
 
-_FORM = re.compile(r"(?P<action>preempt|kill)-node:(?P<slot>\d{1,4})@step:(?P<step>\d{1,15})")
+_FORM = re.compile(r"(?P<action>preempt|kill|announce|withdraw)-node:(?P<slot>\d{1,4})@step:(?P<step>\d{1,15})")
 EXAMPLES = (
-    "preempt-node:1@step:40 (SIGTERM, with the grace period), kill-node:0@step:80 (SIGKILL of everything at once)"
+    "preempt-node:1@step:40 (SIGTERM, with the grace period), kill-node:0@step:80 (SIGKILL of everything at once), "
+    "announce-node:1@step:40 (its machine is to go), withdraw-node:1@step:60 (it stays after all)"
 )
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from aiohttp import web
 
-from relight_agent.files import write_json
+from relight_agent.exits import Cause
+from relight_agent.files import LEAVING, write_json
 from relight_agent.processes import become_subreaper
 from relight_operator.api.durations import seconds
 from relight_operator.api.job import TrainingJob
@@ -24,7 +25,7 @@ from relight_operator.coordinator.mailbox import Mailbox
 from relight_operator.coordinator.server import Verdict, create_app
 from relight_operator.coordinator.wire import Report
 from relight_operator.core.actions import Action, CreateMember, DeleteMember, EmitEvent, RequeueAfter, WriteStatus
-from relight_operator.core.observed import Observed, SlotView
+from relight_operator.core.observed import AgentView, Observed, SlotView
 from relight_operator.core.plan import plan
 from relight_operator.frozen import config_hash, job_file
 from relight_operator.local.chaos import Fault
@@ -197,6 +198,7 @@ class LocalRunner:
         )
 
     def _view(self, member: Member) -> SlotView:
+        heard = self._mailbox.heard(self._key, member.uid)
         return SlotView(
             slot=member.slot,
             incarnation=member.incarnation,
@@ -204,9 +206,15 @@ class LocalRunner:
             machine=MACHINE,
             address=ADDRESS,
             deleting=member.deleting,
+            leaving=self._leaving(member, heard),
             end=member.end,
-            agent=self._mailbox.heard(self._key, member.uid),
+            agent=heard,
         )
+
+    def _leaving(self, member: Member, heard: AgentView | None) -> Cause | None:
+        if member.deleting or (heard is not None and heard.terminating_at is not None):
+            return Cause.PREEMPTED
+        return Cause.MACHINE_LEAVING if (self._run_root / member.name / LEAVING).exists() else None
 
     async def _authenticate(self, token: str, report: Report) -> Verdict:
         mine = report.job == self._key and hmac.compare_digest(

@@ -70,7 +70,7 @@ def revived(status: JobStatus) -> JobStatus:
     if after.world is not None:
         after.recovery = RecoveryStatus(generation=after.world.generation, since=0.0, cause="Suspended", judged=True)
     for slot in after.slots:
-        slot.incarnation += 1
+        slot.incarnation = slot.last_incarnation = max(slot.incarnation, slot.last_incarnation) + 1
         slot.uid, slot.completed, slot.failed_starts, slot.state, slot.machine = None, None, 0, "Pending", ""
     return after
 

@@ -1,0 +1,127 @@
+"""Members that will leave while they still live: their successors are made ready meanwhile, and take over.
+
+A member that has been told to end (SIGTERM, a deletion) saves and stops with its peers by itself; its successor starts in
+its grace period. A member whose machine is only announced to go trains on until its successor is ready: then the
+generation stops at an agreed step, and the next one has the successor in it. An announcement that is taken back costs
+the successor, and nothing is counted.
+"""
+
+from relight_agent.exits import CAUSE_CLASS, Cause
+from relight_operator.api.status import SlotStatus
+from relight_operator.core import losses, worlds
+from relight_operator.core.draft import Draft, outcome_in
+from relight_operator.core.observed import MemberEnd, SlotView
+from relight_operator.core.slots import announced, replace
+
+# A successor that ended before it was needed: the next one is not created sooner.
+RETRY_SECONDS = 10.0
+
+
+def leaving(member: SlotView | None) -> Cause | None:
+    """Why a member that lives is going to end; None for one that stays, or has ended."""
+    if member is None or not member.alive:
+        return None
+    if member.leaving is not None:
+        return member.leaving
+    return Cause.STOPPED if _told(member) else None
+
+
+def prepare(draft: Draft) -> None:
+    """Announce the successors of members that are leaving; let go those of members that stay after all."""
+    for slot in draft.status.slots:
+        member = draft.member(slot)
+        if slot.successor is not None:
+            _look_after(draft, slot, member)
+        elif (cause := leaving(member)) is not None and not losses.has_done_its_part(draft, slot):
+            slot.successor = announced(slot)
+            names = draft.name(slot.slot, slot.incarnation), draft.name(slot.slot, slot.successor.incarnation)
+            draft.event("Leaving", f"{names[0]} is leaving: {cause}; {names[1]} is made ready meanwhile")
+
+
+def ask(draft: Draft) -> None:
+    """Have the running generation stop once somebody can take over from a member that is announced to leave."""
+    status, world = draft.status, draft.status.world
+    if world is None or status.recovery is not None or status.handover in {world.generation, worlds.IN_VAIN}:
+        return
+    # A plain command cannot stop at an agreed step; and who has not restored yet cannot be asked.
+    if draft.seen.spec.trainer.command is not None or world.resumed_from_step is None:
+        return
+    if any(s.completed == world.generation for s in status.slots):
+        return
+    for slot in status.slots:
+        member = draft.member(slot)
+        if member is None or _told(member) or not draft.in_world(member.uid):
+            continue  # who has been told to end stops the generation by itself
+        cause = leaving(member)
+        if cause is not None and _heir(draft, slot) is not None:
+            status.handover = world.generation
+            draft.event("HandingOver", f"{draft.name(slot.slot, slot.incarnation)}: {cause}; its successor is ready")
+            return
+
+
+def hand_over(draft: Draft) -> None:
+    """Once a generation has stopped: the slots of leaving members go to the successors that are ready."""
+    recovery = draft.status.recovery
+    if draft.status.world is not None and (recovery is None or not recovery.judged):
+        return
+    for slot in draft.status.slots:
+        member = draft.member(slot)
+        cause = leaving(member)
+        heir = _heir(draft, slot)
+        if member is None or cause is None or heir is None or not _is_released(draft, slot, member):
+            continue
+        old = draft.name(slot.slot, slot.incarnation)
+        noticed = member.agent.terminating_at if member.agent is not None else None
+        if recovery is not None and noticed is not None and draft.in_world(member.uid):
+            recovery.since = min(recovery.since, noticed)
+        losses.count_disruption(draft, cause)
+        new = draft.name(slot.slot, heir.incarnation)
+        replace(slot, MemberEnd(cause, CAUSE_CLASS[cause], draft.now, message=f"{new} has taken over"))
+        draft.event("MemberReplaced", f"{old}: {cause}: {new} has taken over")
+
+
+def _look_after(draft: Draft, slot: SlotStatus, member: SlotView | None) -> None:
+    successor = slot.successor
+    assert successor is not None
+    name = draft.name(slot.slot, successor.incarnation)
+    heir = draft.member(successor)
+    if successor.uid is not None and (heir is None or not heir.alive):
+        slot.successor = None
+        slot.not_before = draft.now + RETRY_SECONDS
+        end = losses.end_of(heir, draft.now)
+        draft.event("SuccessorLost", f"{name}: {end.cause}" + (f": {end.message}" if end.message else ""), warning=True)
+    elif member is not None and leaving(member) is None:
+        slot.successor = None
+        draft.event("Staying", f"{draft.name(slot.slot, slot.incarnation)} stays after all: {name} is let go")
+
+
+def _heir(draft: Draft, slot: SlotStatus) -> SlotView | None:
+    """The successor, once it can take the slot over."""
+    heir = draft.member(slot.successor) if slot.successor is not None else None
+    return heir if heir is not None and worlds.can_run(heir) and leaving(heir) is None else None
+
+
+def _is_released(draft: Draft, slot: SlotStatus, member: SlotView) -> bool:
+    """Whether `member` may go: it has no part in the generation that has ended, or what it holds is held elsewhere."""
+    world = draft.status.world
+    if world is None or not draft.in_world(member.uid):
+        return True
+    outcome = outcome_in(member, world)
+    if outcome is None or outcome.kind != "stopped" or not outcome.saved:
+        return False
+    committed = draft.status.checkpoint.step
+    if committed is not None and committed >= outcome.step:
+        return True
+    for other in draft.status.slots:
+        holder = draft.member(other)
+        if other is slot or holder is None or not draft.in_world(holder.uid) or _told(holder):
+            continue
+        theirs = outcome_in(holder, world)
+        if theirs is not None and theirs.kind == "stopped" and theirs.saved:
+            return True
+    return False
+
+
+def _told(member: SlotView) -> bool:
+    """It has been told to end, and nothing takes that back."""
+    return member.deleting or (member.agent is not None and member.agent.terminating_at is not None)
