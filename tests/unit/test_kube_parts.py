@@ -13,7 +13,7 @@ from relight_operator.__main__ import main
 from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import Condition, JobStatus, ProgressStatus, RecoveryStatus, Restarts
 from relight_operator.kube import status as wire
-from relight_operator.kube.machines import UNREACHABLE_SECONDS, Machines
+from relight_operator.kube.machines import Machines
 from relight_operator.kube.names import Owner
 from relight_operator.kube.pods import INSTALLED, PodDefaults
 from relight_operator.kube.spec import effective, freeze, load, manifest
@@ -88,6 +88,8 @@ def test_a_strangers_pod_is_nobodys() -> None:
 
 # -- machines
 
+UNREACHABLE = 30.0  # seconds
+
 
 def node(name: str, ready: str = "True", taint: str | None = None) -> dict[str, Any]:
     spec = {"taints": [{"key": taint}]} if taint else {}
@@ -100,13 +102,13 @@ def node(name: str, ready: str = "True", taint: str | None = None) -> dict[str, 
 def test_a_machine_is_dead_once_neither_it_nor_its_agent_has_been_heard(silent: dict[str, Any]) -> None:
     machines = Machines()
     machines.put(node("n"), 0.0)
-    assert machines.dead_at("n", 0.0, 1000.0) is None
+    assert machines.dead_at("n", 0.0, 1000.0, UNREACHABLE) is None
     machines.put(silent, 100.0)
     machines.put(silent, 120.0)
-    assert machines.dead_at("n", None, 121.0) == 100.0 + UNREACHABLE_SECONDS
-    assert machines.dead_at("n", 115.0, 121.0) == 115.0 + UNREACHABLE_SECONDS
+    assert machines.dead_at("n", None, 121.0, UNREACHABLE) == 100.0 + UNREACHABLE
+    assert machines.dead_at("n", 115.0, 121.0, UNREACHABLE) == 115.0 + UNREACHABLE
     machines.put(node("n"), 125.0)
-    assert machines.dead_at("n", None, 500.0) is None
+    assert machines.dead_at("n", None, 500.0, UNREACHABLE) is None
 
 
 def test_many_machines_that_go_silent_together_are_not_dead() -> None:
@@ -115,11 +117,38 @@ def test_many_machines_that_go_silent_together_are_not_dead() -> None:
         machines.put(node(name), 0.0)
     for name in "abc":
         machines.put(node(name, "Unknown"), 100.0)
-    at = machines.dead_at("a", None, 200.0)
+    at = machines.dead_at("a", None, 200.0, UNREACHABLE)
     assert at is not None
     assert at > 200.0
     machines.put(node("c"), 201.0)
-    assert machines.dead_at("a", None, 202.0) == 100.0 + UNREACHABLE_SECONDS
+    assert machines.dead_at("a", None, 202.0, UNREACHABLE) == 100.0 + UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    ("taint", "watched", "leaving"),
+    [
+        ("cloud.google.com/impending-node-termination", [], True),
+        ("aws-node-termination-handler/spot-itn", [], True),
+        ("ToBeDeletedByClusterAutoscaler", [], True),
+        ("karpenter.sh/disrupted", [], True),
+        ("karpenter.sh/nodepool", [], False),
+        ("node.kubernetes.io/memory-pressure", [], False),
+        ("node.kubernetes.io/unreachable", [], False),
+        ("example.com/maintenance", [], False),
+        ("example.com/maintenance", ["example.com/maintenance"], True),
+        ("example.com/maintenance-soon", ["example.com/maintenance"], False),
+        ("example.com/maintenance-soon", ["example.com/*"], True),
+    ],
+)
+def test_a_taint_that_announces_a_machines_end(taint: str, watched: list[str], leaving: bool) -> None:
+    machines = Machines()
+    machines.put(node("n"), 0.0)
+    assert not machines.put(node("n"), 1.0)
+    assert not machines.is_leaving("n", watched)
+    assert machines.put(node("n", taint=taint), 2.0), "whoever has a pod there is to look again"
+    assert machines.is_leaving("n", watched) == leaving
+    assert machines.put(node("n"), 3.0)
+    assert not machines.is_leaving("n", watched)
 
 
 # -- the status on the wire

@@ -174,6 +174,82 @@ async def test_a_pod_that_was_deleted_is_replaced_and_counted_once(w: World) -> 
     assert (w.status.restarts.disruptions, w.status.restarts.by_cause) == (1, {"Deleted": 1})
 
 
+def saved(step: int = 5) -> dict[str, Any]:
+    outcome = {"generation": 1, "kind": "stopped", "step": step, "saved": True}
+    return {"state": "Ready", "port": 4000, "generation": 1, "outcome": outcome}
+
+
+def training(step: int = 5) -> dict[str, Any]:
+    progress = {"generation": 1, "step": step, "resumedFrom": 0, "firstStepAge": 1.0}
+    return {"state": "Running", "generation": 1, "furthest_step": step, "progress": progress}
+
+
+@scenario
+async def test_a_pod_in_its_grace_period_has_a_successor_that_takes_over_before_it_has_ended(w: World) -> None:
+    await w.formed()
+    target = [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}]
+    told = {"metadata": {"deletionTimestamp": "2023-11-14T22:13:20Z"}, "status": {"conditions": target}}
+    uid = w.client.edit("pods", "digits-1-0", told)["metadata"]["uid"]
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-0", "digits-1-1"]
+    assert w.status.slots[1].uid == uid
+    w.run("digits-1-1")
+    for name in ("digits-0-0", "digits-1-0"):
+        w.report(name, **saved())
+    await w.settle()
+    world = w.status.world
+    assert world is not None
+    assert world.generation == 2
+    assert w.status.slots[1].incarnation == 1
+    assert w.status.restarts.by_cause == {"Evicted": 1}
+    w.end("digits-1-0", 75)
+    await w.settle()
+    assert w.status.restarts.by_cause == {"Evicted": 1}
+
+
+@scenario
+async def test_a_taint_that_announces_a_machines_end_and_is_taken_back(w: World) -> None:
+    await w.formed()
+    node: dict[str, Any] = {"metadata": {"name": "n1"}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+    w.backend.machines.put({**node, "spec": {"taints": [{"key": "karpenter.sh/disrupted"}]}}, w.now)
+    for name in ("digits-0-0", "digits-1-0"):
+        w.report(name, **training())
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-0", "digits-1-1"]
+    assert (w.status.handover, w.status.recovery) == (None, None), "training goes on"
+    w.backend.machines.put(node, w.now)
+    await w.settle()
+    assert w.client.named("pods", "digits-1-1")["metadata"]["deletionTimestamp"]
+    assert w.status.restarts.total == 0
+    w.backend.machines.put({**node, "spec": {"taints": [{"key": "karpenter.sh/disrupted"}]}}, w.now)
+    await w.settle()
+    w.run("digits-1-2")
+    w.client.edit("pods", "digits-1-2", {"spec": {"nodeName": "n2"}})
+    await w.settle()
+    assert w.status.handover == 1
+    for name in ("digits-0-0", "digits-1-0"):
+        w.report(name, **saved())
+    await w.settle()
+    assert w.status.slots[1].incarnation == 2
+    assert w.status.restarts.by_cause == {"MachineLeaving": 1}
+    assert w.client.named("pods", "digits-1-0")["metadata"]["deletionTimestamp"]
+
+
+@scenario
+async def test_a_successor_that_vanished_is_found_missing(w: World) -> None:
+    await w.formed()
+    w.client.edit("pods", "digits-1-0", {"metadata": {"deletionTimestamp": "2023-11-14T22:13:20Z"}})
+    await w.settle()
+    gone = w.client.remove("pods", "digits-1-1")
+    w.backend.store.remove_pod(gone, w.now)
+    await w.settle()
+    assert w.status.slots[1].successor is not None
+    assert w.status.slots[1].successor.incarnation == 2
+    w.now += 11
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-0", "digits-1-2"]
+
+
 @scenario
 async def test_a_pod_that_vanished_unseen_is_found_missing(w: World) -> None:
     """The watch never said a word: a recovering or suspect job is listed live."""

@@ -119,7 +119,9 @@ class Faults(RuleBasedStateMachine):
         self.cluster.apply_late()
 
     @rule(
-        how=st.sampled_from(["killed", "vanished", "out of memory", "preempted", "deleted", "all killed", "all deleted"]),
+        how=st.sampled_from(
+            ["killed", "vanished", "out of memory", "preempted", "deleted", "all killed", "all deleted"]
+        ),
         pick=PICK,
         rounds=ROUNDS,
         frozen=FROZEN,

@@ -33,6 +33,8 @@ MAX_LAUNCHER_DEATHS = 3
 MAX_TERMINATION_BYTES = 4096
 MAX_WORDS_BYTES = 900  # of each of two messages in there, which JSON's escapes may double
 FLUSH_SECONDS = 60.0
+FLUSH_BYTES_PER_SECOND = 100e6  # of a storage that nothing is known of
+FLUSH_START_SECONDS = 4.0  # a Python that imports torch, where the launcher has not shown how long that takes here
 STOP_SECONDS = 120.0  # the leisure of a stop of the whole job: it ends with this, or with a SIGTERM
 # Workers that have not begun to train hold nothing new: they are not waited for when the member must go.
 START_LEAVE_SECONDS = 2.0
@@ -129,7 +131,8 @@ class Agent:
         elif op == "save":
             if self._running() and self._generation is not None and self._generation.number == generation:
                 by = time.monotonic() + STOP_SECONDS
-                self._generation.ask(Command(id=str(command.get("id")), op="save", deadline=by))
+                leaves = bool(command.get("leaves"))
+                self._generation.ask(Command(id=str(command.get("id")), op="save", deadline=by, leaves=leaves))
         elif op == "wait":
             self._pending = None
             if self._running() and self._generation is not None and self._generation.number <= generation:
@@ -307,7 +310,7 @@ class Agent:
         self._leave_by = leave_by if reason == "SIGTERM" else max(leave_by, now + STOP_SECONDS)
         if self._running() and self._generation is not None:
             self._reporter.update(state="Stopping")
-            self._generation.ask(Command(id=reason, op=op, deadline=self._leave_by))
+            self._generation.ask(Command(id=reason, op=op, deadline=self._leave_by, leaves=True))
 
     def _watch_leaving(self) -> None:
         if self._leaving is None or self._exit is not None:
@@ -315,9 +318,10 @@ class Agent:
         generation = self._generation
         if generation is not None and generation.outcome is None:
             now = time.monotonic()
-            if now > self._leave_by:
+            # Who still writes a checkpoint may do so to the end; who does nothing is ended in time for a flush.
+            if now > self._leave_by or (now > self._leave_by - self._flush_seconds() and not generation.is_saving()):
                 generation.kill()
-                self._quit(ExitCode.STOPPED_UNSAVED, "the grace period ended before the workers had stopped")
+                self._go_unstopped()
             elif now > self._asked_at + START_LEAVE_SECONDS and not generation.has_begun():
                 generation.drop()
             return
@@ -325,12 +329,30 @@ class Agent:
         if outcome is not None and outcome.kind == "completed" and self._leaving != "SIGTERM":
             self._leaving = None  # nothing to stop any more: the coordinator will say exit
             return
-        if outcome is not None and outcome.kind == "stopped" and outcome.saved:
+        # Who was to stay, and is told to leave only now, may hold what nobody else does.
+        if outcome is not None and outcome.kind == "stopped" and outcome.saved and outcome.kept:
             self._quit(ExitCode.STOPPED_SAVED, f"stopped at step {outcome.step}, saved")
         elif self._flush():
             self._quit(ExitCode.STOPPED_SAVED, "stopped; the last snapshot is saved")
         else:
             self._quit(ExitCode.STOPPED_UNSAVED, "stopped; nothing new was saved")
+
+    def _go_unstopped(self) -> None:
+        late = "the workers had not stopped when the grace period was about to end"
+        if self._flush():
+            self._quit(ExitCode.STOPPED_SAVED, f"{late}; the last snapshot is saved")
+        else:
+            self._quit(ExitCode.STOPPED_UNSAVED, late)
+
+    def _flush_seconds(self) -> float:
+        """How long before the end the workers are given up, so that their last snapshot can still be saved."""
+        if self._is_command or not self.me.job.checkpoint_dir:
+            return 0.0
+        size = max((p.stat().st_size for p in (Path(self.me.run_dir) / "snapshots").glob("slot-*")), default=0)
+        if not size:
+            return 0.0
+        seconds = FLUSH_START_SECONDS + size / FLUSH_BYTES_PER_SECOND
+        return min(seconds, (self._leave_by - self._asked_at) / 2)
 
     def _exit_as_told(self, code: int, *, superseded: bool) -> None:
         """A job that has failed may be run again: what only this memory holds is saved before it goes."""

@@ -98,7 +98,7 @@ def clip(text: str, limit: int = MAX_MESSAGE_BYTES) -> str:
 class Command:
     """What the agent asks of its workers; `id` distinguishes two requests of one kind.
 
-    op "save": agree with all ranks on a step, save there and stop; the members stay (a peer leaves).
+    op "save": agree with all ranks on a step, save there and stop; this member `leaves`, or it stays and a peer leaves.
     op "stop": the same, and a committed checkpoint is wanted: every member leaves.
     `deadline` is the CLOCK_MONOTONIC second by which it must be done (one machine, so one clock).
     """
@@ -106,6 +106,7 @@ class Command:
     id: str
     op: str
     deadline: float = 0.0
+    leaves: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ class Outcome:
     """How a worker ended: its last act. A worker that leaves none died without a word.
 
     kind "completed": with `result` {"weightsDigest": ..., "metrics": {name: text}} from rank 0.
-    kind "stopped": at `step`; `saved` where the state of that step is in a snapshot or a checkpoint.
+    kind "stopped": at `step`; `saved` where the state of that step is in a snapshot or a checkpoint. `kept` says why
+    this member may go: it is in a committed "checkpoint", or "peers" that stay hold it; "" where it may not just go.
     kind "failed": with exit code, message and the rank.
     """
 
@@ -145,6 +147,7 @@ class Outcome:
     saved: bool = False
     message: str = ""
     at: float = 0.0  # CLOCK_MONOTONIC
+    kept: str = ""  # checkpoint | peers | ""
     result: Optional[Dict[str, Any]] = None
 
 

@@ -66,7 +66,8 @@ def summarise(outcomes: List[Outcome]) -> Outcome:
     stopped = [o for o in outcomes if o.kind == "stopped"]
     if stopped:
         first = min(stopped, key=lambda o: (o.step, o.rank))
-        return replace(first, saved=all(o.saved for o in stopped))
+        kept = {o.kept for o in stopped}
+        return replace(first, saved=all(o.saved for o in stopped), kept=first.kept if len(kept) == 1 else "")
     return min(outcomes, key=lambda o: (o.result is None, o.rank))
 
 
@@ -91,6 +92,10 @@ class Generation:
     def has_begun(self) -> bool:
         """Whether the workers are past starting and restoring."""
         return True
+
+    def is_saving(self) -> bool:
+        """Whether a worker is writing a checkpoint, or its last words."""
+        return False
 
     def ask(self, command: Command) -> None:
         """Ask the workers to save and stop."""
@@ -167,6 +172,9 @@ class WorkerGeneration(Generation):
     def has_begun(self) -> bool:
         return any(b is not None and b[0] != "start" for b in self._heartbeats())
 
+    def is_saving(self) -> bool:
+        return any(b is not None and b[0] in ("checkpoint", "end") for b in self._heartbeats())
+
     def ask(self, command: Command) -> None:
         try:
             self.folder.write_command(command)
@@ -201,8 +209,7 @@ class WorkerGeneration(Generation):
         return self.outcome
 
     def _patience(self) -> float:
-        saving = any(b is not None and b[0] in ("checkpoint", "end") for b in self._heartbeats())
-        return CHECKPOINT_SECONDS if saving else LAST_WORD_SECONDS
+        return CHECKPOINT_SECONDS if self.is_saving() else LAST_WORD_SECONDS
 
     def _heartbeats(self) -> List[Optional[Tuple[str, int, float]]]:
         return [Heartbeat.read(self.folder.heartbeat_path(i)) for i in range(self.me.job.proc_per_node)]

@@ -34,6 +34,7 @@ from relight_trainer.checkpoint import (
 )
 from relight_trainer.context import WorkerContext
 from relight_trainer.due import CheckpointDue
+from relight_trainer.leaving import Decision, MemberState, SaveTime, agree
 from relight_trainer.peers import TIMEOUT, Interrupted, Peers, StoreExchange, connect
 from relight_trainer.replicas import EqualBuffers
 from relight_trainer.restore import RanksDiffer, Restored, newest_state, spread
@@ -45,6 +46,8 @@ _PROGRESS_SECONDS = 1.0
 # A snapshot costs some 0.1 ms, however small the model. Steps of a real one take longer than this, and each of them has
 # its snapshot; where steps are shorter, a kill may cost as much work as is done in this time.
 _SNAPSHOT_SECONDS = 0.001
+# For a checkpoint in flight, at a stop that needs none.
+_FINISH_SECONDS = 5.0
 
 
 class Stateful(Protocol):
@@ -138,6 +141,7 @@ class Session:
                 timeout=TIMEOUT.total_seconds(),
                 say=self.say,
             )
+        self._save_time = SaveTime(context.run_dir)
         self._due = CheckpointDue(job, rank=context.rank, exchange=self._exchange)
         self._chaos = Chaos(context)
         self._objects: Mapping[str, Stateful] = {}
@@ -329,6 +333,8 @@ class Session:
         self.before_saving()
         self._heartbeat.beat(_CHECKPOINT, self.cursor.step)
         generation, step, cursor = self._context.generation, self.cursor.step, asdict(self.cursor)
+        if saver.writing is None:
+            self._save_time.begin()
         with self.saving():
             committed: Checkpoint | None
             if at_once:
@@ -341,29 +347,59 @@ class Session:
             self._committed(committed)
 
     def _committed(self, checkpoint: Checkpoint) -> None:
+        self._save_time.end()
         self.checkpoint_time = time.time()
         self._report(checkpoint=checkpoint.position.step)
 
     def _leave(self) -> NoReturn:
+        """Every rank is here, at the agreed step: see leaving.py for what is saved, and where."""
         self._stop.close()
         self._write_missing_snapshot()
-        saved, message = self._member_has_snapshot(), ""
-        if self._saver and self._progress.checkpoint != self.cursor.step:
+        step, rank, saver = self.cursor.step, self._context.rank, self._saver
+        member, decision = self._agree_on_leaving()
+        saved, message = member.snapshot, ""
+        if saver is not None and saver.writing == step and (committed := saver.wait()) is not None:
+            self._committed(committed)
+        if saver is not None and self._progress.checkpoint != step and decision.checkpoint:
             try:
-                self._save_checkpoint(self._saver)
+                self._save_checkpoint(saver)
             except StorageFailed as error:  # a stop must not fail for it: peers may leave at once
                 saved, message = False, clip(str(error))
+        elif saver is not None:
+            self._let_it_finish(saver)
+        if decision.short:
+            self.say("there is no time left for a checkpoint: the snapshot is to be flushed")
         self._report()
-        saved = saved or self._progress.checkpoint == self.cursor.step
-        step, rank = self.cursor.step, self._context.rank
-        raise Stopped(Outcome("stopped", rank=rank, step=step, saved=saved, message=message, at=time.monotonic()))
+        committed_here = self._progress.checkpoint == step
+        kept = "checkpoint" if committed_here else "peers" if decision.kept and member.leaves else ""
+        raise Stopped(
+            Outcome(
+                "stopped", rank, step, saved=saved or committed_here, message=message, at=time.monotonic(), kept=kept
+            )
+        )
 
-    def _member_has_snapshot(self) -> bool:
-        """Whether this member, whose local rank 0 writes its snapshots, has one of the present step."""
-        key = f"left/{self._context.node_rank}"
-        if self._context.local_rank == 0:
-            self._exchange.put(key, b"1" if self._snapshot_step == self.cursor.step else b"0")
-        return self._exchange.get(key, TIMEOUT.total_seconds()) == b"1"
+    def _agree_on_leaving(self) -> tuple[MemberState, Decision]:
+        context, mine = self._context, None
+        if context.local_rank == 0:
+            has_snapshot = self._snapshot_step == self.cursor.step
+            mine = MemberState.of(context.folder.command(), snapshot=has_snapshot, now=time.monotonic())
+        return agree(
+            self._exchange,
+            mine,
+            node_rank=context.node_rank,
+            members=context.world_size // context.local_world_size,
+            rank=context.rank,
+            save_seconds=self._save_time.seconds,
+            timeout=TIMEOUT.total_seconds(),
+        )
+
+    def _let_it_finish(self, saver: Saver) -> None:
+        """What is being written beside the training would be lost with this process: it may take a little longer."""
+        deadline = time.monotonic() + _FINISH_SECONDS
+        while saver.writing is not None and time.monotonic() < deadline:
+            if (committed := saver.poll()) is not None:
+                self._committed(committed)
+            time.sleep(0.005)
 
     def _report(self, **changes: Any) -> None:
         """Note `changes` of the progress and, as this member's local rank 0, write it."""

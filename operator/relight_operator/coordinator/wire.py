@@ -114,6 +114,8 @@ def command_body(command: AgentCommand) -> dict[str, Any]:
     body: dict[str, Any] = {"id": command.id, "op": command.op, "generation": command.generation}
     if command.op == "exit":
         body["code"] = int(command.code)
+    if command.op == "save":
+        body["leaves"] = command.leaves
     if command.world is not None:
         body["world"] = command.world.dump()
         body["committedStep"] = command.committed_step

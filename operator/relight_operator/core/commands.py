@@ -18,6 +18,7 @@ class AgentCommand:
     world: WorldStatus | None = None
     code: int = 0
     committed_step: int | None = None
+    leaves: bool = False  # of a save: somebody else is to take this member's place
 
 
 def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> AgentCommand:
@@ -41,7 +42,7 @@ def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> 
     if world is None or status.recovery is not None or all(m.uid != uid for m in world.members):
         return AgentCommand(f"wait:{generation}", "wait", generation)
     if status.handover == generation:
-        return AgentCommand(f"save:{generation}", "save", generation)
+        return AgentCommand(f"save:{generation}", "save", generation, leaves=holder.successor is not None)
     return AgentCommand(f"run:{generation}", "run", generation, world, committed_step=status.checkpoint.step)
 
 

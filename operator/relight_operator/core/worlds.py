@@ -6,7 +6,6 @@ from relight_operator.core import steps
 from relight_operator.core.draft import Draft, outcome_in
 from relight_operator.core.observed import SlotView
 
-
 # `status.handover` after a stop that released nobody: none is asked for again until the members change.
 IN_VAIN = 0
 

@@ -63,7 +63,7 @@ class Saver:
         if how == _BESIDE:
             self.wait()
             content = self._held(state)
-            self._running = _Running(lambda: self._save(content, arguments), f"the checkpoint of step {step}")
+            self._running = _Running(lambda: self._save(content, arguments), step)
             return None
         try:
             return self.now(state(), **arguments)
@@ -82,6 +82,11 @@ class Saver:
             if self._rank == 0:
                 self._say(f"a checkpoint took {took:.1f} s: from now on they are written beside the training")
         return saved
+
+    @property
+    def writing(self) -> int | None:
+        """The step of the checkpoint that is being written beside the training, where there is one."""
+        return self._running.step if self._running is not None else None
 
     def poll(self) -> Checkpoint | None:
         """The checkpoint that has been committed beside the training since the last call; waits for nothing."""
@@ -128,8 +133,9 @@ class Saver:
 class _Running:
     """One save in a thread, and how it ended. An ending interpreter does not wait for it."""
 
-    def __init__(self, save: Callable[[], Checkpoint], what: str) -> None:
-        self.what = what
+    def __init__(self, save: Callable[[], Checkpoint], step: int) -> None:
+        self.step = step
+        self.what = f"the checkpoint of step {step}"
         self._save = save
         self._saved: Checkpoint | None = None
         self._error: BaseException | None = None
