@@ -5,7 +5,7 @@ plan that changes slots writes first, and the next one creates.
 """
 
 from relight_operator.api.status import TERMINAL, JobStatus
-from relight_operator.core import endings, failures, losses, members, slots, steps, stops, worlds
+from relight_operator.core import blame, endings, failures, losses, members, slots, steps, stops, worlds
 from relight_operator.core.actions import Action, RequeueAfter, WriteStatus
 from relight_operator.core.describe import describe
 from relight_operator.core.draft import Draft
@@ -36,7 +36,7 @@ def _decide(draft: Draft) -> None:
         if status.stop is None:
             worlds.hear_ends(draft)
         stops.stop_or_resume(draft)
-    for decide in (losses.lose, failures.judge_world, endings.deadline, worlds.form):
+    for decide in (losses.lose, failures.judge_world, blame.forgive, blame.let_back, endings.deadline, worlds.form):
         if status.phase in TERMINAL or status.stop is not None:
             return
         decide(draft)
