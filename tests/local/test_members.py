@@ -142,3 +142,13 @@ def test_a_member_written_down_but_never_started_is_started_under_its_uid(folder
         members.close()
 
     asyncio.run(scenario())
+
+
+def test_each_slot_is_a_machine_of_its_own(folder: Path) -> None:
+    async def scenario() -> None:
+        members = backend(folder)
+        created = [members.create("job", slot, incarnation) for slot, incarnation in ((0, 0), (1, 0), (1, 1))]
+        assert [m.machine for m in created] == ["slot-0", "slot-1", "slot-1"]
+        members.close()
+
+    asyncio.run(scenario())

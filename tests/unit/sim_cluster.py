@@ -21,6 +21,7 @@ from relight_operator.core.observed import AgentOutcome, AgentProgress, AgentVie
 from relight_operator.core.plan import plan
 
 CHECKPOINT_EVERY = 4
+MACHINES = ("m0", "m1")
 HASH = "c0ffee"
 
 
@@ -73,6 +74,9 @@ class Member:
     was_announced: bool = False  # ... or was, once: what a controller saw may be old
     seq: int = 0
     waiting: bool = False
+    machine: str = ""  # "": the scheduler has found none, since then
+    unplaced_since: float | None = None
+    avoids: bool = False
 
     @property
     def alive(self) -> bool:
@@ -146,12 +150,18 @@ class Cluster:
     def living(self) -> list[Member]:
         return [m for m in self.members.values() if m.alive]
 
-    def create(self, slot: int, incarnation: int) -> None:
+    def create(self, slot: int, incarnation: int, avoid: tuple[str, ...] = ()) -> None:
         if any((m.slot, m.incarnation) == (slot, incarnation) for m in self.members.values()):
             return  # adopted
         self._uids += 1
         uid = f"uid-{self._uids}"
-        self.members[uid] = Member(slot, incarnation, uid)
+        member = self.members[uid] = Member(slot, incarnation, uid, avoids=bool(avoid))
+        left = [m for m in MACHINES if m not in avoid]
+        if left:
+            member.machine = left[self._uids % len(left)]
+            self.truth.machines.add(member.machine)
+        else:
+            member.unplaced_since = self.now
         self.changes += 1
 
     def end(self, member: Member, cause: Cause, code: int | None = None, message: str = "") -> None:
@@ -199,7 +209,7 @@ class Cluster:
 
     def boot(self, member: Member) -> None:
         """The agent's launcher has become warm."""
-        if member.alive and member.agent.state == "Starting":
+        if member.alive and member.machine and member.agent.state == "Starting":
             member.agent.spoke = True
             member.agent.state = "Ready"
             self.changes += 1
@@ -284,12 +294,24 @@ class Cluster:
 
     # -- training
 
-    def fail(self, member: Member, code: int) -> None:
+    def fail(self, member: Member, code: int, *, fingerprint: str = "") -> None:
         """The member's workers end with `code`; all others of its generation cannot go on."""
         agent = member.agent
         if member.alive and agent.running:
             self._break(member)
-            self._settle(member, AgentOutcome(agent.generation, "failed", code, agent.furthest, at=self.now))
+            outcome = AgentOutcome(
+                agent.generation, "failed", code, agent.furthest, at=self.now, fingerprint=fingerprint
+            )
+            self._settle(member, outcome)
+
+    def leave_early(self, member: Member) -> None:
+        """The member's workers end with 0 while others still train."""
+        agent = member.agent
+        training = self.trainings.get(agent.generation)
+        runners = self._runners(training) if training is not None else None
+        if member.alive and agent.running and runners is not None and len(runners) > 1:
+            self._break(member)
+            self._settle(member, AgentOutcome(agent.generation, "completed", 0, agent.furthest, at=self.now))
 
     def _break(self, member: Member) -> None:
         agent = member.agent
@@ -408,8 +430,8 @@ class Cluster:
         for member in self.members.values():
             if member.slot not in stale or (member.uid in recorded and member.uid not in controller.cache):
                 controller.cache[member.uid] = SlotView(
-                    member.slot, member.incarnation, member.uid, "machine", "10.0.0.1", member.deleting,
-                    member.leaving(), member.end,
+                    member.slot, member.incarnation, member.uid, member.machine, "10.0.0.1", member.deleting,
+                    member.leaving(), member.end, unplaced_since=member.unplaced_since, avoids=member.avoids,
                 )  # fmt: skip
         views = tuple(
             replace(v, agent=controller.mailbox[u][1] if u in controller.mailbox else None)
@@ -451,7 +473,7 @@ class Cluster:
     def _apply(self, controller: Controller, action: Action) -> int | None:
         if isinstance(action, CreateMember):
             self.truth.check_create(action, current=controller.version == self.store.version)
-            self.create(action.slot, action.incarnation)
+            self.create(action.slot, action.incarnation, action.avoid)
         elif isinstance(action, DeleteMember):
             member = self.members.get(action.uid)
             if member is not None and member.alive:

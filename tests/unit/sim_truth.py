@@ -25,10 +25,12 @@ class Truth:
         self.position = 0
         self.exact = True  # until what a generation did has died, unheard, with all its members
         self.worlds: dict[int, WorldStatus] = {}
+        self.machines: set[str] = set()  # on which a member has ever been
         self.losses = 0
         self.failures = 0
         self.handed_over = 0
         self.final = False  # a failure that retrying cannot help has happened
+        self.recognised: list[tuple[str, int]] = []  # exceptions that would be known again, and the steps done before
         self._outcomes: dict[tuple[str, int], AgentOutcome] = {}
 
     # -- training
@@ -46,6 +48,8 @@ class Truth:
         self._outcomes[member.uid, outcome.generation] = outcome
         if outcome.kind == "failed" and exit_of(outcome.exit_code).klass is Class.FINAL:
             self.final = True
+        if outcome.fingerprint:
+            self.recognised.append((outcome.fingerprint, outcome.step))
 
     # -- checks
 
@@ -73,6 +77,7 @@ class Truth:
         slot = next((s for s in status.slots if s.slot == action.slot), None)
         assert slot is not None
         assert max(slot.incarnation, slot.last_incarnation) >= action.incarnation, "created before it was written"
+        assert set(action.avoid) <= self.machines, "avoids a machine on which no member has been"
         if current:
             places = {p.incarnation: p.uid for p in (slot, slot.successor) if p is not None}
             assert action.incarnation in places
@@ -177,7 +182,7 @@ class Truth:
         assert judged in (0, 1), "a loss or a failure was counted twice, or not at all"
         self.losses += len(dead)
         self.failures += judged
-        given_up = [s for s in raised if self._lives(s) and s not in handed]
+        given_up = [s for s in raised if self._lives(s) and s not in handed and not self._waits_for_a_machine(s)]
         assert not given_up or judged == 1
         formed = old.world is not None and new.world is not None and new.world.generation > old.world.generation
         just_judged = not _judged(old) and (formed or _judged(new))
@@ -222,6 +227,11 @@ class Truth:
         assert not member.agent.running, "replaced in the middle of training"
         self.handed_over += 1
         return True
+
+    def _waits_for_a_machine(self, slot: SlotStatus) -> bool:
+        """Its member was created to avoid machines, and there is no other: it may be made anew."""
+        member = self._cluster.members.get(slot.uid or "")
+        return member is not None and member.unplaced_since is not None
 
     def _lives(self, slot: SlotStatus) -> bool:
         member = self._cluster.members.get(slot.uid or "")

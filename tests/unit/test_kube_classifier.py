@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from relight_agent.exits import Cause, Class
+from relight_operator.kube import pods
 from relight_operator.kube.classifier import member_end, pending_reason, slot_view
 
 AT = 1_700_000_000.0
@@ -196,3 +197,28 @@ def test_what_the_scheduler_says_is_passed_on() -> None:
     assert pending is not None
     assert (pending.reason, pending.message) == ("Unschedulable", "0/3 nodes are available")
     assert pending_reason(pod()) is None
+
+
+def test_a_pod_for_which_there_is_no_machine_says_since_when_and_whether_it_avoids_some() -> None:
+    condition = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/3 nodes are available",
+    }
+    body = pod(phase="Pending")
+    body["status"]["conditions"] = [{**condition, "lastTransitionTime": "2023-11-14T22:13:20Z"}]
+    view = slot_view(body, gone=False, first_sign=AT)
+    assert view is not None
+    assert (view.unplaced_since, view.avoids) == (AT, False)
+
+    body["spec"]["affinity"] = pods.pod_affinity(["n1"])["affinity"]
+    avoiding = slot_view(body, gone=False, first_sign=AT)
+    assert avoiding is not None
+    assert avoiding.avoids
+
+    for change in ({"status": "True"}, {"reason": "SchedulingGated"}):
+        body["status"]["conditions"] = [{**condition, "lastTransitionTime": "2023-11-14T22:13:20Z", **change}]
+        view = slot_view(body, gone=False, first_sign=AT)
+        assert view is not None
+        assert view.unplaced_since is None

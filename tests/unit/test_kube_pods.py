@@ -121,6 +121,24 @@ def test_the_size_of_shared_memory_is_said_only_where_the_job_says_it() -> None:
     assert shm(theirs()) == {"medium": "Memory", "sizeLimit": "32Gi"}
 
 
+def test_a_member_is_kept_from_avoided_machines_by_their_names() -> None:
+    spec = JobSpec(nodes=2, trainer=TRAINER, checkpoint=CLAIM)
+    body = pod(
+        OWNER, CreateMember(1, 3, ("gpu-3", "gpu-7")), JOB, spec, DEFAULTS, "digits-spec-0123456789", COORDINATOR
+    )
+    [term] = body["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"][
+        "nodeSelectorTerms"
+    ]
+    # A server takes one name in each requirement, and all requirements of a term hold.
+    assert term == {
+        "matchFields": [
+            {"key": "metadata.name", "operator": "NotIn", "values": ["gpu-3"]},
+            {"key": "metadata.name", "operator": "NotIn", "values": ["gpu-7"]},
+        ]
+    }
+    assert "affinity" not in made()["spec"]
+
+
 def test_the_agent_finds_its_identity_in_the_pods_environment(tmp_path: Path) -> None:
     container = made()["spec"]["containers"][0]
     env = {e["name"]: e.get("value", "from-a-field") for e in container["env"]}

@@ -1,5 +1,7 @@
 """`plan()` under every interleaving that hypothesis can think of, with a crash between any two actions."""
 
+from typing import Any
+
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -27,14 +29,29 @@ CODES = st.sampled_from(
 )
 
 
-def spec(nodes: int, failures: int, no_progress: int) -> JobSpec:
-    return JobSpec.model_validate(
-        {
-            "nodes": nodes,
-            "trainer": {"script": ["train.py"]},
-            "retry": {"failures": failures, "noProgressLimit": no_progress, "resetOnProgress": False},
-        }
-    )
+RULES = st.sampled_from(
+    [
+        [],
+        [{"match": {"exitCodes": [70]}, "action": "Fail", "after": 2}],
+        [{"match": {"cause": "OutOfMemory"}, "action": "Ignore"}, {"match": {"cause": "BadData"}, "action": "Retry"}],
+        [{"match": {"cause": "MachineUnhealthy"}, "action": "Fail"}, {"match": {"exitCodes": [65]}, "action": "Retry"}],
+    ]
+)
+
+
+RETRY = st.fixed_dictionaries(
+    {
+        "failures": st.sampled_from([50, 2, 0]),
+        "noProgressLimit": st.sampled_from([50, 2]),
+        "resetOnProgress": st.just(False),
+        "rules": RULES,
+        "avoidMachines": st.sampled_from([{"afterFailures": 2}, {"afterFailures": 1}]),
+    }
+)
+
+
+def spec(nodes: int, retry: dict[str, Any]) -> JobSpec:
+    return JobSpec.model_validate({"nodes": nodes, "trainer": {"script": ["train.py"]}, "retry": retry})
 
 
 class Faults(RuleBasedStateMachine):
@@ -42,13 +59,12 @@ class Faults(RuleBasedStateMachine):
 
     @initialize(
         nodes=st.integers(1, 3),
-        failures=st.sampled_from([50, 2, 0]),
-        no_progress=st.sampled_from([50, 2]),
+        retry=RETRY,
         total=st.sampled_from([60, 30, 10, 1]),
         rounds=st.sampled_from([0, 2, 6, 10]),
     )
-    def begin(self, nodes: int, failures: int, no_progress: int, total: int, rounds: int) -> None:
-        self.cluster = Cluster(spec(nodes, failures, no_progress), total)
+    def begin(self, nodes: int, retry: dict[str, Any], total: int, rounds: int) -> None:
+        self.cluster = Cluster(spec(nodes, retry), total)
         self.cluster.start_controller()
         self.go(rounds)
 
@@ -158,10 +174,16 @@ class Faults(RuleBasedStateMachine):
                 self.cluster.announce(one, announced)
         self.go(rounds, frozen)
 
-    @rule(pick=PICK, code=CODES, rounds=ROUNDS, frozen=FROZEN)
-    def workers_fail(self, pick: int, code: ExitCode, rounds: int, frozen: frozenset[int]) -> None:
+    @rule(pick=PICK, code=CODES, rounds=ROUNDS, frozen=FROZEN, known=st.booleans())
+    def workers_fail(self, pick: int, code: ExitCode, rounds: int, frozen: frozenset[int], known: bool) -> None:
         if (member := self.member(pick)) is not None:
-            self.cluster.fail(member, code)
+            self.cluster.fail(member, code, fingerprint="boom" if known and code == ExitCode.EXCEPTION else "")
+        self.go(rounds, frozen)
+
+    @rule(pick=PICK, rounds=ROUNDS, frozen=FROZEN)
+    def workers_leave_early(self, pick: int, rounds: int, frozen: frozenset[int]) -> None:
+        if (member := self.member(pick)) is not None:
+            self.cluster.leave_early(member)
         self.go(rounds, frozen)
 
     @rule(how=st.sampled_from([(False, None), (True, None), (False, "interrupt-1")]), rounds=ROUNDS, frozen=FROZEN)
@@ -199,6 +221,14 @@ class Faults(RuleBasedStateMachine):
             assert max(s.failed_starts for s in self.cluster.store.status.slots) == 5
         elif reason == "StorageFailed":
             assert restarts.by_cause["StorageFailed"] > retry.failures
+        elif reason == "DeterministicFailure":
+            seen = self.cluster.truth.recognised
+            assert any(seen.count(one) > 1 for one in seen), "it came once"
+        elif reason == "RetryRule":
+            ending = [rule for rule in retry.rules if rule.action == "Fail"]
+            causes = ["Exception" if rule.match.exit_codes else str(rule.match.cause) for rule in ending]
+            found = [restarts.by_cause.get(cause, 0) >= (r.after or 1) for r, cause in zip(ending, causes, strict=True)]
+            assert any(found)
         else:
             assert reason == "BadData"
             assert self.cluster.truth.final

@@ -186,6 +186,10 @@ spec:
     ]
 
 
+def rule(rules: str) -> str:
+    return GOOD.replace("nodes: 2", "retry: {rules: [" + rules + "]}")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -213,12 +217,41 @@ spec:
         (GOOD.replace("nodes: 2", "checkpoint: {uri: 'file:///p', interval: {time: 0s}}"), "allowed: more than 0s"),
         (GOOD.replace("nodes: 2", "checkpoint: {uri: 'file:///p', keep: 1}"), "found 1; allowed: 2 or more"),
         (GOOD.replace("nodes: 2", "checkpoint: {hostPath: {path: a}}"), "allowed: /absolute/path"),
+        (rule("{match: {exitCodes: [75]}, action: Fail}"), "spec.retry.rules[0].match.exitCodes[0]: no failure (stopped for a disruption, state saved); found 75; allowed: the exit code of a failure"),
+        (rule("{match: {exitCodes: [0]}, action: Fail}"), "no failure (training completed); found 0"),
+        (rule("{match: {exitCodes: [256]}, action: Fail}"), "found 256; allowed: 1 to 255"),
+        (rule("{match: {cause: OutOfMemry}, action: Fail}"), 'spec.retry.rules[0].match.cause: not a known cause; found "OutOfMemry"; did you mean "OutOfMemory"?'),
+        (rule("{match: {cause: Evicted}, action: Ignore}"), 'no failure of the job: it costs nothing anyway; found "Evicted"'),
+        (rule("{match: {}, action: Fail}"), "spec.retry.rules[0].match: exactly one of these is wanted; found []; allowed: exitCodes, cause"),
+        (rule("{match: {cause: Stall}, action: FailJob}"), 'spec.retry.rules[0].action: not a known value; found "FailJob"'),
+        (rule("{match: {cause: Stall}, action: Ignore, after: 2}"), "spec.retry.rules[0].after: only for action Fail; found 2; allowed: no such field"),
+        (rule("{match: {exitCodes: [3, 64]}, action: Ignore}"), 'spec.retry.rules[0].action: not for a failure that is final; found "Ignore"; allowed: Fail or Retry'),
+        (rule("{match: {cause: BadData}, action: Ignore}"), "not for a failure that is final"),
+        (rule("{match: {cause: Stall}, action: Retry}, {match: {exitCodes: [71]}, action: Fail}"), 'spec.retry.rules[1].match: never matches: rules[0] takes them before it; found "exit code 71"'),
+        (rule("{match: {cause: Stall}, action: Retry}, {match: {cause: Stall}, action: Fail}"), "spec.retry.rules[1].match: never matches"),
+        (rule("{match: {cause: Exception}, action: Retry}, {match: {exitCodes: [3]}, action: Fail}"), "spec.retry.rules[1].match: never matches"),
+        (GOOD.replace("nodes: 2", "retry: {avoidMachines: {for: 0s}}"), 'spec.retry.avoidMachines.for: out of range; found "0s"; allowed: more than 0s'),
+        (GOOD.replace("nodes: 2", "retry: {avoidMachines: {afterFailures: 0}}"), "spec.retry.avoidMachines.afterFailures: out of range; found 0; allowed: 1 or more"),
     ],
 )  # fmt: skip
 def test_other_wrong_files(text: str, message: str) -> None:
     result = validate("-", stdin=text)
     assert result.exit_code == 64
     assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "{match: {exitCodes: [64]}, action: Fail}, {match: {cause: OutOfMemory}, action: Fail, after: 2}",
+        "{match: {exitCodes: [64, 65]}, action: Retry}",
+        "{match: {exitCodes: [3]}, action: Fail}, {match: {cause: Exception}, action: Retry}",
+        "{match: {exitCodes: [70]}, action: Fail}, {match: {cause: Exception}, action: Ignore}",
+        "{match: {cause: MachineUnhealthy}, action: Fail, after: 3}",
+    ],
+)
+def test_rules_that_say_something(rules: str) -> None:
+    assert validate("-", stdin=rule(rules)).exit_code == 0
 
 
 def test_credentials_that_were_found_are_not_repeated() -> None:
@@ -232,8 +265,8 @@ def test_credentials_that_were_found_are_not_repeated() -> None:
     [
         "managedBy", "elastic", "spares", "code", "data", "health", "scheduling", "networkPolicy", "ttlSecondsAfterFinished", "cleanPods",
         "trainer.configMapRef", "trainer.template", "trainer.resources.claims",
-        "checkpoint.secretRef", "checkpoint.resume", "checkpoint.snapshot", "retry.rules", "retry.avoidMachines",
-        "disruption.watchTaints", "disruption.deadMachine", "disruption.holdSurvivors", "disruption.podDisruptionBudget",
+        "checkpoint.secretRef", "checkpoint.resume", "checkpoint.snapshot",
+        "disruption.holdSurvivors", "disruption.podDisruptionBudget",
     ],
 )  # fmt: skip
 def test_a_field_of_the_api_that_is_not_built_yet_is_refused_as_such(path: str) -> None:

@@ -9,7 +9,7 @@ from relight_agent.exits import CAUSE_CLASS, Cause, Class, ExitCode
 from relight_operator.api.job import RetrySpec
 from relight_operator.api.status import Restarts
 from relight_operator.core.observed import AgentOutcome
-from relight_operator.core.verdict import judge, root_cause
+from relight_operator.core.verdict import Again, judge, root_cause
 
 RETRY = RetrySpec.model_validate({"failures": 2, "window": "1h", "noProgressLimit": 3})
 
@@ -101,8 +101,165 @@ def test_backoff_doubles_up_to_its_maximum() -> None:
     assert waits == [5.0, 10.0, 20.0, 30.0, 30.0]
 
 
-def failed(slot: int, code: int, at: float, generation: int = 1):
-    return member(slot, agent=agent(outcome=AgentOutcome(generation, "failed", code, at=at)))
+# -- rules
+
+
+def ruled(*rules: dict[str, Any], **retry: Any) -> RetrySpec:
+    return RetrySpec.model_validate({"failures": 2, "window": "1h", "rules": list(rules), **retry})
+
+
+def rule(match: str | list[int], action: str, **more: Any) -> dict[str, Any]:
+    return {"match": {"cause": match} if isinstance(match, str) else {"exitCodes": match}, "action": action, **more}
+
+
+@pytest.mark.parametrize(
+    ("rules", "cause", "code", "reason", "counted"),
+    [
+        pytest.param([rule([70], "Fail")], Cause.EXCEPTION, 70, "RetryRule", 0, id="fail at once"),
+        pytest.param([rule([70], "Fail")], Cause.EXCEPTION, 3, None, 1, id="another code is no match"),
+        pytest.param([rule([3, 4], "Fail")], Cause.EXCEPTION, 4, "RetryRule", 0, id="a user's own code"),
+        pytest.param([rule("Exception", "Fail")], Cause.EXCEPTION, 3, "RetryRule", 0, id="by cause, whatever the code"),
+        pytest.param([rule([137], "Fail")], Cause.OUT_OF_MEMORY, 137, "RetryRule", 0, id="a container's code"),
+        pytest.param([rule("OutOfMemory", "Fail", after=2)], Cause.OUT_OF_MEMORY, 77, None, 0, id="not yet"),
+        pytest.param([rule("OutOfMemory", "Ignore")], Cause.OUT_OF_MEMORY, 77, None, 0, id="ignored is free"),
+        pytest.param([rule("BadData", "Retry")], Cause.BAD_DATA, 65, None, 1, id="what is final is tried again"),
+        pytest.param([rule("BadConfig", "Fail")], Cause.BAD_CONFIG, 64, "RetryRule", 0, id="final by rule as well"),
+        pytest.param([rule("StorageFailed", "Retry")], Cause.STORAGE_FAILED, 74, None, 1, id="the job pays for the storage"),
+        pytest.param([rule("MachineUnhealthy", "Retry")], Cause.MACHINE_UNHEALTHY, 73, None, 1, id="the job pays for machines"),
+        pytest.param([rule("MachineUnhealthy", "Fail")], Cause.MACHINE_UNHEALTHY, 73, "RetryRule", 0, id="a bad machine ends it"),
+        pytest.param(
+            [rule([3], "Retry"), rule("Exception", "Fail")], Cause.EXCEPTION, 3, None, 1, id="the first match decides"
+        ),
+        pytest.param(
+            [rule([3], "Retry"), rule("Exception", "Fail")], Cause.EXCEPTION, 4, "RetryRule", 0, id="the second, for others"
+        ),
+    ],
+)  # fmt: skip
+def test_a_rule_decides(rules: list[Any], cause: Cause, code: int, reason: str | None, counted: int) -> None:
+    result = verdict(cause, retry=ruled(*rules), code=code)
+    assert (result.reason, result.restarts.counted) == (reason, counted)
+    if reason:
+        assert result.message.startswith("retry.rules[")
+
+
+def test_a_rule_has_a_budget_of_its_own() -> None:
+    retry = ruled(rule("OutOfMemory", "Fail", after=3), failures=0)
+    restarts, reasons = Restarts(), []
+    for now in (1_000.0, 9_000.0, 9_100.0, 9_200.0):
+        result = verdict(Cause.OUT_OF_MEMORY, restarts, retry=retry, now=now)
+        restarts = result.restarts
+        reasons.append(result.reason)
+    assert reasons == [None, None, None, "RetryRule"], "the first is older than the window by then"
+    assert result.message == "retry.rules[0]: cause OutOfMemory, 3 times within 1h"
+    assert (restarts.counted, restarts.rule_times) == (0, {"cause OutOfMemory": [9_000.0, 9_100.0, 9_200.0]})
+
+
+def test_a_newer_checkpoint_clears_a_rules_budget_and_an_edit_forgets_it() -> None:
+    before = Restarts(rule_times={"cause OutOfMemory": [9_000.0], "cause Stall": [9_000.0]}, checkpoint_step=7)
+    retry = ruled(rule("OutOfMemory", "Fail", after=2))
+    assert verdict(Cause.OUT_OF_MEMORY, before, retry=retry, checkpoint=7).reason == "RetryRule"
+    after = verdict(Cause.OUT_OF_MEMORY, before, retry=retry, checkpoint=8)
+    assert (after.reason, after.restarts.rule_times) == (None, {"cause OutOfMemory": [10_000.0]})
+
+
+def test_what_is_ignored_still_has_to_get_further() -> None:
+    retry, restarts = ruled(rule("Exception", "Ignore"), failures=0, noProgressLimit=2), Restarts()
+    for reason in (None, "NoProgress"):
+        result = verdict(Cause.EXCEPTION, restarts, retry=retry, progressed=False)
+        restarts = result.restarts
+        assert result.reason == reason
+
+
+def test_a_rule_that_fails_does_so_in_a_generation_that_has_paid() -> None:
+    assert verdict(Cause.STALL, retry=ruled(rule("Stall", "Fail")), again=True).reason == "RetryRule"
+    assert verdict(Cause.STALL, retry=ruled(rule("Stall", "Fail", after=2)), again=True).reason is None
+
+
+# -- the same failure again
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "cause", "reason"),
+    [
+        pytest.param(("f", 7), ("f", 7), Cause.EXCEPTION, "DeterministicFailure", id="the same at the same step"),
+        pytest.param(("f", 7), ("f", 8), Cause.EXCEPTION, None, id="the same at another step"),
+        pytest.param(("f", 7), ("g", 7), Cause.EXCEPTION, None, id="another at the same step"),
+        pytest.param(("f", 7), None, Cause.EXCEPTION, None, id="one that says nothing"),
+        pytest.param(None, ("f", 7), Cause.EXCEPTION, None, id="the first that says something"),
+        pytest.param(("f", 0), ("f", 0), Cause.EXCEPTION, "DeterministicFailure", id="at the first step"),
+        pytest.param(("f", 7), ("f", 7), Cause.NON_FINITE_LOSS, "DeterministicFailure", id="a loss that is not finite"),
+        pytest.param(("f", 7), ("f", 7), Cause.OUT_OF_MEMORY, None, id="memory is shared with others"),
+    ],
+)
+def test_the_same_exception_at_the_same_step_again(
+    first: tuple[str, int] | None, second: tuple[str, int] | None, cause: Cause, reason: str | None
+) -> None:
+    def again(known: tuple[str, int] | None) -> Again | None:
+        return Again(*known) if known else None
+
+    retry = RETRY.model_copy(update={"failures": 9})
+    once = verdict(cause, retry=retry, known_by=again(first))
+    assert once.reason is None
+    twice = verdict(cause, once.restarts, retry=retry, known_by=again(second))
+    assert twice.reason == reason
+    if reason:
+        assert f"the same step, {second[1] if second else ''}" in twice.message
+
+
+def test_what_is_between_two_equal_exceptions_does_not_hide_them_but_a_rule_does() -> None:
+    retry = RETRY.model_copy(update={"failures": 9})
+    restarts = verdict(Cause.EXCEPTION, retry=retry, known_by=Again("f", 7)).restarts
+    restarts = verdict(Cause.STORAGE_FAILED, restarts, retry=retry).restarts
+    assert verdict(Cause.EXCEPTION, restarts, retry=retry, known_by=Again("f", 7)).reason == "DeterministicFailure"
+    lenient = ruled(rule("Exception", "Retry"), failures=9)
+    assert verdict(Cause.EXCEPTION, restarts, retry=lenient, known_by=Again("f", 7)).reason is None
+
+
+def failed(slot: int, code: int, at: float, generation: int = 1, **changes: Any):
+    return member(slot, agent=agent(outcome=AgentOutcome(generation, "failed", code, at=at, **changes)))
+
+
+def left(slot: int, at: float, **changes: Any):
+    """Ended with 0, and without a result."""
+    told = AgentOutcome(1, "completed", 0, at=at, rank=4, **changes)
+    return member(slot, agent=agent(outcome=told))
+
+
+@pytest.mark.parametrize(
+    ("members", "lost", "expected"),
+    [
+        pytest.param([failed(0, 72, 2.0), left(1, 1.0)], False, (1, Cause.EXCEPTION), id="who left is the cause"),
+        pytest.param([failed(0, 72, 1.0, left=3)], False, (0, Cause.EXCEPTION), id="a rank beside the one that failed"),
+        pytest.param([failed(0, 72, 2.0), left(1, 1.0)], True, (0, Cause.PEER_LOST), id="somebody was lost"),
+        pytest.param([failed(0, 70, 2.0), left(1, 1.0)], False, (0, Cause.EXCEPTION), id="somebody failed by himself"),
+        pytest.param([failed(0, 72, 2.0), left(1, 9.0)], False, (0, Cause.PEER_LOST), id="it ended after the others"),
+        pytest.param(
+            [failed(0, 72, 2.0), left(1, 1.0, weights_digest="d" * 64)],
+            False,
+            (0, Cause.PEER_LOST),
+            id="it was through",
+        ),
+        pytest.param(
+            [failed(0, 72, 2.0), left(1, 1.0), member(2, agent=outcome("stopped"))],
+            False,
+            (0, Cause.PEER_LOST),
+            id="somebody stopped",
+        ),
+    ],
+)
+def test_a_success_needs_every_rank(members: list[Any], lost: bool, expected: tuple[int, Cause]) -> None:
+    root = root_cause(members, 1, lost=lost, opaque=False)
+    assert root is not None
+    assert (root.member.slot, root.cause) == expected
+    if root.cause is Cause.EXCEPTION and root.outcome.exit_code == 70 and root.outcome.message:
+        assert "ended with exit code 0 before the others were done" in root.outcome.message
+        assert root.outcome.rank in (3, 4)
+
+
+def test_who_failed_because_of_the_root_is_named() -> None:
+    root = root_cause([failed(2, 72, 1.0), failed(0, 72, 3.0), failed(1, 70, 2.0)], 1, lost=False, opaque=False)
+    assert root is not None
+    assert (root.member.slot, [m.slot for m in root.collateral]) == (1, [0, 2])
 
 
 @pytest.mark.parametrize(

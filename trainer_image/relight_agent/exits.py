@@ -106,6 +106,9 @@ CAUSE_CLASS: Dict[Cause, Class] = {
     Cause.SUSPENDED: Class.DISRUPTION,
 }
 
+# What a rule about retries may name: failures of the job or its storage, and ends for which a machine is to blame.
+RULED_CLASSES = (Class.FINAL, Class.COUNTED, Class.STORAGE, Class.MACHINE)
+
 # The root cause of a generation is chosen by class first, then by age: a peer's exception always follows the loss.
 CLASS_ORDER = (
     Class.FINAL,

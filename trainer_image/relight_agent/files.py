@@ -138,6 +138,10 @@ class Outcome:
     kind "stopped": at `step`; `saved` where the state of that step is in a snapshot or a checkpoint. `kept` says why
     this member may go: it is in a committed "checkpoint", or "peers" that stay hold it; "" where it may not just go.
     kind "failed": with exit code, message and the rank.
+
+    `fingerprint`: what makes the exception recognisable when it comes again, "" where that says nothing (see
+    relight_trainer.fingerprint). `exit_status`: what the user's code itself ended with, where that is no code of ours.
+    `left`: of a member's outcome: a rank of it that had ended with 0, without a result, while the others still wanted it.
     """
 
     kind: str
@@ -149,6 +153,9 @@ class Outcome:
     at: float = 0.0  # CLOCK_MONOTONIC
     kept: str = ""  # checkpoint | peers | ""
     result: Optional[Dict[str, Any]] = None
+    fingerprint: str = ""
+    exit_status: Optional[int] = None
+    left: Optional[int] = None
 
 
 _HEARTBEAT = struct.Struct("<qqd")

@@ -62,7 +62,11 @@ def summarise(outcomes: List[Outcome]) -> Outcome:
     """The member's outcome from its workers': the root failure, else stopped, else completed with rank 0's result."""
     failed = [o for o in outcomes if o.kind == "failed"]
     if failed:
-        return min(failed, key=lambda o: (CLASS_ORDER.index(exit_of(o.exit_code).klass), o.at, o.rank))
+        root = min(failed, key=lambda o: (CLASS_ORDER.index(exit_of(o.exit_code).klass), o.at, o.rank))
+        if exit_of(root.exit_code).klass is not Class.COLLATERAL:
+            return root
+        left = [o.rank for o in outcomes if o.kind == "completed" and o.result is None]
+        return replace(root, left=min(left)) if left else root
     stopped = [o for o in outcomes if o.kind == "stopped"]
     if stopped:
         first = min(stopped, key=lambda o: (o.step, o.rank))
@@ -354,7 +358,8 @@ class CommandGeneration(Generation):
         else:
             # What it wrote last may still be in the pipe.
             self._pumping.join(LAST_WORD_SECONDS)
-            self.outcome = self._failed(code_of_command(status or 0), self._reason(status or 0))
+            failed = self._failed(code_of_command(status or 0), self._reason(status or 0))
+            self.outcome = replace(failed, exit_status=shell_status(status or 0))
         return self.outcome
 
     def _reason(self, status: int) -> str:
@@ -378,6 +383,15 @@ class CommandGeneration(Generation):
 
         kill_all(select)
         self._reaper.reap()
+
+
+def shell_status(status: int) -> int:
+    """An exit status as a shell and a container show it: 128 and the signal for who was killed by one.
+
+    >>> shell_status(9), shell_status(-9)
+    (9, 137)
+    """
+    return status if status >= 0 else 128 - status
 
 
 def code_of_command(status: int) -> ExitCode:

@@ -129,6 +129,9 @@ class Reporter:
                     "message": clip(o.message),
                     "age": age(o.at),
                     "weightsDigest": result.get("weightsDigest"),
+                    "fingerprint": o.fingerprint,
+                    "exitStatus": o.exit_status,
+                    "left": o.left,
                     "metrics": {
                         clip(str(k), 64): clip(str(v), 64) for k, v in list((metrics or {}).items())[:MAX_METRICS]
                     },

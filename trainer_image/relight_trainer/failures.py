@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from relight_agent.exits import ExitCode
 from relight_agent.files import clip
+from relight_trainer.fingerprint import fingerprint
 
 # gloo's errors are plain RuntimeErrors that begin with the place in its source; device.cc is about the own machine.
 _GLOO = re.compile(r"/gloo/(?!gloo/|transport/\w+/device)|[Gg]loo connect\w* failed|failed to pass monitoredBarrier")
@@ -93,13 +94,29 @@ def _is_ours(error: BaseException) -> bool:
     return isinstance(getattr(error, "exit_code", None), ExitCode)
 
 
+def recognise(error: BaseException) -> str:
+    """The error's fingerprint, "" for one that might not come again."""
+    return fingerprint(_chain(error), _frames_that_matter(error))
+
+
+def exit_status(error: BaseException) -> int | None:
+    """What `sys.exit` was given, where that is a number and no code of ours."""
+    code = error.code if isinstance(error, SystemExit) else None
+    return code if isinstance(code, int) and 0 < code <= 255 and code not in set(ExitCode) else None
+
+
 def _innermost_user_frame(error: BaseException) -> str | None:
+    frames = _frames_that_matter(error)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+
+
+def _frames_that_matter(error: BaseException) -> traceback.StackSummary:
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [f for f in frames if _is_users(f.filename)]
     if not theirs:
         # Nothing of the user's: the innermost line of ours, else of whoever raised.
-        theirs = [f for f in frames if Path(f.filename).is_relative_to(_OWN)] or frames
-    return f"{theirs[-1].filename}:{theirs[-1].lineno}" if theirs else None
+        theirs = [f for f in frames if Path(f.filename).is_relative_to(_OWN)] or list(frames)
+    return traceback.StackSummary.from_list(theirs)
 
 
 def _is_users(filename: str) -> bool:

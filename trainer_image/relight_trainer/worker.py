@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 import torch
 
 from relight_agent.exits import ExitCode
-from relight_agent.files import Outcome
+from relight_agent.files import Heartbeat, Outcome
 from relight_agent.processes import die_with_parent
 from relight_trainer import hygiene
 from relight_trainer.context import WorkerContext
-from relight_trainer.failures import classify, describe, tell
+from relight_trainer.failures import classify, describe, exit_status, recognise, tell
 from relight_trainer.seeds import seed_everything, stream
 
 # The agent starts such a generation again, cold.
@@ -143,7 +143,17 @@ def _outcome_of(error: BaseException, context: WorkerContext) -> Outcome:
     if isinstance(error, SystemExit) and error.code in {None, 0}:
         return _completed(context)
     tell(error)
-    return Outcome("failed", context.rank, exit_code=int(classify(error)), message=describe(error), at=at)
+    beat = Heartbeat.read(context.folder.heartbeat_path(context.local_rank))
+    return Outcome(
+        "failed",
+        context.rank,
+        step=beat[1] if beat is not None else 0,
+        exit_code=int(classify(error)),
+        message=describe(error),
+        at=at,
+        fingerprint=recognise(error),
+        exit_status=exit_status(error),
+    )
 
 
 def _run_exit_handlers() -> None:

@@ -16,6 +16,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from relight_agent.exits import CAUSE_CLASS, EXITS, RULED_CLASSES, Cause, Class, ExitCode, exit_of
 from relight_operator.api import durations, quantities
 from relight_trainer.strict import StrictModel, located, nearest, problem
 
@@ -35,6 +36,7 @@ RESERVED_ENV = frozenset(
 )  # fmt: skip
 RESERVED_ENV_PREFIXES = ("MASTER_", "PET_", "TORCHELASTIC_", "RELIGHT_")
 GPU = "nvidia.com/gpu"
+FAILURE_CAUSES = tuple(str(cause) for cause, klass in CAUSE_CLASS.items() if klass in RULED_CLASSES)
 _STORES = ("s3", "gs", "abfs", "az", "hdfs")  # object stores that fsspec has packages for
 _URI = rf"(?:file:///|(?:{'|'.join(_STORES)})://)[^\s?#@]+"
 _DEVICE = re.compile(r"(hugepages-|[a-z0-9]([-.a-z0-9]*[a-z0-9])?/)[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
@@ -116,6 +118,25 @@ def _near_uri(value: str) -> str | None:
     return f"{near}://{rest}" if near and re.fullmatch(_URI, f"{near}://{rest}") else None
 
 
+def _failure_code(value: Any) -> Any:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value in set(ExitCode) and exit_of(value).klass not in RULED_CLASSES:
+        raise problem("code", f"no failure ({exit_of(value).meaning})", allowed="the exit code of a failure")
+    if not 1 <= value <= 255:
+        raise problem("range", "out of range", allowed="1 to 255")
+    return value
+
+
+def _failure_cause(value: Any) -> Any:
+    if not isinstance(value, str) or value in FAILURE_CAUSES:
+        return value
+    allowed = ", ".join(FAILURE_CAUSES)
+    if value in {str(c) for c in Cause}:
+        raise problem("cause", "no failure of the job: it costs nothing anyway", allowed=allowed)
+    raise problem("cause", "not a known cause", allowed=allowed, near=nearest(value, FAILURE_CAUSES))
+
+
 def _absolute(value: Any) -> Any:
     if isinstance(value, str) and not value.startswith("/"):
         raise problem("path", "not an absolute path", allowed="/absolute/path")
@@ -165,6 +186,12 @@ TaintKey = Annotated[
         "a taint's key such as example.com/maintenance, with or without a final *",
         317,
     ),
+]
+FailureCode = Annotated[
+    int, BeforeValidator(_failure_code), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 255})
+]
+FailureCause = Annotated[
+    str, BeforeValidator(_failure_cause), WithJsonSchema({"type": "string", "enum": list(FAILURE_CAUSES)})
 ]
 Words = Annotated[list[str], Field(min_length=1, max_length=1024)]
 Text = Annotated[str, Field(min_length=1)]
@@ -318,10 +345,80 @@ class Backoff(ApiModel):
     max: Duration = Field("5m", description="The longest wait.")
 
 
+class FailureMatch(ApiModel):
+    """Which failures a rule is for: exactly one of `exitCodes` and `cause`."""
+
+    exactly_one: ClassVar = ("exit_codes", "cause")
+
+    exit_codes: Annotated[list[FailureCode], Field(min_length=1, max_length=64)] | None = Field(
+        None, description="Exit codes of Relight's table, or those that a script or command of your own ends with."
+    )
+    cause: FailureCause | None = Field(None, description="A cause, as status and events name it.")
+
+    def covers(self, cause: Cause, code: int | None) -> bool:
+        """Whether a failure of `cause`, seen as exit code `code`, is meant."""
+        return str(cause) == self.cause if self.exit_codes is None else code in self.exit_codes
+
+    @property
+    def text(self) -> str:
+        codes = self.exit_codes or ()
+        return f"cause {self.cause}" if self.cause else f"exit code {' or '.join(map(str, codes))}"
+
+
+class RetryRule(ApiModel):
+    """What is done about failures of one kind, whatever would be done without the rule."""
+
+    match: FailureMatch = Field(description="Which failures.")
+    action: Literal["Fail", "Retry", "Ignore"] = Field(
+        description="`Fail`: the `after`-th of them inside `retry.window` ends the job, and those before it are paid from "
+        "this rule alone. `Retry`: they are retried and paid from `retry.failures`. `Ignore`: they are retried and cost "
+        "nothing. `retry.noProgressLimit` holds in any case."
+    )
+    after: int | None = Field(
+        None, ge=1, le=1000, description="For `Fail`: which one ends the job; by default the first."
+    )
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> Self:
+        if self.after is not None and self.action != "Fail":
+            raise ValidationError.from_exception_data(
+                "rule",
+                [located(problem("after", "only for action Fail", allowed="no such field"), ("after",), self.after)],
+            )
+        if self.action == "Ignore" and _is_final(self.match):
+            allowed = "Fail or Retry: what does not help may not be tried without end"
+            raise ValidationError.from_exception_data(
+                "rule",
+                [located(problem("final", "not for a failure that is final", allowed=allowed), ("action",), "Ignore")],
+            )
+        return self
+
+
+def _is_final(match: FailureMatch) -> bool:
+    """Whether without a rule one of those failures would end the job at once."""
+    codes = [exit_of(code) for code in match.exit_codes or () if code in set(ExitCode)]
+    return any(e.klass is Class.FINAL for e in codes) or any(
+        str(e.cause) == match.cause and e.klass is Class.FINAL for e in EXITS.values()
+    )
+
+
+class AvoidMachines(ApiModel):
+    """New members stay away from a machine that was to blame too often."""
+
+    after_failures: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="So often within `for` must a member's end have been the machine's doing (it said so, it was killed from "
+        "outside, its machine was lost, a worker stalled or crashed without an exception).",
+    )
+    for_: Annotated[Duration, AfterValidator(_positive)] = Field(
+        "1h", alias="for", description="For so long after the last of these it is avoided."
+    )
+
+
 class RetrySpec(ApiModel):
     """How often the job's own failures are retried. Disruptions are free."""
-
-    not_yet: ClassVar = frozenset({"rules", "avoidMachines"})
 
     failures: int = Field(3, ge=0, description="Failures inside the window that are retried; one more ends the job.")
     window: Duration = Field("1h", description="A failure older than this is not counted.")
@@ -330,6 +427,38 @@ class RetrySpec(ApiModel):
     no_progress_limit: int = Field(
         3, ge=1, description="Failed generations in a row without newer state that end the job."
     )
+    rules: Annotated[list[RetryRule], Field(max_length=20)] = Field(
+        [], description="What is done about failures of one kind; the first that matches decides."
+    )
+    avoid_machines: AvoidMachines = Field(
+        AvoidMachines(), description="Which machines new members stay away from, as long as they find others."
+    )
+
+    @model_validator(mode="after")
+    def _every_rule_can_match(self) -> Self:
+        wrong = [
+            located(
+                problem("unreachable", message, allowed="another order, or no such rule"),
+                ("rules", i, "match"),
+                rule.match.text,
+            )
+            for i, rule in enumerate(self.rules)
+            if (message := _hidden(rule.match, self.rules[:i]))
+        ]
+        if wrong:
+            raise ValidationError.from_exception_data("retry", wrong)
+        return self
+
+
+def _hidden(match: FailureMatch, earlier: list[RetryRule]) -> str:
+    """Why `match` never matches; "" where it can."""
+    seen = [(f"rules[{i}]", r.match) for i, r in enumerate(earlier)]
+    if match.cause is not None:
+        # The codes of a cause do not cover it: a container or a user's own code may end with others.
+        names = [name for name, m in seen if m.cause == match.cause]
+        return f"never matches: {names[0]} takes them before it" if names else ""
+    taken = [next((n for n, m in seen if m.covers(exit_of(code).cause, code)), None) for code in match.exit_codes or ()]
+    return f"never matches: {taken[0]} takes them before it" if taken and all(taken) else ""
 
 
 class DeadMachine(ApiModel):

@@ -94,6 +94,9 @@ class Restarts(StatusModel):
     by_cause: dict[str, int] = Field(default_factory=dict)
     counted_times: list[float] = Field(default_factory=list)  # unix seconds, those inside the window only
     storage_times: list[float] = Field(default_factory=list)  # the same for the storage's failures, which count apart
+    rule_times: dict[str, list[float]] = Field(default_factory=dict)  # the same, by the rule that pays for them
+    fingerprint: str = ""  # of the last exception that would be recognised, and the step at which it came
+    fingerprint_step: int | None = None
     without_progress: int = 0  # generations in a row that ended in a failure without a newer state
     checkpoint_step: int | None = None  # the newest committed checkpoint when the last failure was counted
 
@@ -134,6 +137,15 @@ class Failure(StatusModel):
     rank: int | None = None
     exit_code: int | None = None
     message: str = ""
+    step: int | None = None  # steps done by then, where they are counted
+    collateral: list[str] = Field(default_factory=list)  # members that failed because of it, the first few
+
+
+class BlamedMachine(StatusModel):
+    """A machine against which ends of members are held."""
+
+    name: str
+    times: list[float] = Field(default_factory=list)  # unix seconds, no more than it takes to be avoided
 
 
 class Result(StatusModel):
@@ -176,6 +188,7 @@ class JobStatus(StatusModel):
     checkpoint: CheckpointStatus = Field(default_factory=CheckpointStatus)
     goodput: Goodput = Field(default_factory=Goodput)
     last_failure: Failure | None = None
+    blamed_machines: list[BlamedMachine] = Field(default_factory=list)
     result: Result | None = None
     start_time: float | None = None
     active_seconds: float = 0.0  # before `activeSince`; suspended time does not count

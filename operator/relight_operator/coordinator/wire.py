@@ -53,6 +53,9 @@ class OutcomeReport(Wire):
     age: Age = 0.0
     weights_digest: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     metrics: Metrics = Field(default_factory=dict)
+    fingerprint: Word = ""
+    exit_status: Annotated[int, Field(ge=0, le=255)] | None = None
+    left: Count | None = None
 
 
 class Report(Wire):
@@ -101,6 +104,7 @@ def view(report: Report, *, heard_at: float) -> AgentView:
         outcome = AgentOutcome(
             generation=o.generation, kind=o.kind, exit_code=o.exit_code, step=o.step, saved=o.saved, rank=o.rank,
             message=o.message, at=heard_at - o.age, weights_digest=o.weights_digest, metrics=o.metrics,
+            fingerprint=o.fingerprint, exit_status=o.exit_status, left=o.left,
         )  # fmt: skip
     return AgentView(
         state=report.state, generation=report.generation, terminating_at=instant(report.terminating_age),

@@ -11,6 +11,7 @@ class CreateMember:
 
     slot: int
     incarnation: int
+    avoid: tuple[str, ...] = ()  # machines to which it is not to come
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """What the job's own failures cost it: once a generation, in the one write that judges it."""
 
-from relight_agent.exits import Cause, Class
+from relight_agent.exits import CAUSE_CLASS, CLASS_ORDER, Cause, Class
 from relight_operator.api.status import Failure, RecoveryStatus
-from relight_operator.core import endings, worlds
+from relight_operator.core import blame, endings, worlds
 from relight_operator.core.draft import Draft
 from relight_operator.core.observed import MemberEnd
 from relight_operator.core.slots import replace
-from relight_operator.core.verdict import RootCause, judge, root_cause
+from relight_operator.core.verdict import Again, RootCause, judge, root_cause
+
+MAX_COLLATERAL = 8  # names in lastFailure
 
 
 def judge_world(draft: Draft) -> None:
@@ -32,6 +34,7 @@ def _count_root(draft: Draft, *, lost: bool) -> None:
     root = root_cause(draft.world_members(), recovery.generation, lost=lost, opaque=opaque)
     if root is None or (root.klass is Class.COLLATERAL and lost):
         return
+    steps = _steps_done(draft, root)
     failure = Failure(
         time=root.outcome.at,
         cause=str(root.cause),
@@ -40,10 +43,23 @@ def _count_root(draft: Draft, *, lost: bool) -> None:
         rank=root.outcome.rank,
         exit_code=root.outcome.exit_code,
         message=root.outcome.message,
+        step=steps,
+        collateral=[draft.name(m.slot, m.incarnation) for m in root.collateral[:MAX_COLLATERAL]],
     )
+    if blame.is_to_blame(root.cause, root.klass, fingerprint=root.outcome.fingerprint, opaque=opaque):
+        blame.blame(draft, root.member.machine, root.outcome.at)
     if root.klass is Class.MACHINE:
         _give_up_machine(draft, root)
-    count(draft, root.cause, root.klass, failure, recovery=recovery)
+    known_by = Again(root.outcome.fingerprint, steps) if root.outcome.fingerprint and steps is not None else None
+    status = root.outcome.exit_status
+    code = status if status is not None else root.outcome.exit_code
+    count(draft, root.cause, root.klass, failure, recovery=recovery, code=code, known_by=known_by)
+
+
+def _steps_done(draft: Draft, root: RootCause) -> int | None:
+    """The steps that the failing worker had done; None where the generation had not even restored its state."""
+    world = draft.status.world
+    return root.outcome.step if world is not None and world.resumed_from_step is not None else None
 
 
 def _give_up_machine(draft: Draft, root: RootCause) -> None:
@@ -54,10 +70,20 @@ def _give_up_machine(draft: Draft, root: RootCause) -> None:
         replace(slot, MemberEnd(root.cause, root.klass, root.outcome.at, code, message, root.outcome.rank))
 
 
-def count(draft: Draft, cause: Cause, klass: Class, failure: Failure, *, recovery: RecoveryStatus | None) -> float:
+def count(
+    draft: Draft,
+    cause: Cause,
+    klass: Class,
+    failure: Failure,
+    *,
+    recovery: RecoveryStatus | None,
+    code: int | None = None,
+    known_by: Again | None = None,
+) -> float:
     """Count one failure; fail the job where its budget ends. Returns the seconds to wait before the next try.
 
-    `recovery`: of the generation that failed, which pays once; None for a member that was in none.
+    `recovery`: of the generation that failed, which pays once; None for a member that was in none. `code`, `known_by`:
+    see `judge`.
     """
     status, spec = draft.status, draft.seen.spec
     verdict = judge(
@@ -69,9 +95,13 @@ def count(draft: Draft, cause: Cause, klass: Class, failure: Failure, *, recover
         checkpoint=status.checkpoint.step,
         again=recovery is not None and recovery.failed,
         now=draft.now,
+        code=code,
+        known_by=known_by,
     )
+    again = recovery is not None and recovery.failed
     status.restarts = verdict.restarts
-    status.last_failure = failure
+    if not (again and status.last_failure is not None and _is_older(status.last_failure, failure)):
+        status.last_failure = failure
     if verdict.reason is not None:
         endings.fail(draft, verdict.reason, f"{cause}: {failure.message or 'no message'} ({verdict.message})", failure)
         return 0.0
@@ -80,11 +110,25 @@ def count(draft: Draft, cause: Cause, klass: Class, failure: Failure, *, recover
         recovery.not_before = max(recovery.not_before, draft.now + verdict.backoff)
     draft.event(
         "FailureRetried",
-        f"{failure.member}: {cause}: {failure.message} (failure {verdict.restarts.counted} of {spec.retry.failures} "
-        f"allowed; next try in {verdict.backoff:.0f} s)",
+        f"{failure.member}: {cause}: {failure.message} ("
+        + (
+            f"{verdict.paid}; next try in {verdict.backoff:.0f} s"
+            if verdict.paid
+            else "of a generation that has failed already"
+        )
+        + ")",
         warning=True,
     )
     return verdict.backoff
+
+
+def _is_older(one: Failure, other: Failure) -> bool:
+    """Whether of two failures of one generation `one` is the root: by class, then by age."""
+
+    def order(failure: Failure) -> tuple[int, float]:
+        return CLASS_ORDER.index(CAUSE_CLASS[Cause(failure.cause)]), failure.time
+
+    return order(one) <= order(other)
 
 
 def _progressed(draft: Draft, klass: Class) -> bool:

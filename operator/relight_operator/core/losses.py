@@ -4,10 +4,11 @@ from dataclasses import replace as changed
 
 from relight_agent.exits import Cause, Class
 from relight_operator.api.status import TERMINAL, Failure, SlotStatus
-from relight_operator.core import endings, failures, worlds
+from relight_operator.core import blame, endings, failures, worlds
 from relight_operator.core.draft import Draft
 from relight_operator.core.observed import MemberEnd, SlotView
 from relight_operator.core.slots import replace
+from relight_operator.core.verdict import rule_for
 
 # Members in a row that could not start: the back-off doubles up to the maximum, then it is over.
 START_BACKOFF_SECONDS = 1.0
@@ -66,7 +67,10 @@ def _lose_one(draft: Draft, slot: SlotStatus, member: SlotView | None, end: Memb
     slot.failed_starts = 0 if could_start else slot.failed_starts + 1
     replace(slot, end)
     slot.not_before = end.at + _start_backoff(slot.failed_starts) if slot.failed_starts else 0.0
-    free = end.klass in (Class.DISRUPTION, Class.MACHINE, Class.COLLATERAL)
+    ruled = end.klass is Class.MACHINE and rule_for(draft.seen.spec.retry.rules, end.cause, end.exit_code) is not None
+    if blame.is_to_blame(end.cause, end.klass):
+        blame.blame(draft, machine, end.at)
+    free = end.klass in (Class.DISRUPTION, Class.MACHINE, Class.COLLATERAL) and not ruled
     draft.event("MemberLost", f"{name}: {end.cause}" + (f": {end.message}" if end.message else ""), warning=not free)
     failure = Failure(
         time=end.at,
@@ -81,7 +85,7 @@ def _lose_one(draft: Draft, slot: SlotStatus, member: SlotView | None, end: Memb
         count_disruption(draft, end.cause)
     else:
         recovery = draft.status.recovery if in_world else None
-        backoff = failures.count(draft, end.cause, end.klass, failure, recovery=recovery)
+        backoff = failures.count(draft, end.cause, end.klass, failure, recovery=recovery, code=end.exit_code)
         if not in_world:  # else the next generation waits, and its member may start meanwhile
             slot.not_before = max(slot.not_before, draft.now + backoff)
     if slot.failed_starts >= MAX_FAILED_STARTS and draft.status.phase not in TERMINAL:

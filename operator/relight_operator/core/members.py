@@ -2,6 +2,7 @@
 
 from relight_operator.api.durations import seconds
 from relight_operator.api.status import TERMINAL, SlotStatus
+from relight_operator.core import blame
 from relight_operator.core.actions import CreateMember, DeleteMember
 from relight_operator.core.draft import Draft
 from relight_operator.core.observed import SlotView
@@ -25,7 +26,7 @@ def creates(draft: Draft) -> list[CreateMember]:
             if slot.not_before > draft.now:
                 draft.wakeups.append(slot.not_before - draft.now)
             else:
-                made.append(CreateMember(number, incarnation))
+                made.append(CreateMember(number, incarnation, blame.avoided(draft)))
     return made
 
 

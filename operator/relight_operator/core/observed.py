@@ -21,6 +21,9 @@ class AgentOutcome:
     at: float = 0.0  # unix seconds, from the age that the agent gave
     weights_digest: str | None = None
     metrics: dict[str, str] = field(default_factory=dict)
+    fingerprint: str = ""  # recognises an exception that comes again; "" where it could not
+    exit_status: int | None = None  # of the user's code, where it is no code of ours
+    left: int | None = None  # a rank of this member that ended with 0 while its peers still wanted it
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class SlotView:
     leaving: Cause | None = None  # why it will end, though it lives: it was told to, or its machine is announced to go
     end: MemberEnd | None = None  # None: alive
     agent: AgentView | None = None  # None: nothing heard from this uid since the coordinator started
+    unplaced_since: float | None = None  # unix seconds: no machine has been found for it since then
+    avoids: bool = False  # it was created to stay away from some machines
 
     @property
     def alive(self) -> bool:

@@ -5,7 +5,7 @@ plan that changes slots writes first, and the next one creates.
 """
 
 from relight_operator.api.status import TERMINAL, JobStatus
-from relight_operator.core import endings, failures, handover, losses, members, slots, steps, stops, worlds
+from relight_operator.core import blame, endings, failures, handover, losses, members, slots, steps, stops, worlds
 from relight_operator.core.actions import Action, RequeueAfter, WriteStatus
 from relight_operator.core.describe import describe
 from relight_operator.core.draft import Draft
@@ -40,6 +40,8 @@ def _decide(draft: Draft) -> None:
         losses.lose,
         handover.prepare,
         failures.judge_world,
+        blame.forgive,
+        blame.let_back,
         endings.deadline,
         handover.hand_over,
         worlds.form,

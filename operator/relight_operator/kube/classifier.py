@@ -5,6 +5,7 @@ the cluster say why. The condition `DisruptionTarget` is there from 1.26 on: wit
 `status.reason` and by hints, and where a server leaves neither (eviction on 1.20), the cause is `Deleted`.
 """
 
+import datetime as dt
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -95,6 +96,8 @@ def slot_view(
         leaving=leaving,
         end=member_end(pod, gone=gone, first_sign=first_sign, hints=hints, machine_ready=machine_ready),
         agent=agent,
+        unplaced_since=_unplaced_since(pod),
+        avoids=_avoids(pod),
     )
 
 
@@ -159,6 +162,22 @@ def pending_reason(pod: Pod) -> PendingReason | None:
     for condition in status.get("conditions") or ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return PendingReason(condition.get("reason") or "Unschedulable", clip(str(condition.get("message", ""))))
+    return None
+
+
+def _avoids(pod: Pod) -> bool:
+    """Whether it was made to stay away from machines by their names (kube/pods.py)."""
+    node = ((pod.get("spec") or {}).get("affinity") or {}).get("nodeAffinity") or {}
+    terms = (node.get("requiredDuringSchedulingIgnoredDuringExecution") or {}).get("nodeSelectorTerms") or ()
+    return any(f.get("operator") == "NotIn" for term in terms for f in term.get("matchFields") or ())
+
+
+def _unplaced_since(pod: Pod) -> float | None:
+    """Since when the scheduler has found no machine for it, in unix seconds; None where it has one, or was not asked yet."""
+    for condition in (pod.get("status") or {}).get("conditions") or ():
+        if (condition.get("type"), condition.get("status")) == ("PodScheduled", "False"):
+            told = condition.get("reason") == "Unschedulable" and condition.get("lastTransitionTime")
+            return dt.datetime.fromisoformat(told).timestamp() if told else None
     return None
 
 

@@ -135,6 +135,7 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
                 }
                 for key in ("not-ready", "unreachable")
             ],
+            **pod_affinity(member.avoid),
             # One lost machine should take as few members along as possible; a full cluster may still pack them.
             "topologySpreadConstraints": [
                 {
@@ -159,6 +160,18 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
             "volumes": volumes,
         },
     }
+
+
+def pod_affinity(avoid: Sequence[str]) -> dict[str, Any]:
+    """Required, not preferred: the scheduler adds up its wishes, and would rather spread members over machines than obey
+    this one. Where nothing else is left, the core takes it back (core/blame.py). By the nodes' names, since labels
+    differ from them; a server takes one name a requirement.
+    """
+    if not avoid:
+        return {}
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in avoid]
+    required = {"nodeSelectorTerms": [{"matchFields": fields}]}
+    return {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}}
 
 
 def checkpoint_volume(checkpoint: CheckpointSpec | None) -> dict[str, Any] | None:

@@ -31,7 +31,6 @@ from relight_operator.core.observed import MemberEnd
 from relight_operator.errors import StateError
 
 ADDRESS = "127.0.0.1"
-MACHINE = "local"
 LOG_TAIL_BYTES = 400
 
 
@@ -47,6 +46,11 @@ class Member:
     pidfd: int | None = None
     end: MemberEnd | None = None
     deleting: bool = False
+
+    @property
+    def machine(self) -> str:
+        """Here each slot is a machine of its own, which a new member of it cannot leave."""
+        return f"slot-{self.slot}"
 
 
 def token_of(secret: bytes, uid: str) -> str:
@@ -341,4 +345,4 @@ def _free(path: Path) -> bool:
         return True
 
 
-__all__ = ["ADDRESS", "MACHINE", "Class", "Member", "ProcessMembers", "classify", "token_of"]
+__all__ = ["ADDRESS", "Class", "Member", "ProcessMembers", "classify", "token_of"]

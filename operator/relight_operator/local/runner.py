@@ -29,7 +29,7 @@ from relight_operator.core.observed import AgentView, Observed, SlotView
 from relight_operator.core.plan import plan
 from relight_operator.frozen import config_hash, job_file
 from relight_operator.local.chaos import Fault
-from relight_operator.local.members import ADDRESS, MACHINE, Member, ProcessMembers, token_of
+from relight_operator.local.members import ADDRESS, Member, ProcessMembers, token_of
 from relight_operator.local.state import StateFolder, StoredJob
 
 PROGRESS_SECONDS = 1.0
@@ -203,7 +203,7 @@ class LocalRunner:
             slot=member.slot,
             incarnation=member.incarnation,
             uid=member.uid,
-            machine=MACHINE,
+            machine=member.machine,
             address=ADDRESS,
             deleting=member.deleting,
             leaving=self._leaving(member, heard),
