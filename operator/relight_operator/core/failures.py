@@ -1,8 +1,8 @@
 """What the job's own failures cost it: once a generation, in the one write that judges it."""
 
-from relight_agent.exits import Cause, Class
+from relight_agent.exits import CAUSE_CLASS, Cause, Class
 from relight_operator.api.status import Failure, RecoveryStatus
-from relight_operator.core import endings, worlds
+from relight_operator.core import endings, stalls, worlds
 from relight_operator.core.draft import Draft
 from relight_operator.core.observed import MemberEnd
 from relight_operator.core.slots import replace
@@ -30,6 +30,10 @@ def _count_root(draft: Draft, *, lost: bool) -> None:
     assert recovery is not None
     opaque = draft.seen.spec.trainer.command is not None
     root = root_cause(draft.world_members(), recovery.generation, lost=lost, opaque=opaque)
+    stall = stalls.failure_of(draft, recovery.generation)
+    if stall is not None and (root is None or root.klass is Class.COLLATERAL or root.outcome.at > stall.time):
+        count(draft, Cause.STALL, CAUSE_CLASS[Cause.STALL], stall, recovery=recovery)
+        return
     if root is None or (root.klass is Class.COLLATERAL and lost):
         return
     failure = Failure(
