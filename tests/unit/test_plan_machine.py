@@ -9,7 +9,7 @@ from sim_cluster import Cluster, Member
 from relight_agent.exits import Cause, ExitCode
 from relight_operator.api.job import JobSpec
 
-AGENT_ACTS = ["boot", "begin_wait", "answer_wait", "report", "leave", "notice", "complete"]
+AGENT_ACTS = ["boot", "begin_wait", "answer_wait", "report", "leave", "notice", "watch", "complete"]
 PICK = st.integers(0, 7)
 # Hypothesis leaves whole rules out of a run: so that time moves on in every run, each fault brings some rounds along.
 ROUNDS = st.sampled_from([0, 1, 2, 3, 6])
@@ -145,6 +145,12 @@ class Faults(RuleBasedStateMachine):
     def workers_fail(self, pick: int, code: ExitCode, rounds: int, frozen: frozenset[int]) -> None:
         if (member := self.member(pick)) is not None:
             self.cluster.fail(member, code)
+        self.go(rounds, frozen)
+
+    @rule(pick=PICK, rounds=ROUNDS, frozen=FROZEN)
+    def a_worker_hangs(self, pick: int, rounds: int, frozen: frozenset[int]) -> None:
+        if (member := self.member(pick)) is not None:
+            self.cluster.hang(member)
         self.go(rounds, frozen)
 
     @rule(how=st.sampled_from([(False, None), (True, None), (False, "interrupt-1")]), rounds=ROUNDS, frozen=FROZEN)
