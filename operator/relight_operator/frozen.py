@@ -8,7 +8,7 @@ from relight_operator.api.job import JobSpec, TrainingJob
 from relight_trainer import config as trainer_config
 
 # Everything else is frozen at the first start.
-MUTABLE = frozenset({"suspend", "retry", "disruption", "activeDeadlineSeconds"})
+MUTABLE = frozenset({"suspend", "retry", "disruption", "health", "activeDeadlineSeconds"})
 
 
 def frozen_changes(old: JobSpec, new: JobSpec) -> list[str]:

@@ -13,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from relight_agent.exits import CAUSE_CLASS, Class
-from relight_operator.api.status import PHASES, JobStatus
+from relight_operator.api.status import PHASES, TERMINAL, JobStatus
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.25, 0.5, 1, 2, 3, 5, 8, 13, 20, 30, 60, 120, 300, 600)
@@ -67,6 +67,7 @@ class JobCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         jobs = self._jobs()
         yield self._phases(jobs.values())
+        yield self._stragglers(jobs)
         labels = ["namespace", "name"]
         for metric, text, value in _PER_JOB:
             family = GaugeMetricFamily(metric, text, labels=labels)
@@ -75,6 +76,20 @@ class JobCollector(Collector):
                 if number is not None:
                     family.add_metric(key.split("/"), number)
             yield family
+
+    @staticmethod
+    def _stragglers(jobs: Mapping[str, Mapping[str, Any]]) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "relight_straggler_share",
+            "The share of each step that a job waits for a slow member.",
+            labels=["namespace", "name", "node_rank", "node"],
+        )
+        for key, body in jobs.items():
+            status = body.get("status") or {}
+            for found in (status.get("stragglers") or ()) if status.get("phase") not in TERMINAL else ():
+                labels = [*key.split("/"), str(found.get("nodeRank", "")), str(found.get("machine", ""))]
+                family.add_metric(labels, float(found.get("share") or 0.0))
+        return family
 
     @staticmethod
     def _phases(bodies: Iterable[Mapping[str, Any]]) -> GaugeMetricFamily:

@@ -17,7 +17,16 @@ from relight_operator.api.job import JobSpec
 from relight_operator.api.status import JobStatus, WorldStatus
 from relight_operator.core.actions import Action, CreateMember, DeleteMember, RequeueAfter, WriteStatus
 from relight_operator.core.commands import AgentCommand, command_for
-from relight_operator.core.observed import AgentOutcome, AgentProgress, AgentView, MemberEnd, Observed, SlotView
+from relight_operator.core.observed import (
+    AgentOutcome,
+    AgentProgress,
+    AgentStall,
+    AgentView,
+    MemberEnd,
+    Observed,
+    RankStack,
+    SlotView,
+)
 from relight_operator.core.plan import plan
 
 CHECKPOINT_EVERY = 4
@@ -41,6 +50,9 @@ class Agent:
     asked: bool = False  # to save and stop, and to stay
     by_signal: bool = False
     snapshot: tuple[int, int] | None = None  # (generation, step), in the member's memory
+    stall: AgentStall | None = None
+    stacks_id: str = ""
+    stacks: tuple[RankStack, ...] = ()
     spoke: bool = False  # a process that has not come as far as this says nothing
 
     @property
@@ -59,6 +71,9 @@ class Agent:
             torch="2.13.0",
             progress=self.progress,
             outcome=self.outcome,
+            stall=self.stall,
+            stacks_id=self.stacks_id,
+            stacks=self.stacks,
         )
 
 
@@ -95,6 +110,7 @@ class Training:
     restored: AgentProgress | None = None  # what its members are to report of that
     first_step_at: float | None = None
     broken: bool = False  # one of them has ended: no collective succeeds any more
+    stuck: int | None = None  # the slot whose worker hangs: nobody gets any further
 
 
 @dataclass
@@ -265,6 +281,12 @@ class Cluster:
             agent.leaving = True
             if agent.running:
                 agent.state = "Stopping"
+        elif command.op == "dump":
+            training = self.trainings.get(agent.generation)
+            running = agent.running and agent.generation == command.generation and training is not None
+            doing = "code" if running and training is not None and training.stuck == member.slot else "backward"
+            found = RankStack(member.slot, "train", agent.furthest, 1.0, "S", doing, ("f.py:1 in f",))
+            agent.stacks_id, agent.stacks = command.id, (found,) if running else ()
         elif command.op == "wait":
             if agent.running and agent.generation <= command.generation:
                 self.fail(member, ExitCode.PEER_LOST)
@@ -276,6 +298,7 @@ class Cluster:
             agent.highest = agent.generation = command.generation
             agent.state, agent.outcome, agent.progress, agent.furthest = "Running", None, None, 0
             agent.asked = False
+            agent.stall, agent.stacks_id, agent.stacks = None, "", ()
             self.trainings.setdefault(command.generation, Training(command.world))
 
     def leave(self, member: Member) -> None:
@@ -284,6 +307,8 @@ class Cluster:
         training = self.trainings.get(agent.generation)
         if agent.leaving and agent.running and training is not None and training.step is None:
             self.fail(member, ExitCode.PEER_LOST)  # who has not begun is not waited for
+        if agent.leaving and agent.running and training is not None and training.stuck is not None:
+            self.end_with(member, ExitCode.STOPPED_UNSAVED)  # its grace period is over
         if not member.alive or not agent.leaving or agent.running:
             return
         if agent.outcome is not None and agent.outcome.kind == "completed" and not agent.by_signal:
@@ -323,9 +348,26 @@ class Cluster:
         if training is not None and member.agent.progress is None:
             member.agent.progress = training.restored  # its workers wrote that before their first step
         member.agent.outcome = outcome
+        member.agent.stall = None
         member.agent.state = "Ready"
         self.truth.settled(member, outcome)
         self.changes += 1
+
+    def hang(self, member: Member) -> None:
+        """A worker of the member makes no progress any more."""
+        training = self.trainings.get(member.agent.generation)
+        if member.agent.running and training is not None and not training.broken and training.stuck is None:
+            training.stuck = member.slot
+            self.changes += 1
+
+    def watch(self, member: Member) -> None:
+        """The member's agent finds that its worker has been silent for too long."""
+        agent = member.agent
+        training = self.trainings.get(agent.generation)
+        stuck = training is not None and training.stuck is not None and not agent.leaving
+        if member.alive and agent.running and stuck and agent.stall is None:
+            agent.stall = AgentStall(agent.generation, member.slot, "train", agent.furthest, self.now)
+            self.changes += 1
 
     def notice(self, member: Member) -> None:
         """A worker finds its peers gone."""
@@ -338,7 +380,7 @@ class Cluster:
         """The members of a generation that can take a step together; None where one is missing."""
         members = [self.members.get(m.uid) for m in training.world.members]
         runners = [m for m in members if m is not None and m.alive and m.agent.generation == training.world.generation]
-        whole = len(runners) == len(members) and not training.broken
+        whole = len(runners) == len(members) and not training.broken and training.stuck is None
         return runners if whole else None
 
     def train(self, generation: int, *, chatty: bool = True) -> None:
@@ -395,7 +437,8 @@ class Cluster:
         """The member's workers have come to the end: each member finds out by itself."""
         agent = member.agent
         training = self.trainings.get(agent.generation)
-        if member.alive and agent.running and training is not None and training.step == self.total:
+        done = training is not None and training.step == self.total and training.stuck is None
+        if member.alive and agent.running and done:
             self._settle(
                 member, AgentOutcome(agent.generation, "completed", 0, self.total, at=self.now, weights_digest="d" * 64)
             )
@@ -500,6 +543,7 @@ class Cluster:
         for member in awake:
             self.boot(member)
             self.notice(member)
+            self.watch(member)
             self.complete(member)
             self.leave(member)
             if member.agent.terminating_at is not None and not member.agent.running:

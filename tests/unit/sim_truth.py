@@ -202,7 +202,8 @@ class Truth:
     def _failures_of(self, world: WorldStatus, new: JobStatus, *, loss: bool) -> tuple[int, int]:
         """Whether a failure of this generation must be counted, and whether it may be: who is lost may or may not have
         said what it died of."""
-        must = may = 0
+        stalled = new.stall is not None and new.stall.generation == world.generation and new.stall.ended
+        must = may = int(stalled)
         holders = {s.uid for s in new.slots}
         for seat in world.members:
             outcome = self._outcomes.get((seat.uid, world.generation))

@@ -11,7 +11,7 @@ from sim_cluster import Cluster, Member
 from relight_agent.exits import Cause, ExitCode
 from relight_operator.api.job import JobSpec
 
-AGENT_ACTS = ["boot", "begin_wait", "answer_wait", "report", "leave", "notice", "complete"]
+AGENT_ACTS = ["boot", "begin_wait", "answer_wait", "report", "leave", "notice", "watch", "complete"]
 PICK = st.integers(0, 7)
 # Hypothesis leaves whole rules out of a run: so that time moves on in every run, each fault brings some rounds along.
 ROUNDS = st.sampled_from([0, 1, 2, 3, 6])
@@ -184,6 +184,12 @@ class Faults(RuleBasedStateMachine):
     def workers_leave_early(self, pick: int, rounds: int, frozen: frozenset[int]) -> None:
         if (member := self.member(pick)) is not None:
             self.cluster.leave_early(member)
+        self.go(rounds, frozen)
+
+    @rule(pick=PICK, rounds=ROUNDS, frozen=FROZEN)
+    def a_worker_hangs(self, pick: int, rounds: int, frozen: frozenset[int]) -> None:
+        if (member := self.member(pick)) is not None:
+            self.cluster.hang(member)
         self.go(rounds, frozen)
 
     @rule(how=st.sampled_from([(False, None), (True, None), (False, "interrupt-1")]), rounds=ROUNDS, frozen=FROZEN)

@@ -11,11 +11,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from relight_agent.exits import ExitCode, exit_of
 from relight_agent.files import FLUSHED, SUPERSEDED, Command, Outcome, clip, read_json
@@ -23,7 +24,9 @@ from relight_agent.generation import BAD_FORK, CommandGeneration, Generation, Wo
 from relight_agent.identity import Identity
 from relight_agent.launcher import Launcher, inherited_env, python_module, python_of
 from relight_agent.processes import Reaper, become_subreaper, descendants, kill_all
-from relight_agent.reporting import Reporter, process_age
+from relight_agent.reporting import Reporter, Stalled, process_age
+from relight_agent.stacks import keep
+from relight_agent.stalls import Learned
 
 POLL_SECONDS = 0.01  # while workers run: how soon their end is seen
 IDLE_SECONDS = 0.5
@@ -38,6 +41,8 @@ FLUSH_START_SECONDS = 4.0  # a Python that imports torch, where the launcher has
 STOP_SECONDS = 120.0  # the leisure of a stop of the whole job: it ends with this, or with a SIGTERM
 # Workers that have not begun to train hold nothing new: they are not waited for when the member must go.
 START_LEAVE_SECONDS = 2.0
+UPLOAD_AFTER_SECONDS = 30.0  # stacks go into an object store once their generation has ended, or after this long
+KEEP_SECONDS = 5.0  # what an ending agent waits for that, or for a folder that hangs
 
 
 def grace_margin(grace: float) -> float:
@@ -67,6 +72,9 @@ class Agent:
         self._settled_generation: Optional[Generation] = None
         self._cold_generation = 0
         self._is_command = me.job.entry["kind"] == "command"
+        self._learned = Learned(whole_epoch=me.job.entry["kind"] == "config")
+        self._stalled: Optional[Stalled] = None
+        self._keeping: Optional[threading.Thread] = None  # stacks
 
     def run(self) -> int:
         """Returns the exit code; by then all descendants have ended and the termination message is written."""
@@ -119,6 +127,8 @@ class Agent:
             self._reporter.acknowledge(str(value.get("id")))
         elif kind == "launcher":
             self._on_launcher(value)
+        elif kind == "stacks":
+            self._reporter.update(stacks_id=value[0], stacks=value[1])
         elif kind == "refused":
             self._quit(ExitCode.STOPPED_UNSAVED, "the coordinator refuses this member")
 
@@ -133,6 +143,8 @@ class Agent:
                 by = time.monotonic() + STOP_SECONDS
                 leaves = bool(command.get("leaves"))
                 self._generation.ask(Command(id=str(command.get("id")), op="save", deadline=by, leaves=leaves))
+        elif op == "dump":
+            self._dump(str(command.get("id")), generation)
         elif op == "wait":
             self._pending = None
             if self._running() and self._generation is not None and self._generation.number <= generation:
@@ -158,7 +170,10 @@ class Agent:
             self._generation = CommandGeneration(self.me, world, self._reaper)
         else:
             assert self._launcher is not None
-            self._generation = WorkerGeneration(self.me, world, self._reaper, self._launcher, cold=cold)
+            self._generation = WorkerGeneration(
+                self.me, world, self._reaper, self._launcher, learned=self._learned, cold=cold
+            )
+        self._stalled = None
         self._reporter.update(
             state="Running",
             generation=world.generation,
@@ -166,6 +181,11 @@ class Agent:
             outcome_generation=0,
             furthest_step=0,
             progress=None,
+            stalled=None,
+            stacks_id="",
+            stacks=[],
+            pace=None,
+            first_rank=world.node_rank * self.me.job.proc_per_node,
         )
 
     def _clean_up_before(self, generation: int) -> None:
@@ -252,6 +272,7 @@ class Agent:
             if now - self._observed_at >= OBSERVE_SECONDS:
                 self._observed_at = now
                 self._observe(generation)
+                self._watch_progress(generation, now)
             return
         cold = isinstance(generation, WorkerGeneration) and outcome.message.startswith(BAD_FORK)
         if cold and self._pending is None and not self._cold_already(generation):
@@ -266,6 +287,57 @@ class Agent:
         share = self._reporter.update if milestone != self._milestone else self._reporter.observe
         self._milestone = milestone
         share(progress=progress, furthest_step=generation.furthest_step())
+
+    def _watch_progress(self, generation: Generation, now: float) -> None:
+        """Say that the workers are overdue, or no longer are; and how fast they are."""
+        self._reporter.observe(pace=generation.pace(now))
+        silence = generation.silence(now) if self._leaving is None else None
+        if (silence is None) == (self._stalled is None):
+            return
+        if silence is None:
+            self._stalled = None
+        else:
+            rank = generation.world.node_rank * self.me.job.proc_per_node + silence.local_rank
+            since = now - silence.seconds
+            self._stalled = Stalled(generation.number, rank, silence.section, silence.step, since, silence.limit)
+        self._reporter.update(stalled=self._stalled)
+
+    def _dump(self, command: str, number: int) -> None:
+        """Collect the workers' stacks beside this thread: it goes on watching, and the storage may be what hangs."""
+        generation = self._generation
+        if generation is None or not self._running() or generation.number != number:
+            self._reporter.update(stacks_id=command, stacks=[])
+            return
+
+        def collect() -> None:
+            brief, texts, records = generation.stacks()
+            self._events.put(("stacks", (command, brief)))
+            try:
+                self._keep(generation, texts, records)
+            except OSError as error:
+                print(f"relight-agent: the stacks could not be kept: {error}", flush=True)
+
+        self._keeping = threading.Thread(target=collect, name="stacks", daemon=True)
+        self._keeping.start()
+
+    def _keep(self, generation: Generation, texts: Dict[int, str], records: List[Path]) -> None:
+        location = self.me.job.checkpoint_dir
+        if location.startswith("file://"):
+            location = location[len("file://") :]
+        if not location or "://" not in location:
+            if location:
+                keep(location, generation.number, texts, records)
+            return
+        folder = Path(self.me.run_dir) / f"stacks-{generation.number}"
+        keep(os.fspath(folder), generation.number, texts, records)
+        # With a generation end all children of this process.
+        deadline = time.monotonic() + UPLOAD_AFTER_SECONDS
+        while generation.outcome is None and time.monotonic() < deadline:
+            time.sleep(IDLE_SECONDS)
+        argv = python_module(python_of(self.me.job.python), "relight_trainer.observe.mirror")
+        env = inherited_env(self.me.job.env, {})
+        subprocess.run([*argv, os.fspath(folder), location], env=env, stdin=subprocess.DEVNULL, check=False)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _reported(self, generation: Generation) -> bool:
         return self._settled_generation is generation
@@ -282,11 +354,16 @@ class Agent:
 
     def _settle(self, generation: Generation, outcome: Outcome) -> None:
         self._settled_generation = generation
+        if self._stalled is not None:
+            self._stalled = None
+            self._learned.stalls += 1
         self._reporter.update(
             state="Ready" if self._is_command or self._launcher_ready else "Starting",
             port=free_port(self.me.address),
             outcome=outcome,
             outcome_generation=generation.number,
+            stalled=None,
+            pace=None,
             progress=generation.progress(),
             furthest_step=generation.furthest_step(),
         )
@@ -400,6 +477,8 @@ class Agent:
 
     def _end(self, code: int, message: str) -> int:
         self._reporter.last_words(timeout=2.0)
+        if self._keeping is not None:
+            self._keeping.join(KEEP_SECONDS)
         if self._launcher is not None:
             self._launcher.close()
         me = os.getpid()

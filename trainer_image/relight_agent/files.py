@@ -9,6 +9,9 @@ Every JSON file is written by rename, so that a reader sees the old one or the n
         command.json            agent -> workers: Command
         progress.json           the pod's local rank 0 -> agent, at most once a second: Progress
         heartbeat-<local rank>  worker -> agent: Heartbeat, a few bytes of shared memory
+        stack-<local rank>      worker -> agent: its Python stacks, each time it is asked by stacks.SIGNAL
+        patience.json           agent -> workers: the seconds that a rank of this job may be silent, whatever it does
+        flight-<rank>           NCCL's flight recorder, on a GPU
         outcome-<local rank>.json   worker -> agent, once, its last act: Outcome
         errors/                 torch's error files
 """
@@ -159,6 +162,7 @@ class Outcome:
 
 
 _HEARTBEAT = struct.Struct("<qqd")
+_OWN = struct.Struct("<dq")  # behind it
 SECTIONS = ("start", "data", "train", "evaluation", "checkpoint", "end")
 
 
@@ -166,20 +170,41 @@ class Heartbeat:
     """(section, step, time) of one worker in shared memory, written on every step for 0.2 us.
 
     The agent reads the furthest step from it even when the worker has been killed: lostSteps needs the truth, not
-    what rank 0 said a second ago.
+    what rank 0 said a second ago. And it sees from it that a worker is alive, and what it does (stalls.py).
     """
 
     def __init__(self, path: PathLike) -> None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.ftruncate(descriptor, _HEARTBEAT.size)
-            self._map = mmap.mmap(descriptor, _HEARTBEAT.size)
+            os.ftruncate(descriptor, _HEARTBEAT.size + _OWN.size)
+            self._map = mmap.mmap(descriptor, _HEARTBEAT.size + _OWN.size)
         finally:
             os.close(descriptor)
 
     def beat(self, section: int, step: int) -> None:
         """`section` is an index into SECTIONS; `step` counts optimizer steps done."""
         _HEARTBEAT.pack_into(self._map, 0, section, step, time.monotonic())
+
+    def enter(self, section: int) -> None:
+        """The same step goes on in another section. One byte: the number's lowest."""
+        self._map[0] = section
+
+    def tell_own(self, seconds: float, steps: int) -> None:
+        """`seconds` of this worker's own work went into the last `steps` steps: its waiting for peers is none of it."""
+        _OWN.pack_into(self._map, _HEARTBEAT.size, seconds, steps)
+
+    @staticmethod
+    def read_own(path: PathLike) -> Optional[Tuple[float, int]]:
+        """What `tell_own` told last; None where that is nothing."""
+        try:
+            with open(path, "rb") as file:
+                data = file.read(_HEARTBEAT.size + _OWN.size)[_HEARTBEAT.size :]
+        except OSError:
+            return None
+        if len(data) < _OWN.size:
+            return None
+        seconds, steps = _OWN.unpack(data)
+        return (seconds, steps) if steps > 0 else None
 
     @staticmethod
     def read(path: PathLike) -> Optional[Tuple[str, int, float]]:
@@ -223,6 +248,16 @@ class GenerationFolder:
 
     def heartbeat_path(self, local_rank: int) -> Path:
         return self.path / f"heartbeat-{local_rank}"
+
+    def stack_path(self, local_rank: int) -> Path:
+        return self.path / f"stack-{local_rank}"
+
+    def write_patience(self, seconds: float) -> None:
+        write_json(self.path / "patience.json", seconds)
+
+    def patience(self) -> Optional[float]:
+        value = read_json(self.path / "patience.json")
+        return float(value) if isinstance(value, (int, float)) and value > 0 else None
 
     def furthest_step(self, local_ranks: int) -> int:
         """The largest number of optimizer steps any local worker has done."""

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 
 from relight_agent.exits import CLASS_ORDER, Class, ExitCode, exit_of
@@ -17,6 +18,8 @@ from relight_agent.files import Command, GenerationFolder, Heartbeat, Outcome, P
 from relight_agent.identity import Identity
 from relight_agent.launcher import Launcher, inherited_env, path_of, python_of
 from relight_agent.processes import Process, Reaper, descendants, is_alive, kill_all
+from relight_agent.stacks import RankStack, collect, recorded
+from relight_agent.stalls import Health, Learned, Pace, Paces, Silence, Watch
 
 # After the first local failure, or the last outcome, workers get this long for their own words before they are killed.
 LAST_WORD_SECONDS = 2.0
@@ -41,6 +44,7 @@ class World:
     master_port: int
     host_store: bool
     committed_step: Optional[int] = None
+    health: Health = field(default_factory=Health)
 
     @classmethod
     def from_command(cls, command: Dict[str, Any], uid: str) -> "World":
@@ -55,6 +59,7 @@ class World:
             master_port=int(world["masterPort"]),
             host_store=int(world["masterSlot"]) == int(me["slot"]),
             committed_step=command.get("committedStep"),
+            health=Health.from_world(world.get("health")),
         )
 
 
@@ -101,6 +106,18 @@ class Generation:
         """Whether a worker is writing a checkpoint, or its last words."""
         return False
 
+    def silence(self, now: float) -> Optional[Silence]:  # noqa: ARG002  # nothing is known of a plain command
+        """The longest silence, where all workers are overdue; None as long as one may still go on."""
+        return None
+
+    def pace(self, now: float) -> Optional[Pace]:  # noqa: ARG002
+        """What a step takes the slowest local worker by itself, where that is known."""
+        return None
+
+    def stacks(self) -> Tuple[List[RankStack], Dict[int, str], List[Path]]:
+        """What the workers do now: in brief, as text by rank, and what NCCL has recorded. Takes a second or two."""
+        return [], {}, []
+
     def ask(self, command: Command) -> None:
         """Ask the workers to save and stop."""
         raise NotImplementedError
@@ -125,8 +142,22 @@ class Generation:
 class WorkerGeneration(Generation):
     """Workers forked by the warm launcher."""
 
-    def __init__(self, me: Identity, world: World, reaper: Reaper, launcher: Launcher, *, cold: bool = False) -> None:
+    def __init__(
+        self,
+        me: Identity,
+        world: World,
+        reaper: Reaper,
+        launcher: Launcher,
+        *,
+        learned: Learned,
+        cold: bool = False,
+    ) -> None:
         super().__init__(me, world, reaper)
+        self._learned = learned
+        opaque = me.job.entry["kind"] != "config"
+        self._watch = Watch(learned, world.health, me.job.proc_per_node, now=time.monotonic(), opaque=opaque)
+        self._paces = Paces()
+        self._patience_told = 0.0
         self._launcher = launcher
         self._pid: Optional[int] = None
         self._ended = False
@@ -178,6 +209,34 @@ class WorkerGeneration(Generation):
 
     def is_saving(self) -> bool:
         return any(b is not None and b[0] in ("checkpoint", "end") for b in self._heartbeats())
+
+    def silence(self, now: float) -> Optional[Silence]:
+        if self.outcome is not None or self._dropped_at is not None:
+            return None
+        ended = frozenset(i for i, _ in self.folder.outcomes(self.me.job.proc_per_node))
+        found = self._watch.look(now, self._heartbeats(), ended=ended, epoch=whole_epochs(self.folder.progress()))
+        self._tell_patience()
+        return found
+
+    def pace(self, now: float) -> Optional[Pace]:
+        told = {i: Heartbeat.read_own(self.folder.heartbeat_path(i)) for i in range(self.me.job.proc_per_node)}
+        return self._paces.look(now, {i: own for i, own in told.items() if own is not None})
+
+    def stacks(self) -> Tuple[List[RankStack], Dict[int, str], List[Path]]:
+        workers = self.me.job.proc_per_node
+        first_rank = self.world.node_rank * workers
+        records = recorded(self.folder, range(first_rank, first_rank + workers))
+        return (*collect(self.folder, first_rank, workers, time.monotonic()), records())
+
+    def _tell_patience(self) -> None:
+        """So that no collective times out while all may still be well. Told again when it has changed by much."""
+        patience = self._learned.longest(self.world.health)
+        if abs(patience - self._patience_told) > 0.2 * self._patience_told:
+            self._patience_told = patience
+            try:
+                self.folder.write_patience(patience)
+            except OSError:
+                pass  # full: the workers keep what they have
 
     def ask(self, command: Command) -> None:
         try:
@@ -249,6 +308,12 @@ class WorkerGeneration(Generation):
 
         kill_all(select)
         self._reaper.reap()
+
+
+def whole_epochs(progress: Optional[Progress]) -> Optional[int]:
+    """How many epochs training has behind it; None where that is not known."""
+    whole = str(progress.epoch).partition(".")[0] if progress is not None and progress.restored_at else ""
+    return int(whole) if whole.isdigit() else None
 
 
 def memory_is_full(folder: str) -> bool:

@@ -4,11 +4,13 @@ import os
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 from relight_agent.channel import Channel, Refused, Unreachable
 from relight_agent.files import MAX_METRICS, MAX_NOTICES, Outcome, Progress, clip
 from relight_agent.identity import Identity
+from relight_agent.stacks import RankStack
+from relight_agent.stalls import Pace
 
 PROTOCOL = 1
 REPORT_SECONDS = 1.0  # between reports while training
@@ -16,6 +18,19 @@ REPORT_TIMEOUT_SECONDS = 5.0
 WAIT_SECONDS = 20.0  # how long the coordinator may hold a wait
 RETRY_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 MAX_REFUSALS = 3
+MAX_STACKS = 16  # of a member's workers, the likeliest culprits first
+
+
+@dataclass(frozen=True)
+class Stalled:
+    """All unfinished workers of this member are overdue; the one that has been silent longest."""
+
+    generation: int
+    rank: int
+    section: str
+    step: int
+    since: float  # CLOCK_MONOTONIC
+    limit: float
 
 
 @dataclass
@@ -34,6 +49,11 @@ class State:
     torch: str = ""
     python: str = ""
     timings: Dict[str, float] = field(default_factory=dict)
+    stalled: Optional[Stalled] = None
+    stacks_id: str = ""  # of the command that asked for them
+    stacks: List[RankStack] = field(default_factory=list)
+    pace: Optional[Pace] = None
+    first_rank: int = 0  # of this member in `generation`
 
 
 class Reporter:
@@ -158,7 +178,38 @@ class Reporter:
                 "progress": progress,
                 "outcome": outcome,
                 "acknowledged": self._acknowledged,
+                **self._of_progress(state, now),
             }
+
+    def _of_progress(self, state: State, now: float) -> Dict[str, Any]:
+        """What is reported of workers that make none, or little."""
+        found: Dict[str, Any] = {}
+        if (s := state.stalled) is not None:
+            found["stall"] = {
+                "generation": s.generation, "rank": s.rank, "section": s.section, "step": s.step,
+                "age": round(max(0.0, now - s.since), 3), "limit": round(s.limit, 3),
+            }  # fmt: skip
+        if state.stacks_id:
+            worst = sorted(state.stacks, key=lambda r: (r.doing != "", r.step, r.rank))[:MAX_STACKS]
+            found["stacks"] = {
+                "id": state.stacks_id,
+                "ranks": [
+                    {
+                        "rank": r.rank, "section": r.section, "step": r.step, "age": round(r.silent, 3),
+                        "state": r.state, "doing": r.doing, "frames": r.frames,
+                    }
+                    for r in worst
+                ],
+            }  # fmt: skip
+        if (p := state.pace) is not None:
+            rank = state.first_rank + p.local_rank
+            found["pace"] = {
+                "generation": state.generation,
+                "rank": rank,
+                "own": round(p.own, 6),
+                "step": round(p.step, 6),
+            }
+        return found
 
     def _post(self, channel: Channel, path: str, body: Dict[str, Any], timeout: float) -> Optional[Dict[str, Any]]:
         try:

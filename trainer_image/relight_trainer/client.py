@@ -18,7 +18,9 @@ what it would have drawn. (Loader processes that are kept over epochs, `persiste
 Outside a job everything here does nothing: the loop is a plain loop over epochs and batches.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
@@ -53,7 +55,9 @@ def start(*, init: bool = False, seed: int = 0, **state: Stateful) -> "Run":
     Raises Misused without a process group, SystemExit(0) where the job has been trained to its end already.
     """
     context = WorkerContext.from_env()
+    own_group = False
     if init and context is not None and not dist.is_initialized():
+        own_group = True
         form(torch.device("cuda", context.local_rank) if torch.cuda.is_available() else torch.device("cpu"))
     if context is not None and not dist.is_initialized():
         raise Misused("client.start needs the process group: call init_process_group before it, or start(init=True)")
@@ -61,7 +65,7 @@ def start(*, init: bool = False, seed: int = 0, **state: Stateful) -> "Run":
     if context is not None:
         global _current  # noqa: PLW0603  # one worker is one run: the worker's entry asks for its outcome
         _current = run
-        run._join(context, state)  # noqa: SLF001
+        run._join(context, state, own_group=own_group)  # noqa: SLF001
     return run
 
 
@@ -86,6 +90,7 @@ class Run:
         self._started = False
         self._outcome: Outcome | None = None
         self._session: Session | None = None
+        self._data_seconds = 0.0  # spent waiting for batches
 
     @property
     def step(self) -> int:
@@ -176,6 +181,18 @@ class Run:
         self._reached = Cursor(step, epoch, batch, self._cursor.samples + samples)
         self._arrive()
 
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Around an evaluation, on any or all ranks: what takes its time there is not a stall.
+
+        Without it that is learned from the first epoch's end, where most scripts evaluate.
+        """
+        if self._session is None:
+            yield
+        else:
+            with self._session.section("evaluation"):
+                yield
+
     def log(self, **metrics: float | Tensor | str) -> None:
         """Show these numbers in the job's status and progress. A tensor on a device is waited for."""
         if self._session is not None:
@@ -203,14 +220,15 @@ class Run:
             return self._outcome
         return replace(self._outcome, result={**self._outcome.result, "metrics": self._session.cursor.metrics})
 
-    def _join(self, context: WorkerContext, state: dict[str, Stateful]) -> None:
+    def _join(self, context: WorkerContext, state: dict[str, Stateful], *, own_group: bool) -> None:
         for stateful in state.values():
             if isinstance(stateful, DistributedDataParallel):
                 warm_up(stateful)
         objects = {name: _unwrapped(stateful) for name, stateful in state.items()}
         self._modules = {name: o for name, o in objects.items() if isinstance(o, nn.Module)}
         self._context = context
-        self._session = Session(context)
+        self._session = Session(context, own_group=own_group)
+        self._session.own_seconds = lambda: self._data_seconds
         self._session.restore(objects, self._modules.values())
         self._cursor = self._session.cursor
         if self._cursor.weights_digest:
@@ -259,13 +277,25 @@ class Run:
                     part.generator.manual_seed(shuffle)
         number = 0
         iterator = iter(loader)
-        ahead = next(iterator, _END)
+        ahead = self._next(iterator)
         while ahead is not _END:
             batch = ahead
             self._seed_for("batch", epoch, number + 1)
-            ahead = next(iterator, _END)
+            ahead = self._next(iterator)
             yield number, ahead is _END, batch
             number += 1
+
+    def _next(self, iterator: Iterator[Any]) -> Any:
+        """The next batch or _END; how long it took is this rank's own, unlike most of what a script does."""
+        session = self._session
+        if session is None:
+            return next(iterator, _END)
+        began = time.monotonic()
+        session.data_wanted()
+        batch = next(iterator, _END)
+        session.data_ready()
+        self._data_seconds += time.monotonic() - began
+        return batch
 
     def _seed_for(self, name: str, epoch: int, number: int) -> None:
         if self._session is not None:

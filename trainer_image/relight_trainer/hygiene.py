@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 
+from relight_agent.stacks import SIGNAL
+
 # Read once, when the libraries load. Their pools are threads, and a process with threads must not be forked.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -57,6 +59,12 @@ def reset_signals() -> None:
         signal.signal(number, _ignore)
     faulthandler.enable(sys.__stderr__ or 2)
     faulthandler.register(signal.SIGUSR1, file=sys.__stderr__ or 2, all_threads=True)
+
+
+def write_stacks_to(path: Path) -> None:
+    """On stacks.SIGNAL, append the stacks of all threads to `path`: by a handler that needs no GIL."""
+    file = path.open("ab", buffering=0)
+    faulthandler.register(SIGNAL, file=file, all_threads=True)  # which keeps the file
 
 
 def cut_inherited_sockets() -> None:

@@ -12,7 +12,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from relight_agent.stacks import FLIGHT, FLIGHT_PIPE
+
 TIMEOUT = timedelta(minutes=5)  # longer than any section in which one rank works and the others wait
+MARGIN_SECONDS = 60.0  # what a collective may take longer than the agents' longest limit
 _CHUNK = 64 << 20  # bytes in one broadcast: what a GPU holds twice on the way
 
 
@@ -23,10 +26,50 @@ class Interrupted(Exception):
 def form(device: torch.device) -> None:
     """Form the default process group from torch's environment: gloo for the CPU, NCCL for CUDA."""
     if device.type == "cuda":
+        _record_flight()
         torch.cuda.set_device(device)
         dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
     else:
         dist.init_process_group("gloo", timeout=TIMEOUT)
+
+
+def _record_flight() -> None:
+    """Have NCCL note its last collectives, and write them down when the agent asks, or when one times out."""
+    folder = os.environ.get("RELIGHT_GENERATION_DIR")
+    if folder is None:
+        return
+    # Which collective each rank is at tells who is behind. With Python's stacks it could wait for the GIL of who hangs.
+    wanted = {
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",  # its name before torch 2.9
+        "TORCH_INCLUDE_STACK_TRACE": "0",
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{folder}/{FLIGHT}",
+        "TORCH_NCCL_DEBUG_INFO_PIPE_FILE": f"{folder}/{FLIGHT_PIPE}",
+    }
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+class Patience:
+    """The time-out of the default process group's collectives, as long as the agent says that a rank may be silent.
+
+    It is the second line: what it finds, the agents have found before, unless they are gone.
+    """
+
+    def __init__(self, told: Callable[[], float | None]) -> None:
+        self._told = told
+        self._seconds: float | None = None
+        self._works = hasattr(dist.distributed_c10d, "_set_pg_timeout")
+
+    def follow(self) -> None:
+        """Take over what is told now."""
+        told = self._told() if self._works else None
+        if told is None or told == self._seconds:
+            return
+        self._seconds = told
+        timeout = timedelta(seconds=told + MARGIN_SECONDS)
+        dist.distributed_c10d._set_pg_timeout(timeout)  # noqa: SLF001  # no public name in torch 2.13
 
 
 def connect(prefix: str) -> Store:
@@ -62,6 +105,7 @@ class Peers:
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
+        self.waiting = False  # for the others, in `sum`
         on_cpu = "gloo" in dist.get_backend_config()
         self.device = torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device())
 
@@ -96,9 +140,13 @@ class Peers:
         """The sum over ranks, in place. Raises Interrupted when `interrupted()` turns true while peers are waited for."""
         work = dist.all_reduce(tensor, async_op=True)
         assert work is not None
-        while not work.is_completed():
-            if interrupted():
-                raise Interrupted
-            time.sleep(0.0005)
+        self.waiting = True
+        try:
+            while not work.is_completed():
+                if interrupted():
+                    raise Interrupted
+                time.sleep(0.0005)
+        finally:
+            self.waiting = False
         work.wait()  # raises what went wrong
         return tensor

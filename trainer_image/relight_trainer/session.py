@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from torch import Tensor, nn
@@ -35,12 +36,12 @@ from relight_trainer.checkpoint import (
 from relight_trainer.context import WorkerContext
 from relight_trainer.due import CheckpointDue
 from relight_trainer.leaving import Decision, MemberState, SaveTime, agree
-from relight_trainer.peers import TIMEOUT, Interrupted, Peers, StoreExchange, connect
+from relight_trainer.peers import TIMEOUT, Interrupted, Patience, Peers, StoreExchange, connect
 from relight_trainer.replicas import EqualBuffers
 from relight_trainer.restore import RanksDiffer, Restored, newest_state, spread
 from relight_trainer.stop import StopAgreement
 
-_START, _TRAIN = SECTIONS.index("start"), SECTIONS.index("train")
+_START, _DATA, _TRAIN = SECTIONS.index("start"), SECTIONS.index("data"), SECTIONS.index("train")
 _EVALUATION, _CHECKPOINT, _END = SECTIONS.index("evaluation"), SECTIONS.index("checkpoint"), SECTIONS.index("end")
 _PROGRESS_SECONDS = 1.0
 # A snapshot costs some 0.1 ms, however small the model. Steps of a real one take longer than this, and each of them has
@@ -93,7 +94,8 @@ class MissingState(Exception):
 class Session:
     """One worker's training in one generation."""
 
-    def __init__(self, context: WorkerContext) -> None:
+    def __init__(self, context: WorkerContext, *, own_group: bool = True) -> None:
+        """`own_group`: the process group is of `peers.form`, and its time-out not somebody's choice."""
         self.cursor = Cursor()
         self.total_steps = 0  # 0 where unknown
         self.batches_per_epoch = 0  # 0 where unknown
@@ -105,6 +107,8 @@ class Session:
         self.state_equal: Callable[[], None] = _nothing
         self.before_saving: Callable[[], None] = _nothing  # right before it is copied; an exception keeps it from that
         self.saving: Callable[[], AbstractContextManager[None]] = nullcontext  # around a checkpoint
+        # Seconds of this rank's own work in this generation's steps, waiting for peers left out; None: not known.
+        self.own_seconds: Callable[[], float] | None = None
         self._entered_at = 0.0
         self._context = context
         self._notices: list[str] = []
@@ -114,6 +118,10 @@ class Session:
         self._snapshot_due = 0.0
         self._heartbeat = Heartbeat(context.folder.heartbeat_path(context.local_rank))
         self._heartbeat.beat(_START, 0)
+        # Around the wait for a batch; cheap enough for every one.
+        self.data_wanted = partial(self._heartbeat.enter, _DATA)
+        self.data_ready = partial(self._heartbeat.enter, _TRAIN)
+        self._patience = Patience(context.folder.patience) if own_group else None
         prefix = f"relight/{context.generation}"
         self._exchange = StoreExchange(connect(prefix))
         self._stop = StopAgreement(
@@ -211,7 +219,9 @@ class Session:
         self._entered_at = time.monotonic()
 
     def leaving(self) -> bool:
-        """Whether all ranks have agreed to stop here: for polling in evaluation."""
+        """Whether all ranks have agreed to stop here: for polling in evaluation, which goes on as long as this is asked."""
+        if not self.peers.waiting:
+            self._heartbeat.beat(_EVALUATION, self.cursor.step)
         return self._stop.should_leave(self.cursor.step)
 
     def step_done(self, cursor: Cursor) -> None:
@@ -257,6 +267,13 @@ class Session:
             self._leave()
         self._heartbeat.beat(_TRAIN, self.cursor.step)
 
+    @contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        """What is done within is one of SECTIONS, for whoever judges how long it may take."""
+        self._heartbeat.beat(SECTIONS.index(name), self.cursor.step)
+        yield
+        self._heartbeat.beat(_TRAIN, self.cursor.step)
+
     def complete(self, named_tensors: Iterable[tuple[str, Tensor]]) -> Outcome:
         """All steps are done: compare the weights over ranks, save the final checkpoint, and say so.
 
@@ -264,6 +281,7 @@ class Session:
         """
         if not self._stop.finish(self.cursor.step):
             self._leave()
+        self._heartbeat.enter(_END)
         digest = weights_digest(named_tensors)
         digests = self.peers.gather(bytes.fromhex(digest))
         differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
@@ -418,6 +436,10 @@ class Session:
             **changes,
         )
         self._progress_due = now + _PROGRESS_SECONDS
+        if self.own_seconds is not None and self.pace.steps:
+            self._heartbeat.tell_own(self.own_seconds(), self.pace.steps)
+        if self._patience is not None:
+            self._patience.follow()
         if self._context.local_rank == 0:
             self._context.folder.write_progress(self._progress)
 

@@ -78,7 +78,7 @@ class Step:
 
         Raises NonFiniteLoss.
         """
-        run = self._run
+        run, session = self._run, self._run.session
         for parameter in self._parameters:  # what zero_grad does, without its bookkeeping
             parameter.grad = None
         share = self._world / samples
@@ -88,7 +88,9 @@ class Step:
         last = len(parts) * len(passes) - 1 if not looks else -1
         for run.micro, part in enumerate(parts):
             run.hooks.micro_begin(run)
+            session.data_wanted()
             run.batch = next(batches)
+            session.data_ready()
             run.hooks.data_ready(run)
             if self._buffers is not None:
                 self._buffers.begin(part.virtual_rank)
@@ -105,7 +107,7 @@ class Step:
         if self._buffers is not None:
             self._buffers.end()
         if looks:
-            self._unused.look(run.session.say)
+            self._unused.look(session.say)
         elif not parts:
             self._without_samples()
         run.loss = losses[0] if len(losses) == 1 else sum(losses, self._nothing)

@@ -47,6 +47,7 @@ def main(parent: int) -> NoReturn:
     hygiene.disown_finalizers()
     context = WorkerContext.from_env()
     assert context is not None, "a worker is started by the launcher"
+    hygiene.write_stacks_to(context.folder.stack_path(context.local_rank))
     context.folder.write_pid(context.local_rank)
     outcome = _run_to_the_end(context)
     if outcome.kind == "failed":

@@ -156,6 +156,7 @@ def _matching(pattern: str, allowed: str, max_length: int) -> BeforeValidator:
 
 
 Duration = Annotated[str, BeforeValidator(_duration), WithJsonSchema({"type": "string", "pattern": durations.PATTERN})]
+PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 Quantity = Annotated[
     str,
     BeforeValidator(_quantity),
@@ -492,10 +493,40 @@ class DisruptionSpec(ApiModel):
     )
 
 
+class HealthSpec(ApiModel):
+    """How long workers may show no progress, and what happens when none does.
+
+    A step, a batch of an evaluation and the beginning and end of a checkpoint are progress. How long each may take is
+    learned from the run: five times the longest that went well, but at least `heartbeat` and at most `noProgress`. A
+    job has stalled when all its workers have been silent for longer. The rank that holds the others up is named in
+    `status.stall`, and every rank's stacks are in `stacks/` of the job's folder. Of a plain `command` nothing is known.
+    A change counts from the next generation on, one of `onStall` at once.
+    """
+
+    startup: PositiveDuration = Field(
+        "30m",
+        description="How long a worker may take to join its world and restore, and after that for its first step, with all that "
+        "is compiled for it.",
+    )
+    heartbeat: PositiveDuration = Field(
+        "1m", description="The shortest silence that is taken for a stall, however fast the steps are."
+    )
+    no_progress: PositiveDuration = Field(
+        "30m",
+        description="The longest silence that is not, and the limit of what has not been seen in this run yet: the first steps "
+        "and evaluation, and until its first epoch has ended all of an own script that evaluates outside `run.evaluation()`.",
+    )
+    on_stall: Literal["Restart", "Report", "Fail"] = Field(
+        "Restart",
+        description="Restart: the generation ends as a failure with cause `Stall`, is retried as `retry` says, and the next one goes "
+        "on from the newest state. Report: the condition `Stalled` says it, and nothing is ended. Fail: the job fails.",
+    )
+
+
 class JobSpec(ApiModel):
     not_yet: ClassVar = frozenset(
         {
-            "managedBy", "elastic", "spares", "code", "data", "health", "scheduling", "networkPolicy",
+            "managedBy", "elastic", "spares", "code", "data", "scheduling", "networkPolicy",
             "ttlSecondsAfterFinished", "cleanPods",
         }
     )  # fmt: skip
@@ -512,6 +543,7 @@ class JobSpec(ApiModel):
     )
     retry: RetrySpec = Field(RetrySpec(), description="How often the job's own failures are retried.")
     disruption: DisruptionSpec = Field(DisruptionSpec(), description="What happens when a member is taken away.")
+    health: HealthSpec = Field(HealthSpec(), description="What happens when workers make no progress.")
     active_deadline_seconds: int | None = Field(None, ge=1, description="The job fails after this much active time.")
 
     @property

@@ -57,6 +57,14 @@ class MemberStatus(StatusModel):
     address: str
 
 
+class HealthStatus(StatusModel):
+    """`spec.health` in seconds, as the agents of a generation go by it."""
+
+    startup: float = 1800.0
+    heartbeat: float = 60.0
+    no_progress: float = 1800.0
+
+
 class WorldStatus(StatusModel):
     """One generation. Written before any agent hears of it; its members and address are never changed afterwards."""
 
@@ -71,6 +79,7 @@ class WorldStatus(StatusModel):
     resumed_kind: str | None = None
     recovering_since: float | None = None  # the first sign of the loss or failure that this generation mends
     recovered: bool = False  # a step beyond `previousFurthestStep` has been done
+    health: HealthStatus = Field(default_factory=HealthStatus)
 
 
 class RecoveryStatus(StatusModel):
@@ -148,6 +157,44 @@ class BlamedMachine(StatusModel):
     times: list[float] = Field(default_factory=list)  # unix seconds, no more than it takes to be avoided
 
 
+class StallStatus(StatusModel):
+    """The newest stall: a generation in which no rank made progress, and the rank that held it up."""
+
+    generation: int
+    number: int = 1  # in this generation
+    since: float  # unix seconds of the last sign of progress
+    found: float  # unix seconds from which on every member was overdue
+    collecting: bool = True  # members are asked for their stacks
+    ended: bool = False  # the generation, or the job, was ended for it
+    over: bool = False
+    rank: int | None = None
+    slot: int | None = None
+    machine: str = ""
+    member: str = ""
+    section: str = ""  # start | data | train | evaluation | checkpoint | end
+    step: int = 0  # steps that this rank has done
+    frames: list[str] = Field(default_factory=list)  # of its Python stack, the innermost first
+    message: str = ""
+
+    @property
+    def command(self) -> str:
+        """The id of the command by which members are asked for their stacks."""
+        return f"dump:{self.generation}.{self.number}"
+
+
+class StragglerStatus(StatusModel):
+    """A member that the others wait for in each step."""
+
+    slot: int
+    uid: str
+    machine: str = ""
+    node_rank: int = 0
+    rank: int = 0
+    share: str = ""  # of a step's time that they wait, when it was found
+    since: float = 0.0  # unix seconds
+    message: str = ""
+
+
 class Result(StatusModel):
     weights_digest: str | None = None
     metrics: dict[str, str] = Field(default_factory=dict)
@@ -189,6 +236,8 @@ class JobStatus(StatusModel):
     goodput: Goodput = Field(default_factory=Goodput)
     last_failure: Failure | None = None
     blamed_machines: list[BlamedMachine] = Field(default_factory=list)
+    stall: StallStatus | None = None
+    stragglers: list[StragglerStatus] = Field(default_factory=list)
     result: Result | None = None
     start_time: float | None = None
     active_seconds: float = 0.0  # before `activeSince`; suspended time does not count

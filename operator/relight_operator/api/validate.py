@@ -93,6 +93,10 @@ def validate(job: TrainingJob) -> list[Problem]:
     if seconds(backoff.initial) > seconds(backoff.max):
         allowed = f"{backoff.max} (the maximum) or less"
         problems.append(Problem("spec.retry.backoff.initial", "out of range", shown(backoff.initial), allowed))
+    health = spec.health
+    if seconds(health.heartbeat) > seconds(health.no_progress):
+        allowed = f"{health.no_progress} (noProgress) or less"
+        problems.append(Problem("spec.health.heartbeat", "out of range", shown(health.heartbeat), allowed))
     return problems
 
 

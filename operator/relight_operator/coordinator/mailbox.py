@@ -94,7 +94,7 @@ class Mailbox:
 
 def _matters(old: Report, new: Report) -> bool:
     """Whether `new` says anything but that time has passed."""
-    passing = {"seq", "after", "timings"}
-    ages = {"progress": {"first_step_age"}, "outcome": {"age"}, "terminating_age": True}
+    passing = {"seq", "after", "timings", "pace"}
+    ages = {"progress": {"first_step_age"}, "outcome": {"age"}, "terminating_age": True, "stall": {"age"}}
     exclude: dict[str, object] = {**dict.fromkeys(passing, True), **ages}
     return old.model_dump(exclude=exclude) != new.model_dump(exclude=exclude)  # type: ignore[arg-type]  # pydantic's IncEx

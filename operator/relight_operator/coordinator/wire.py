@@ -10,14 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from relight_agent.files import MAX_MESSAGE_BYTES, MAX_METRICS, MAX_NOTICES
+from relight_agent.reporting import MAX_STACKS
+from relight_agent.stacks import MAX_FRAME_BYTES, MAX_FRAMES
 from relight_operator.core.commands import AgentCommand
-from relight_operator.core.observed import AgentOutcome, AgentProgress, AgentView
+from relight_operator.core.observed import AgentOutcome, AgentPace, AgentProgress, AgentStall, AgentView, RankStack
 
 MAX_BODY_BYTES = 64 * 1024
 WAIT_SECONDS = 20.0
 
 Word = Annotated[str, StringConstraints(max_length=64)]
 Message = Annotated[str, StringConstraints(max_length=MAX_MESSAGE_BYTES)]
+Id = Annotated[str, StringConstraints(max_length=128)]
+Frame = Annotated[str, StringConstraints(max_length=MAX_FRAME_BYTES)]
 Age = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Metrics = Annotated[dict[Word, Word], Field(max_length=MAX_METRICS)]
@@ -58,6 +62,36 @@ class OutcomeReport(Wire):
     left: Count | None = None
 
 
+class StallReport(Wire):
+    generation: Count
+    rank: Count
+    section: Word
+    step: Count = 0
+    age: Age = 0.0
+
+
+class StackReport(Wire):
+    rank: Count
+    section: Word = ""
+    step: Count = 0
+    age: Age = 0.0
+    state: Annotated[str, StringConstraints(max_length=1)] = ""
+    doing: Word = ""
+    frames: Annotated[list[Frame], Field(max_length=MAX_FRAMES)] = Field(default_factory=list)
+
+
+class StacksReport(Wire):
+    id: Id
+    ranks: Annotated[list[StackReport], Field(max_length=MAX_STACKS)] = Field(default_factory=list)
+
+
+class PaceReport(Wire):
+    generation: Count
+    rank: Count
+    own: Age
+    step: Age
+
+
 class Report(Wire):
     """The body of both /v1/report and /v1/wait."""
 
@@ -81,8 +115,11 @@ class Report(Wire):
     timings: Annotated[dict[Word, float], Field(max_length=8)] = Field(default_factory=dict)
     progress: ProgressReport | None = None
     outcome: OutcomeReport | None = None
-    after: Annotated[str, StringConstraints(max_length=128)] = ""
-    acknowledged: Annotated[str, StringConstraints(max_length=128)] = ""
+    stall: StallReport | None = None
+    stacks: StacksReport | None = None
+    pace: PaceReport | None = None
+    after: Id = ""
+    acknowledged: Id = ""
 
 
 def view(report: Report, *, heard_at: float) -> AgentView:
@@ -106,10 +143,25 @@ def view(report: Report, *, heard_at: float) -> AgentView:
             message=o.message, at=heard_at - o.age, weights_digest=o.weights_digest, metrics=o.metrics,
             fingerprint=o.fingerprint, exit_status=o.exit_status, left=o.left,
         )  # fmt: skip
+    stall = pace = None
+    if report.stall is not None:
+        s = report.stall
+        stall = AgentStall(s.generation, s.rank, s.section, s.step, since=heard_at - s.age)
+    if report.pace is not None:
+        pace = AgentPace(**report.pace.model_dump())
+    stacks = report.stacks or StacksReport(id="")
     return AgentView(
         state=report.state, generation=report.generation, terminating_at=instant(report.terminating_age),
         port=report.port, acknowledged=report.acknowledged, furthest_step=report.furthest_step, config_hash=report.config_hash,
-        protocol=report.protocol, torch=report.torch, progress=progress, outcome=outcome,
+        protocol=report.protocol, torch=report.torch, progress=progress, outcome=outcome, stall=stall,
+        stacks_id=stacks.id, stacks=tuple(_stack(r) for r in stacks.ranks), pace=pace, heard_at=heard_at,
+    )  # fmt: skip
+
+
+def _stack(report: StackReport) -> RankStack:
+    return RankStack(
+        rank=report.rank, section=report.section, step=report.step, silent=report.age, state=report.state,
+        doing=report.doing, frames=tuple(report.frames),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ class AgentCommand:
     """`id` is derived from status, so the same status gives the same command, whoever asks and how often."""
 
     id: str
-    op: str  # run | wait | save | stop | exit
+    op: str  # run | wait | dump | save | stop | exit
     generation: int = 0
     world: WorldStatus | None = None
     code: int = 0
@@ -41,6 +41,9 @@ def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> 
     world = status.world
     if world is None or status.recovery is not None or all(m.uid != uid for m in world.members):
         return AgentCommand(f"wait:{generation}", "wait", generation)
+    stall = status.stall
+    if stall is not None and stall.collecting and stall.generation == generation:
+        return AgentCommand(stall.command, "dump", generation)
     if status.handover == generation:
         return AgentCommand(f"save:{generation}", "save", generation, leaves=holder.successor is not None)
     return AgentCommand(f"run:{generation}", "run", generation, world, committed_step=status.checkpoint.step)

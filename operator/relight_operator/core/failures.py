@@ -2,7 +2,7 @@
 
 from relight_agent.exits import CAUSE_CLASS, CLASS_ORDER, Cause, Class
 from relight_operator.api.status import Failure, RecoveryStatus
-from relight_operator.core import blame, endings, worlds
+from relight_operator.core import blame, endings, stalls, worlds
 from relight_operator.core.draft import Draft
 from relight_operator.core.observed import MemberEnd
 from relight_operator.core.slots import replace
@@ -32,6 +32,12 @@ def _count_root(draft: Draft, *, lost: bool) -> None:
     assert recovery is not None
     opaque = draft.seen.spec.trainer.command is not None
     root = root_cause(draft.world_members(), recovery.generation, lost=lost, opaque=opaque)
+    stall = stalls.failure_of(draft, recovery.generation)
+    if stall is not None and (root is None or root.klass is Class.COLLATERAL or root.outcome.at > stall.time):
+        if stall.machine:
+            blame.blame(draft, stall.machine, stall.time)
+        count(draft, Cause.STALL, CAUSE_CLASS[Cause.STALL], stall, recovery=recovery, code=stall.exit_code)
+        return
     if root is None or (root.klass is Class.COLLATERAL and lost):
         return
     steps = _steps_done(draft, root)

@@ -45,6 +45,40 @@ class AgentProgress:
 
 
 @dataclass(frozen=True)
+class AgentStall:
+    """All unfinished workers of a member are overdue: the one that has been silent longest."""
+
+    generation: int
+    rank: int
+    section: str
+    step: int
+    since: float  # unix seconds of its last sign of progress
+
+
+@dataclass(frozen=True)
+class RankStack:
+    """What one worker was doing when it was asked."""
+
+    rank: int
+    section: str
+    step: int
+    silent: float  # seconds
+    state: str  # the kernel's letter for its process
+    doing: str  # collective | backward | code; "" where it did not answer
+    frames: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AgentPace:
+    """What a step takes the slowest worker of a member: its own work, and the whole, in seconds."""
+
+    generation: int
+    rank: int
+    own: float
+    step: float
+
+
+@dataclass(frozen=True)
 class AgentView:
     """The last report of one agent."""
 
@@ -59,6 +93,11 @@ class AgentView:
     torch: str = ""
     progress: AgentProgress | None = None
     outcome: AgentOutcome | None = None
+    stall: AgentStall | None = None
+    stacks_id: str = ""  # of the command that asked for them
+    stacks: tuple[RankStack, ...] = ()
+    pace: AgentPace | None = None
+    heard_at: float | None = None  # unix seconds of this report
 
 
 @dataclass(frozen=True)

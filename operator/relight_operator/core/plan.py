@@ -5,7 +5,20 @@ plan that changes slots writes first, and the next one creates.
 """
 
 from relight_operator.api.status import TERMINAL, JobStatus
-from relight_operator.core import blame, endings, failures, handover, losses, members, slots, steps, stops, worlds
+from relight_operator.core import (
+    blame,
+    endings,
+    failures,
+    handover,
+    losses,
+    members,
+    slots,
+    stalls,
+    steps,
+    stops,
+    stragglers,
+    worlds,
+)
 from relight_operator.core.actions import Action, RequeueAfter, WriteStatus
 from relight_operator.core.describe import describe
 from relight_operator.core.draft import Draft
@@ -35,6 +48,8 @@ def _decide(draft: Draft) -> None:
     if status.phase not in TERMINAL:
         if status.stop is None:
             worlds.hear_ends(draft)
+            stalls.watch(draft)
+            stragglers.watch(draft)
         stops.stop_or_resume(draft)
     decisions = (
         losses.lose,

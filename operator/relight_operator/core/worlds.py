@@ -1,7 +1,8 @@
 """Generations: when one is over, when nothing of it can run any more, and when the next one is formed."""
 
 from relight_agent.exits import CAUSE_CLASS, CLASS_ORDER, Cause, exit_of
-from relight_operator.api.status import MemberStatus, RecoveryStatus, WorldStatus
+from relight_operator.api.durations import seconds
+from relight_operator.api.status import HealthStatus, MemberStatus, RecoveryStatus, WorldStatus
 from relight_operator.core import steps
 from relight_operator.core.draft import Draft, outcome_in
 from relight_operator.core.observed import SlotView
@@ -88,6 +89,11 @@ def form(draft: Draft) -> None:
         members=[MemberStatus(rank=i, slot=m.slot, uid=m.uid, address=m.address) for i, m in enumerate(members)],
         previous_furthest_step=furthest,
         recovering_since=_recovering_since(old, recovery),
+        health=HealthStatus(
+            startup=seconds(spec.health.startup),
+            heartbeat=seconds(spec.health.heartbeat),
+            no_progress=seconds(spec.health.no_progress),
+        ),
     )
     status.handover = IN_VAIN if old is not None and _changed_nothing(draft, old, members) else None
     status.recovery = None

@@ -20,9 +20,12 @@ WIRE_TIMES = (
     ("progress", "updated"),
     ("conditions", "*", "lastTransitionTime"),
     ("slots", "*", "exit", "time"),
+    ("stall", "since"),
+    ("stall", "found"),
+    ("stragglers", "*", "since"),
 )
 # What grows with what agents and people say; control must not depend on it.
-_NOT_CONTROL = (("progress",), ("result", "metrics"), ("checkpoint", "notices"))
+_NOT_CONTROL = (("progress",), ("result", "metrics"), ("checkpoint", "notices"), ("stragglers",))
 
 
 def rfc3339(seconds: float) -> str:

@@ -1,5 +1,9 @@
-"""Files that grow here and are to be seen in an object store, where nothing can be appended to."""
+"""Files that grow here and are to be seen in an object store, where nothing can be appended to.
 
+`python -m relight_trainer.observe.mirror FOLDER URL` copies once; it needs fsspec and what that needs for the store.
+"""
+
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,3 +57,7 @@ class Mirror:
             files, root = fsspec.core.url_to_fs(self._url, use_listings_cache=False)
             self._store = files, str(root)
         return self._store
+
+
+if __name__ == "__main__":
+    Mirror(Path(sys.argv[1]), sys.argv[2]).push()

@@ -37,6 +37,10 @@ _BOUNDS: Mapping[str, tuple[Phase, ...]] = {
 }
 
 
+# What a rank does by itself. With synchronized batch norm the last three hold waiting for peers as well.
+_OWN = (Phase.DATA, Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
+
+
 class Bound:
     """What most of the time outside evaluation goes to."""
 
@@ -189,6 +193,7 @@ class TimeSplit(Hook):
         self._publish()
         self.clock.enter(Phase.OTHER)
         self.clock.seconds[:] = [0.0] * len(Phase)  # setting up is no part of it
+        run.session.own_seconds = lambda: sum(self.clock.seconds[phase] for phase in _OWN)
 
     def micro_begin(self, run: Run) -> None:  # noqa: ARG002  # as in Hook, and below
         self.clock.enter(Phase.DATA)
