@@ -139,7 +139,9 @@ class Agent:
         elif op == "stop":
             self._leave(str(command.get("id")), "stop")
         elif op == "save":
-            if self._running() and self._generation is not None and self._generation.number == generation:
+            # Who leaves already has asked them, and has less time.
+            runs_it = self._running() and self._generation is not None and self._generation.number == generation
+            if runs_it and self._generation is not None and self._leaving is None:
                 by = time.monotonic() + STOP_SECONDS
                 leaves = bool(command.get("leaves"))
                 self._generation.ask(Command(id=str(command.get("id")), op="save", deadline=by, leaves=leaves))
@@ -450,7 +452,11 @@ class Agent:
         """Write this member's newest snapshot to the checkpoint folder, unless something as new is there already."""
         if self._is_command or not self.me.job.checkpoint_dir or not (Path(self.me.run_dir) / "snapshots").exists():
             return False
-        until = time.monotonic() + min(FLUSH_SECONDS, max(1.0, self._leave_by - time.monotonic()))
+        # Half of what is kept for the end: the termination message must be written before the SIGKILL.
+        end = self._leave_by + grace_margin(self.me.job.grace_seconds) / 2
+        until = min(end, time.monotonic() + FLUSH_SECONDS)
+        if until <= time.monotonic():
+            return False
         done = self._flush_warm(until)
         if done is None:
             done = self._flush_cold(until)
@@ -486,7 +492,7 @@ class Agent:
                 python_module(python_of(self.me.job.python), "relight_trainer.flush"),
                 env=env,
                 stdin=subprocess.DEVNULL,
-                timeout=max(1.0, until - time.monotonic()),
+                timeout=max(0.0, until - time.monotonic()),
                 check=False,
             )
         except (OSError, ValueError, subprocess.TimeoutExpired):
