@@ -59,6 +59,7 @@ def job_file(job: TrainingJob, *, uid: str, created: float, workdir: str, checkp
         checkpoint_epochs=(interval.epochs or 0) if interval else 0,
         checkpoint_keep=checkpoint.keep if checkpoint else 3,
         checkpoint_best=checkpoint.best.model_dump() if checkpoint and checkpoint.best else {},
+        snapshot_every=0 if checkpoint is None or checkpoint.snapshot.every == "Auto" else checkpoint.snapshot.every,
         grace_seconds=seconds(spec.disruption.grace_period),
     )
 

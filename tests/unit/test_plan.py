@@ -676,6 +676,16 @@ def test_events_follow_the_write_they_tell_of() -> None:
     assert reasons(actions) == ["Recovering", "MemberLost"]
 
 
+def test_what_one_member_alone_has_flushed_is_a_checkpoint_of_the_job() -> None:
+    flushed, lost = busy(9), busy(10)
+    assert flushed.progress is not None
+    assert lost.progress is not None
+    knows = replace(flushed, progress=replace(flushed.progress, checkpoint=10))
+    gone = replace(lost, progress=replace(lost.progress, checkpoint=5))
+    status = after(seen(running(), member(0, agent=gone, end=ended(Cause.MACHINE_LOST)), member(1, agent=knows)))
+    assert status.checkpoint.step == 10
+
+
 def test_notices_are_said_once() -> None:
     told = busy()
     assert told.progress is not None

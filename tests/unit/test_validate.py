@@ -78,6 +78,18 @@ WRONG = {
     "negative amount": Wrong("{trainer: {config: {}, sharedMemory: -1Gi}}", "spec.trainer.sharedMemory", '"-1Gi"', "64Gi"),
     "bad duration": Wrong(f"{{retry: {{window: 5min}}, {CONFIG}}}", "spec.retry.window", '"5min"', "90s, 10m, 1h30m"),
     "negative retry": Wrong(f"{{retry: {{failures: -1}}, {CONFIG}}}", "spec.retry.failures", "-1", "0 or more"),
+    "a taint that is any taint": Wrong(
+        f'{{disruption: {{watchTaints: ["*"]}}, {CONFIG}}}', "spec.disruption.watchTaints[0]", '"*"', "example.com/maintenance"
+    ),
+    "a dead machine at once": Wrong(
+        f"{{disruption: {{deadMachine: {{unreachableFor: 0s}}}}, {CONFIG}}}", "spec.disruption.deadMachine.unreachableFor", '"0s"', "more than 0s"
+    ),
+    "no snapshots": Wrong(
+        f"{{checkpoint: {{hostPath: {{path: /c}}, snapshot: {{every: 0}}}}, {CONFIG}}}", "spec.checkpoint.snapshot.every", "0", "Auto, or a whole number, 1 or more"
+    ),
+    "snapshots automatically": Wrong(
+        f"{{checkpoint: {{hostPath: {{path: /c}}, snapshot: {{every: auto}}}}, {CONFIG}}}", "spec.checkpoint.snapshot.every", '"auto"', "Auto, or a whole number, 1 or more"
+    ),
     "unknown model": Wrong(
         "{trainer: {config: {model: {type: digit_cnn}}}}", "spec.trainer.config.model.type", '"digit_cnn"', "digits_cnn", "digits_cnn"
     ),
@@ -265,7 +277,7 @@ def test_credentials_that_were_found_are_not_repeated() -> None:
     [
         "managedBy", "elastic", "spares", "code", "data", "scheduling", "networkPolicy", "ttlSecondsAfterFinished", "cleanPods",
         "trainer.configMapRef", "trainer.template", "trainer.resources.claims",
-        "checkpoint.secretRef", "checkpoint.resume", "checkpoint.snapshot",
+        "checkpoint.secretRef", "checkpoint.resume",
         "disruption.holdSurvivors", "disruption.podDisruptionBudget",
     ],
 )  # fmt: skip

@@ -37,7 +37,7 @@ MAX_TERMINATION_BYTES = 4096
 MAX_WORDS_BYTES = 900  # of each of two messages in there, which JSON's escapes may double
 FLUSH_SECONDS = 60.0
 FLUSH_BYTES_PER_SECOND = 100e6  # of a storage that nothing is known of
-FLUSH_START_SECONDS = 4.0  # a Python that imports torch, where the launcher has not shown how long that takes here
+FLUSH_START_SECONDS = 1.0  # of a fork of the warm launcher
 STOP_SECONDS = 120.0  # the leisure of a stop of the whole job: it ends with this, or with a SIGTERM
 # Workers that have not begun to train hold nothing new: they are not waited for when the member must go.
 START_LEAVE_SECONDS = 2.0
@@ -139,7 +139,9 @@ class Agent:
         elif op == "stop":
             self._leave(str(command.get("id")), "stop")
         elif op == "save":
-            if self._running() and self._generation is not None and self._generation.number == generation:
+            # Who leaves already has asked them, and has less time.
+            runs_it = self._running() and self._generation is not None and self._generation.number == generation
+            if runs_it and self._generation is not None and self._leaving is None:
                 by = time.monotonic() + STOP_SECONDS
                 leaves = bool(command.get("leaves"))
                 self._generation.ask(Command(id=str(command.get("id")), op="save", deadline=by, leaves=leaves))
@@ -410,7 +412,13 @@ class Agent:
         if outcome is not None and outcome.kind == "stopped" and outcome.saved and outcome.kept:
             self._quit(ExitCode.STOPPED_SAVED, f"stopped at step {outcome.step}, saved")
         elif self._flush():
-            self._quit(ExitCode.STOPPED_SAVED, "stopped; the last snapshot is saved")
+            stopped = outcome is not None and outcome.kind == "stopped"
+            text = (
+                f"stopped at step {outcome.step}, saved"
+                if outcome is not None and stopped
+                else "stopped; the last snapshot is saved"
+            )
+            self._quit(ExitCode.STOPPED_SAVED, text)
         else:
             self._quit(ExitCode.STOPPED_UNSAVED, "stopped; nothing new was saved")
 
@@ -444,21 +452,51 @@ class Agent:
         """Write this member's newest snapshot to the checkpoint folder, unless something as new is there already."""
         if self._is_command or not self.me.job.checkpoint_dir or not (Path(self.me.run_dir) / "snapshots").exists():
             return False
+        # Half of what is kept for the end: the termination message must be written before the SIGKILL.
+        end = self._leave_by + grace_margin(self.me.job.grace_seconds) / 2
+        until = min(end, time.monotonic() + FLUSH_SECONDS)
+        if until <= time.monotonic():
+            return False
+        done = self._flush_warm(until)
+        if done is None:
+            done = self._flush_cold(until)
+        step = read_json(Path(self.me.run_dir) / FLUSHED)
+        if done and isinstance(step, int):
+            progress = self._generation.progress() if self._generation is not None else None
+            self._reporter.observe(progress=replace(progress, checkpoint=step) if progress is not None else None)
+        return done
+
+    def _flush_warm(self, until: float) -> Optional[bool]:
+        """By a fork of the warm launcher: it has all its imports. None where there is none."""
+        if self._launcher is None or not self._launcher_ready or not self._launcher.send({"op": "flush"}):
+            return None
+        others = []
+        try:
+            while True:
+                kind, value = self._events.get(timeout=max(0.0, until - time.monotonic()))
+                if kind == "launcher" and value.get("event") == "flushed":
+                    return bool(value.get("status") == 0)
+                others.append((kind, value))
+                if kind == "launcher" and value.get("event") == "closed":
+                    return None
+        except queue.Empty:
+            return False
+        finally:
+            for event in others:
+                self._events.put(event)
+
+    def _flush_cold(self, until: float) -> bool:
         env = inherited_env(self.me.job.env, {"RELIGHT_JOB_FILE": self.me.job_file, "RELIGHT_RUN_DIR": self.me.run_dir})
         try:
             done = subprocess.run(
                 python_module(python_of(self.me.job.python), "relight_trainer.flush"),
                 env=env,
                 stdin=subprocess.DEVNULL,
-                timeout=min(FLUSH_SECONDS, max(1.0, self._leave_by - time.monotonic())),
+                timeout=max(0.0, until - time.monotonic()),
                 check=False,
             )
         except (OSError, ValueError, subprocess.TimeoutExpired):
             return False
-        step = read_json(Path(self.me.run_dir) / FLUSHED)
-        if done.returncode == 0 and isinstance(step, int):
-            progress = self._generation.progress() if self._generation is not None else None
-            self._reporter.observe(progress=replace(progress, checkpoint=step) if progress is not None else None)
         return done.returncode == 0
 
     def _watch_orphanhood(self) -> None:

@@ -316,6 +316,7 @@ class JobFile:
     checkpoint_best: Dict[str, Any] = field(
         default_factory=dict
     )  # {"metric", "mode", "keep"}; {}: only the newest are kept
+    snapshot_every: int = 0  # optimizer steps; 0: as often as costs next to nothing
     grace_seconds: float = 120.0
     orphan_seconds: float = 1800.0
 

@@ -60,6 +60,7 @@ class Launcher:
         self._pid = os.getpid()
         self._workers: Child | None = None
         self._store: Child | None = None
+        self._flush: int | None = None  # the pid of a child that saves the member's snapshot
 
     def serve(self, imported_seconds: float) -> None:
         import torch
@@ -93,6 +94,8 @@ class Launcher:
         match message:
             case {"op": "run"}:
                 self._run(message)
+            case {"op": "flush"}:
+                self._flush = self._fork(_flush)
             case {"op": "close_store", "generation": generation}:
                 if self._store is not None and self._store.generation == generation:
                     self._end_store()
@@ -156,7 +159,10 @@ class Launcher:
             self._ended(pid, status)
 
     def _ended(self, pid: int, status: int) -> None:
-        if self._workers is not None and self._workers.pid == pid:
+        if pid == self._flush:
+            self._flush = None
+            self._say("flushed", status=status)
+        elif self._workers is not None and self._workers.pid == pid:
             ended, self._workers = self._workers, None
             self._say("ended", generation=ended.generation, status=status)
         elif self._store is not None and self._store.pid == pid:
@@ -181,6 +187,12 @@ class Launcher:
             os.kill(self._workers.pid, signal.SIGKILL)
             os.waitpid(self._workers.pid, 0)
             self._workers = None
+
+
+def _flush() -> int:
+    from relight_trainer import flush
+
+    return flush.main()
 
 
 def main() -> int:

@@ -39,14 +39,12 @@ from relight_trainer.leaving import Decision, MemberState, SaveTime, agree
 from relight_trainer.peers import TIMEOUT, Interrupted, Patience, Peers, StoreExchange, connect
 from relight_trainer.replicas import EqualBuffers
 from relight_trainer.restore import RanksDiffer, Restored, newest_state, spread
+from relight_trainer.snapshot_interval import SnapshotInterval
 from relight_trainer.stop import StopAgreement
 
 _START, _DATA, _TRAIN = SECTIONS.index("start"), SECTIONS.index("data"), SECTIONS.index("train")
 _EVALUATION, _CHECKPOINT, _END = SECTIONS.index("evaluation"), SECTIONS.index("checkpoint"), SECTIONS.index("end")
 _PROGRESS_SECONDS = 1.0
-# A snapshot costs some 0.1 ms, however small the model. Steps of a real one take longer than this, and each of them has
-# its snapshot; where steps are shorter, a kill may cost as much work as is done in this time.
-_SNAPSHOT_SECONDS = 0.001
 # For a checkpoint in flight, at a stop that needs none.
 _FINISH_SECONDS = 5.0
 
@@ -115,7 +113,7 @@ class Session:
         self._progress = Progress(context.generation, step=0, formed_at=time.monotonic())
         self._progress_due = 0.0
         self._snapshot_step: int | None = None  # of the newest that this rank has written
-        self._snapshot_due = 0.0
+        self._snapshot_interval = SnapshotInterval(context.job.snapshot_every)
         self._heartbeat = Heartbeat(context.folder.heartbeat_path(context.local_rank))
         self._heartbeat.beat(_START, 0)
         # Around the wait for a batch; cheap enough for every one.
@@ -231,12 +229,11 @@ class Session:
         before, self.cursor = self.cursor, cursor
         self.state_equal()  # which may log, into the new cursor
         self._stop.at_boundary(cursor.step)
-        now = time.monotonic()
-        if now >= self._snapshot_due:
-            # From before the copy, which waits for the device: a host that runs ahead of long steps skips none.
-            self._snapshot_due = now + _SNAPSHOT_SECONDS
+        if self._snapshot_interval.is_due():
+            self._snapshot_interval.begin()
             self._write_snapshot()
-            now = time.monotonic()
+            self._snapshot_interval.end()
+        now = time.monotonic()
         self._heartbeat.beat(_TRAIN, cursor.step)
         steps, samples, seconds = self.pace
         self.pace = Pace(steps + 1, samples + cursor.samples - before.samples, seconds + now - self._entered_at)

@@ -9,7 +9,15 @@ from pydantic import BaseModel, TypeAdapter
 from relight_operator.api import quantities
 from relight_operator.api.crd import resolved
 from relight_operator.api.durations import EXAMPLES, PATTERN
-from relight_operator.api.job import API_VERSION, KIND, RESERVED_ENV, RESERVED_ENV_PREFIXES, ApiModel, JobSpec
+from relight_operator.api.job import (
+    API_VERSION,
+    AUTO_OR_NUMBER,
+    KIND,
+    RESERVED_ENV,
+    RESERVED_ENV_PREFIXES,
+    ApiModel,
+    JobSpec,
+)
 from relight_trainer.registry import arguments
 from relight_trainer.settings.clip import CLIPS
 from relight_trainer.settings.data import DATA
@@ -132,6 +140,8 @@ def _takes(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return ", ".join(f"`{v}`" for v in field["enum"])
     if field.get("pattern") == quantities.PATTERN:
         return "quantity"
+    if field.get("pattern") == AUTO_OR_NUMBER["pattern"]:
+        return "integer, 1 or more, or `Auto`"
     kind: str = field["type"]
     if isinstance(field.get("additionalProperties"), Mapping):
         return f"mapping to {_takes(field['additionalProperties'], definitions)}"

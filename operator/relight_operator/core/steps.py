@@ -27,7 +27,7 @@ def hear(draft: Draft) -> None:
     if not world.recovered and furthest > world.previous_furthest_step:
         _recovered(draft, world, progress, furthest)
     if progress is not None:
-        _record(draft, progress)
+        _record(draft, progress, reports)
     _note(draft, list(dict.fromkeys(n for p in reports for n in p.notices)))
 
 
@@ -111,12 +111,14 @@ def _count_recovery(draft: Draft, took: float, what: str) -> None:
     draft.event("Recovered", f"{what} after {max(0.0, took):.1f} s")
 
 
-def _record(draft: Draft, progress: AgentProgress) -> None:
+def _record(draft: Draft, progress: AgentProgress, reports: list[AgentProgress]) -> None:
     if progress.resumed_from is not None or progress.step:  # before it has restored, a generation is at no step
         _show(draft, progress)
     checkpoint = draft.status.checkpoint
-    if progress.checkpoint is not None:
-        checkpoint.step = progress.checkpoint
+    # Whoever has flushed its snapshot on leaving may be alone in knowing of it.
+    committed = [p.checkpoint for p in reports if p.checkpoint is not None]
+    if committed:
+        checkpoint.step = max(committed)
     if progress.snapshot is not None:
         checkpoint.snapshot_step = progress.snapshot
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from relight_agent.files import read_json, write_json
-from relight_trainer.checkpoint import tagged
+from relight_trainer.checkpoint import room, tagged
 from relight_trainer.checkpoint.container import Head, Layout, State
 from relight_trainer.checkpoint.errors import SnapshotsOff
 from relight_trainer.checkpoint.manifest import Position
@@ -177,6 +177,7 @@ class _Slot:
 
 
 def _allocate(path: Path, size: int) -> None:
+    room.require(size)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:

@@ -1,0 +1,19 @@
+"""Whether the container's memory limit leaves room for what is to be kept in memory: a tmpfs counts towards it.
+
+Past the limit nobody is told "no": the kernel kills the container.
+"""
+
+from relight_trainer.checkpoint.errors import SnapshotsOff
+from relight_trainer.observe.cgroup import Cgroup, Usage
+
+
+def require(size: int, usage: Usage | None = None) -> None:
+    """Raises SnapshotsOff where `size` more bytes would not fit. Where no limit is known, everything fits."""
+    usage = Cgroup().read() if usage is None else usage
+    limit, used = usage.memory_limit, usage.memory_bytes
+    if limit is None or used is None or used + size <= limit:
+        return
+    raise SnapshotsOff(
+        f"snapshots are off: {size / 1e6:.1f} MB for one of two states do not fit the memory limit "
+        f"({limit / 1e6:.1f} MB, of which {used / 1e6:.1f} MB are in use); raise the limit to turn them on"
+    )
