@@ -56,7 +56,7 @@ class Notes(Hook):
     def forward_end(self, run: Run) -> None:  # as in Hook, and below
         note("forward")
 
-    def evaluation_end(self, run: Run, metrics: Any) -> None:
+    def evaluation_begin(self, run: Run) -> None:
         note("evaluation")
 
     def checkpoint_begin(self, run: Run) -> None:
@@ -113,7 +113,7 @@ def wait_in_vain(context: WorkerContext, told: float) -> float:
         time.sleep(told + 2.0)
         return 0.0
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match="[Tt]imed out"):
+    with pytest.raises(RuntimeError, match=r"[Tt]imed out"):
         dist.all_reduce(torch.zeros(()))
     return time.monotonic() - began
 
