@@ -122,7 +122,7 @@ def test_ages_are_counted_back_from_the_moment_of_the_report() -> None:
 
 def test_what_members_say_of_their_workers_that_make_no_progress_comes_through() -> None:
     async def test(it: Coordinator) -> None:
-        stall = {"generation": 2, "rank": 3, "section": "train", "step": 7, "age": 12.5, "limit": 10.0}
+        stall = {"generation": 2, "rank": 3, "section": "train", "step": 7, "age": 12.5}
         one = {"rank": 3, "section": "train", "step": 7, "age": 13.0, "state": "T", "doing": "", "frames": ["a in b"]}
         pace = {"generation": 2, "rank": 3, "own": 0.5, "step": 0.75}
         assert (await it.report(stall=stall, stacks={"id": "dump:2.1", "ranks": [one]}, pace=pace))[0] == 200
