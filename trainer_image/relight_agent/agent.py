@@ -304,8 +304,8 @@ class Agent:
             since = now - silence.seconds
             self._stalled = Stalled(generation.number, rank, silence.section, silence.step, since)
             print(
-                f"relight-agent: rank {rank} has been silent for {silence.seconds:.1f} s in {silence.section} after step "
-                f"{silence.step}, and every other worker here for longer than it may; its limit is {silence.limit:.1f} s",
+                f"relight-agent: rank {rank} has been silent for more than {silence.limit:.1f} s in {silence.section} after "
+                f"step {silence.step}, and no other worker here makes progress",
                 file=sys.stderr,
                 flush=True,
             )
