@@ -6,7 +6,7 @@ import pytest
 from sim_views import fresh, recovering, running
 
 from relight_agent.exits import ExitCode
-from relight_operator.api.status import Failure, JobStatus, RecoveryStatus
+from relight_operator.api.status import Failure, JobStatus, RecoveryStatus, StallStatus
 from relight_operator.core.commands import command_for
 
 ME = {"slot": 1, "incarnation": 0, "uid": "u1"}
@@ -16,8 +16,12 @@ def failed(code: int | None) -> JobStatus:
     return running(phase="Failed", last_failure=Failure(time=1.0, cause="Exception", exit_code=code))
 
 
-def broken() -> JobStatus:
-    return running(recovery=RecoveryStatus(generation=1, since=1.0, cause="Exception"))
+def broken(**changes: Any) -> JobStatus:
+    return running(recovery=RecoveryStatus(generation=1, since=1.0, cause="Exception"), **changes)
+
+
+def stalled(**changes: Any) -> JobStatus:
+    return running(stall=StallStatus(**{"generation": 1, "since": 1.0, "found": 2.0, **changes}))
 
 
 def without_uid() -> JobStatus:
@@ -40,6 +44,12 @@ def without_uid() -> JobStatus:
         pytest.param(running(), {"incarnation": 1, "uid": "new"}, "wait:1", id="newer than this status"),
         pytest.param(running(), {"slot": 5}, "exit:superseded", id="no such slot"),
         pytest.param(JobStatus(), {}, "exit:superseded", id="no slots at all"),
+        pytest.param(stalled(), {}, "dump:1.1", id="stacks are wanted"),
+        pytest.param(stalled(collecting=False), {}, "run:1", id="stacks have been collected"),
+        pytest.param(stalled(generation=0), {}, "run:1", id="stacks of a world that is past"),
+        pytest.param(stalled(), {"slot": 0, "uid": "other"}, "exit:superseded", id="stacks of who holds the slot"),
+        pytest.param(broken(stall=stalled().stall), {}, "wait:1", id="its world is over, stacks or not"),
+        pytest.param(running(stop="s1", stall=stalled().stall), {}, "stop:s1", id="a stop before stacks"),
         pytest.param(running(stop="s1"), {}, "stop:s1", id="a stop"),
         pytest.param(fresh(stop="s1"), {}, "stop:s1", id="a stop before there is a world"),
         pytest.param(running(phase="Suspended", stop="s1"), {}, "stop:s1", id="suspended: who comes late leaves too"),

@@ -14,6 +14,7 @@ from relight_operator.coordinator import server
 from relight_operator.coordinator.mailbox import Mailbox
 from relight_operator.coordinator.server import Verdict, create_app
 from relight_operator.coordinator.wire import MAX_BODY_BYTES, Report
+from relight_operator.core.observed import AgentPace, AgentStall, RankStack
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -119,10 +120,33 @@ def test_ages_are_counted_back_from_the_moment_of_the_report() -> None:
     run(test)
 
 
+def test_what_members_say_of_their_workers_that_make_no_progress_comes_through() -> None:
+    async def test(it: Coordinator) -> None:
+        stall = {"generation": 2, "rank": 3, "section": "train", "step": 7, "age": 12.5}
+        one = {"rank": 3, "section": "train", "step": 7, "age": 13.0, "state": "T", "doing": "", "frames": ["a in b"]}
+        pace = {"generation": 2, "rank": 3, "own": 0.5, "step": 0.75}
+        assert (await it.report(stall=stall, stacks={"id": "dump:2.1", "ranks": [one]}, pace=pace))[0] == 200
+        heard = it.mailbox.heard(JOB, "u0")
+        assert heard is not None
+        assert heard.stall == AgentStall(2, 3, "train", 7, since=987.5)
+        assert (heard.stacks_id, heard.heard_at) == ("dump:2.1", 1000.0)
+        assert heard.stacks == (RankStack(3, "train", 7, 13.0, "T", "", ("a in b",)),)
+        assert heard.pace == AgentPace(2, 3, 0.5, 0.75)
+        await it.report()
+        heard = it.mailbox.heard(JOB, "u0")
+        assert heard is not None
+        assert (heard.stall, heard.stacks_id, heard.stacks, heard.pace) == (None, "", (), None)
+        too_much = {"id": "x", "ranks": [{**one, "frames": ["f"] * 5}]}
+        assert (await it.report(stacks=too_much))[0] == 400
+
+    run(test)
+
+
 def test_only_news_wake_the_reconciler() -> None:
     async def test(it: Coordinator) -> None:
         await it.report(state="Running", terminatingAge=1.0)
         await it.report(state="Running", terminatingAge=2.0, timings={"agent": 1.0})
+        await it.report(state="Running", terminatingAge=2.5, pace={"generation": 1, "rank": 0, "own": 0.1, "step": 0.2})
         assert it.woken == [JOB]
         await it.report(state="Running", terminatingAge=3.0, furthestStep=1)
         assert it.woken == [JOB, JOB]

@@ -395,6 +395,14 @@ async def test_an_edit_of_a_frozen_field_is_ignored_and_said(w: World) -> None:
 
 
 @scenario
+async def test_how_patient_a_job_is_may_be_edited_while_it_runs(w: World) -> None:
+    await w.formed()
+    w.client.edit("trainingjobs", "digits", {"spec": {"health": {"onStall": "Report"}}, "metadata": {"generation": 2}})
+    await w.settle()
+    assert w.reason("SpecChangeIgnored") is None
+
+
+@scenario
 async def test_a_void_edit_of_a_running_job_leaves_it_running(w: World) -> None:
     await w.formed()
     w.client.edit("trainingjobs", "digits", {"spec": {"nodes": -1}, "metadata": {"generation": 2}})

@@ -449,6 +449,17 @@ def test_a_loss_outranks_a_stall() -> None:
     assert status.stall.over
 
 
+def test_a_new_operator_that_has_not_heard_everybody_takes_nothing_back() -> None:
+    status = after(job(told(0, "code"), told(1, "backward"), status=asked(), on_stall="Report"))
+    assert after(job(None, told(1, "backward"), status=status, on_stall="Report")) == status
+    collecting = after(job(None, late(1), status=asked()))
+    assert collecting.stall is not None
+    assert (collecting.stall.over, collecting.stall.ended) == (True, False)
+    again = after(job(late(0), late(1), status=collecting))
+    assert again.stall is not None
+    assert again.stall.command == "dump:1.2"
+
+
 def test_the_next_generation_is_told_how_patient_to_be() -> None:
     ready = [member(i, agent=agent("Ready")) for i in (0, 1)]
     health = {"startup": "10m", "heartbeat": "5s", "noProgress": "1m30s"}

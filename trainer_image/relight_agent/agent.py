@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -292,6 +293,8 @@ class Agent:
 
     def _watch_progress(self, generation: Generation, now: float) -> None:
         """Say that the workers are overdue, or no longer are; and how fast they are."""
+        if generation.is_dropped:
+            return
         self._reporter.observe(pace=generation.pace(now))
         silence = generation.silence(now) if self._leaving is None else None
         if (silence is None) == (self._stalled is None):
@@ -301,7 +304,13 @@ class Agent:
         else:
             rank = generation.world.node_rank * self.me.job.proc_per_node + silence.local_rank
             since = now - silence.seconds
-            self._stalled = Stalled(generation.number, rank, silence.section, silence.step, since, silence.limit)
+            self._stalled = Stalled(generation.number, rank, silence.section, silence.step, since)
+            print(
+                f"relight-agent: rank {rank} has been silent for more than {silence.limit:.1f} s in {silence.section} after "
+                f"step {silence.step}, and no other worker here makes progress",
+                file=sys.stderr,
+                flush=True,
+            )
         self._reporter.update(stalled=self._stalled)
 
     def _dump(self, command: str, number: int) -> None:

@@ -22,8 +22,9 @@ import os
 import struct
 import time
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Type, TypeVar, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, TypeVar, Union
 
 T = TypeVar("T")
 PathLike = Union[str, "os.PathLike[str]"]
@@ -185,9 +186,9 @@ class Heartbeat:
         """`section` is an index into SECTIONS; `step` counts optimizer steps done."""
         _HEARTBEAT.pack_into(self._map, 0, section, step, time.monotonic())
 
-    def enter(self, section: int) -> None:
-        """The same step goes on in another section. One byte: the number's lowest."""
-        self._map[0] = section
+    def entering(self, section: int) -> Callable[[], None]:
+        """What is called where the same step goes on in `section`: it writes one byte, the number's lowest."""
+        return partial(self._map.__setitem__, 0, section)
 
     def tell_own(self, seconds: float, steps: int) -> None:
         """`seconds` of this worker's own work went into the last `steps` steps: its waiting for peers is none of it."""

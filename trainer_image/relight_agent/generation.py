@@ -106,6 +106,10 @@ class Generation:
         """Whether a worker is writing a checkpoint, or its last words."""
         return False
 
+    @property
+    def is_dropped(self) -> bool:
+        return self._dropped_at is not None
+
     def silence(self, now: float) -> Optional[Silence]:  # noqa: ARG002  # nothing is known of a plain command
         """The longest silence, where all workers are overdue; None as long as one may still go on."""
         return None
@@ -211,8 +215,6 @@ class WorkerGeneration(Generation):
         return any(b is not None and b[0] in ("checkpoint", "end") for b in self._heartbeats())
 
     def silence(self, now: float) -> Optional[Silence]:
-        if self.outcome is not None or self._dropped_at is not None:
-            return None
         ended = frozenset(i for i, _ in self.folder.outcomes(self.me.job.proc_per_node))
         found = self._watch.look(now, self._heartbeats(), ended=ended, epoch=whole_epochs(self.folder.progress()))
         self._tell_patience()

@@ -30,7 +30,6 @@ class Stalled:
     section: str
     step: int
     since: float  # CLOCK_MONOTONIC
-    limit: float
 
 
 @dataclass
@@ -187,7 +186,7 @@ class Reporter:
         if (s := state.stalled) is not None:
             found["stall"] = {
                 "generation": s.generation, "rank": s.rank, "section": s.section, "step": s.step,
-                "age": round(max(0.0, now - s.since), 3), "limit": round(s.limit, 3),
+                "age": round(max(0.0, now - s.since), 3),
             }  # fmt: skip
         if state.stacks_id:
             worst = sorted(state.stacks, key=lambda r: (r.doing != "", r.step, r.rank))[:MAX_STACKS]

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from torch import Tensor, nn
@@ -117,8 +116,8 @@ class Session:
         self._heartbeat = Heartbeat(context.folder.heartbeat_path(context.local_rank))
         self._heartbeat.beat(_START, 0)
         # Around the wait for a batch; cheap enough for every one.
-        self.data_wanted = partial(self._heartbeat.enter, _DATA)
-        self.data_ready = partial(self._heartbeat.enter, _TRAIN)
+        self.data_wanted = self._heartbeat.entering(_DATA)
+        self.data_ready = self._heartbeat.entering(_TRAIN)
         self._patience = Patience(context.folder.patience) if own_group else None
         prefix = f"relight/{context.generation}"
         self._exchange = StoreExchange(connect(prefix))
@@ -278,7 +277,7 @@ class Session:
         """
         if not self._stop.finish(self.cursor.step):
             self._leave()
-        self._heartbeat.enter(_END)
+        self._heartbeat.beat(_END, self.cursor.step)
         digest = weights_digest(named_tensors)
         digests = self.peers.gather(bytes.fromhex(digest))
         differing = [rank for rank, other in enumerate(digests) if other != digests[0]]

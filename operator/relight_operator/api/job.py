@@ -513,14 +513,7 @@ class DisruptionSpec(ApiModel):
 
 
 class HealthSpec(ApiModel):
-    """How long workers may show no progress, and what happens when none does.
-
-    A step, a batch of an evaluation and the beginning and end of a checkpoint are progress. How long each may take is
-    learned from the run: five times the longest that went well, but at least `heartbeat` and at most `noProgress`. A
-    job has stalled when all its workers have been silent for longer. The rank that holds the others up is named in
-    `status.stall`, and every rank's stacks are in `stacks/` of the job's folder. Of a plain `command` nothing is known.
-    A change counts from the next generation on, one of `onStall` at once.
-    """
+    """How long workers may show no progress, and what happens when none does. The agents' rule: relight_agent/stalls.py."""
 
     startup: PositiveDuration = Field(
         "30m",
@@ -562,7 +555,14 @@ class JobSpec(ApiModel):
     )
     retry: RetrySpec = Field(RetrySpec(), description="How often the job's own failures are retried.")
     disruption: DisruptionSpec = Field(DisruptionSpec(), description="What happens when a member is taken away.")
-    health: HealthSpec = Field(HealthSpec(), description="What happens when workers make no progress.")
+    health: HealthSpec = Field(
+        HealthSpec(),
+        description="How long workers may be silent, and what happens when all are for longer. A step, a batch of an evaluation and "
+        "a checkpoint are signs of progress; each may take five times the longest that went well in this run, and twice that "
+        "after each stall. The rank that holds the others up is named in `status.stall`; every rank's stacks are kept in `stacks/` "
+        "of the job's folder. Of a plain `command` nothing is known. A change counts from the next generation on, one of "
+        "`onStall` at once.",
+    )
     active_deadline_seconds: int | None = Field(None, ge=1, description="The job fails after this much active time.")
 
     @property

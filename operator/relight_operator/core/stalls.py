@@ -60,7 +60,15 @@ def watch(draft: Draft) -> None:
     stall = status.stall
     if stall is not None and not stall.over and stall.generation != world.generation:
         _close(draft, stall, "Restarted", f"generation {world.generation} has taken over")
-    first = _first_overdue(draft, world)
+    members = {m.uid: m for m in draft.holders()}
+    seats = [members.get(m.uid) for m in world.members]
+    there = [m for m in seats if m is not None and _is_heard(m)]
+    if len(there) < len(seats):
+        # A loss, or about to be one; or this operator is new. What is asked now is asked again later.
+        if stall is not None and stall.collecting:
+            stall.over, stall.collecting = True, False
+        return
+    first = _first_overdue(draft, world, there)
     if first is None:
         if stall is not None and not stall.over and stall.generation == world.generation:
             _close(draft, stall, "MovesAgain", "the workers make progress again")
@@ -92,25 +100,22 @@ def failure_of(draft: Draft, generation: int) -> Failure | None:
     )
 
 
-def _first_overdue(draft: Draft, world: WorldStatus) -> AgentStall | None:
+def _is_heard(member: SlotView) -> bool:
+    return not member.deleting and member.agent is not None and member.agent.terminating_at is None
+
+
+def _first_overdue(draft: Draft, world: WorldStatus, members: list[SlotView]) -> AgentStall | None:
     """The longest silence, if no member can be what the others are waiting for."""
-    overdue = []
-    members = {m.uid: m for m in draft.holders()}
-    for each in world.members:
-        member = members.get(each.uid)
-        if member is None or member.deleting or member.agent is None or member.agent.terminating_at is not None:
-            return None  # a loss, or about to be one; or nothing has been heard yet
+    overdue = [stall for m in members if (stall := _stall(m, world)) is not None]
+    if not overdue:
+        return None
+    for member in members:
         outcome = outcome_in(member, world)
-        if outcome is not None and outcome.kind == "completed":
-            continue
-        stall = _stall(member, world)
-        if stall is not None:
-            overdue.append(stall)
-        elif _answers(draft, member):
-            if overdue or any(_stall(m, world) for m in members.values()):
-                draft.wakeups.append(AGENT_SILENT_SECONDS)
+        completed = outcome is not None and outcome.kind == "completed"
+        if not completed and _stall(member, world) is None and _answers(draft, member):
+            draft.wakeups.append(AGENT_SILENT_SECONDS)  # should it fall silent itself, nothing else would tell
             return None
-    return min(overdue, key=lambda s: s.since, default=None)
+    return min(overdue, key=lambda s: s.since)
 
 
 def _stall(member: SlotView, world: WorldStatus) -> AgentStall | None:
