@@ -137,7 +137,7 @@ def without_onednn() -> Iterator[None]:
 @pytest.mark.usefixtures("without_onednn")
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_the_peak_is_what_a_real_run_allocates_within_ten_percent(precision: torch.dtype) -> None:
-    samples, shape = 8, (3, 64, 64)
+    samples, shape = 8, (3, 32, 32)
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision is torch.bfloat16):
