@@ -148,7 +148,11 @@ def follow(
     found: dict[str, float | None] = {
         "fault": shown if fault.through_api and shown is not None else began,
         "detected": jobs.first(
-            lambda s: status(s).get("recovery") or slot_now(status(s)).get("incarnation") != holder["incarnation"],
+            lambda s: (
+                status(s).get("recovery")
+                or slot_now(status(s)).get("successor")
+                or slot_now(status(s)).get("incarnation") != holder["incarnation"]
+            ),
             began,
         ),
         "pod created": pods.first(is_new, began),
@@ -156,8 +160,11 @@ def follow(
         "agent up": up,
         "launcher ready": jobs.first(
             lambda s: (
-                slot_now(status(s)).get("incarnation") == holder["incarnation"] + 1
-                and slot_now(status(s)).get("state") in {"Ready", "Running"}
+                (
+                    slot_now(status(s)).get("incarnation") == holder["incarnation"] + 1
+                    and slot_now(status(s)).get("state") in {"Ready", "Running"}
+                )
+                or (slot_now(status(s)).get("successor") or {}).get("state") == "Ready"
             ),
             began,
         ),

@@ -61,7 +61,7 @@ def test_a_member_on_a_machine_that_is_to_go_is_replaced_between_two_steps(job: 
     assert after["restarts"]["byCause"] == {"MachineLeaving": 1}
     assert after["goodput"]["lostSteps"] == 0
     print("seconds without a step:", after["goodput"]["lastRecoverySeconds"])
-    assert {"HandingOver", "MemberReplaced"} <= job.events()
+    assert {"HandingOver", "MemberLost"} <= job.events()
 
 
 def test_a_successor_is_created_before_the_victim_has_ended(job: Job) -> None:

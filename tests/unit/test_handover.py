@@ -51,7 +51,7 @@ def test_a_successor_is_announced_and_then_created_while_the_victim_lives(victim
     assert (status.restarts.total, status.recovery) == (0, None)
     assert created(plan(replace(observed, status=status), NOW)) == [(1, 1)]
     bound = after(replace(observed, status=status, members=(*observed.members, HEIR)))
-    assert bound.slots[1].successor == SuccessorStatus(incarnation=1, uid="u9", machine="m")
+    assert bound.slots[1].successor == SuccessorStatus(incarnation=1, uid="u9", machine="m", state="Ready")
     assert created(plan(replace(observed, status=bound, members=(*observed.members, HEIR)), NOW)) == []
 
 

@@ -236,6 +236,23 @@ async def test_a_taint_that_announces_a_machines_end_and_is_taken_back(w: World)
 
 
 @scenario
+async def test_a_quota_that_the_leaving_pod_still_fills_is_waited_for_quietly(w: World) -> None:
+    await w.formed()
+    w.client.edit("pods", "digits-1-0", {"metadata": {"deletionTimestamp": "2023-11-14T22:13:20Z"}})
+    w.client.before = refuse(QuotaExceeded("exceeded quota", status=403), "create", "pods")
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-0"]
+    assert w.reason("QuotaExceeded") is None
+    # ... but it is told once nobody is there any more whose place it could be.
+    w.end("digits-1-0", 75)
+    await w.settle()
+    assert w.reason("QuotaExceeded") == "QuotaExceeded"
+    w.client.before = lambda *_: None
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-0", "digits-1-1"]
+
+
+@scenario
 async def test_a_successor_that_vanished_is_found_missing(w: World) -> None:
     await w.formed()
     w.client.edit("pods", "digits-1-0", {"metadata": {"deletionTimestamp": "2023-11-14T22:13:20Z"}})

@@ -32,6 +32,7 @@ class SuccessorStatus(StatusModel):
     incarnation: int
     uid: str | None = None
     machine: str = ""
+    state: str = "Pending"  # Pending | Starting | Ready
 
 
 class SlotStatus(StatusModel):

@@ -1,22 +1,16 @@
 """The words for people: the phase, the slots' states, how many members train."""
 
 from relight_agent.exits import Cause
-from relight_operator.api.status import TERMINAL
+from relight_operator.api.status import TERMINAL, SlotStatus, SuccessorStatus
 from relight_operator.core.draft import Draft
 
 
 def describe(draft: Draft) -> None:
     status = draft.status
     for slot in status.slots:
-        member = draft.member(slot)
-        if slot.completed is not None:
-            slot.state = "Completed"
-        elif member is not None and not member.alive:
-            slot.state = "Ended"
-        elif member is not None and member.agent is not None:
-            slot.state = member.agent.state
-        elif slot.uid is not None and slot.state == "Pending":
-            slot.state = "Starting"
+        slot.state = "Completed" if slot.completed is not None else _state(draft, slot)
+        if slot.successor is not None:
+            slot.successor.state = _state(draft, slot.successor)
     over = status.world is None or status.recovery is not None or status.phase in TERMINAL
     running = 0 if over else sum(s.state == "Running" and draft.in_world(s.uid) for s in status.slots)
     status.ready_nodes = running
@@ -24,6 +18,15 @@ def describe(draft: Draft) -> None:
     status.selector = f"relight.dev/job={draft.seen.name}"
     if status.phase not in TERMINAL and status.phase != "Suspended":
         status.phase = _phase(draft, running)
+
+
+def _state(draft: Draft, place: SlotStatus | SuccessorStatus) -> str:
+    member = draft.member(place)
+    if member is not None and not member.alive:
+        return "Ended"
+    if member is not None and member.agent is not None:
+        return member.agent.state
+    return "Starting" if place.uid is not None and place.state == "Pending" else place.state
 
 
 def _phase(draft: Draft, running: int) -> str:

@@ -77,7 +77,7 @@ def hand_over(draft: Draft) -> None:
         losses.count_disruption(draft, cause)
         new = draft.name(slot.slot, heir.incarnation)
         replace(slot, MemberEnd(cause, CAUSE_CLASS[cause], draft.now, message=f"{new} has taken over"))
-        draft.event("MemberReplaced", f"{old}: {cause}: {new} has taken over")
+        draft.event("MemberLost", f"{old}: {cause}: {new} has taken over")
 
 
 def _look_after(draft: Draft, slot: SlotStatus, member: SlotView | None) -> None:

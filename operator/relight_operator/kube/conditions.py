@@ -22,6 +22,7 @@ class Hindrance:
     condition: str
     message: str
     retry: float
+    quiet: bool = False  # it passes when the member that is leaving has gone: nothing that people should hear of
 
 
 class Annotated:
@@ -33,7 +34,7 @@ class Annotated:
         self._now = now
 
     def hindrances(self, found: Iterable[Hindrance]) -> None:
-        messages = {h.condition: h.message for h in found}
+        messages = {h.condition: h.message for h in found if not h.quiet}
         for kind in HINDRANCES:
             self.warn(kind, (kind, messages[kind]) if kind in messages else None)
 

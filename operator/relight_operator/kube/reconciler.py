@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -233,7 +233,9 @@ class _Round:
     async def _create(self, action: CreateMember, frozen: Frozen) -> list[Hindrance]:
         made = await apply.create_member(self.b.client, self.owner, action, frozen, self.b.coordinator())
         if isinstance(made, Hindrance):
-            return [made]
+            heirs = {(s.slot, s.successor.incarnation) for s in self.status.slots if s.successor is not None}
+            waits = made.condition == "QuotaExceeded" and (action.slot, action.incarnation) in heirs
+            return [replace(made, quiet=waits)]
         self.b.store.put_pod_of(self.key, made, self.now)
         return []
 
