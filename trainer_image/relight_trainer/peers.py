@@ -41,9 +41,10 @@ def _record_flight() -> None:
     # Which collective each rank is at tells who is behind. With Python's stacks it could wait for the GIL of who hangs.
     wanted = {
         "TORCH_FR_BUFFER_SIZE": "2000",
-        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",  # its name before torch 2.9
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",  # the older names, here and below
         "TORCH_INCLUDE_STACK_TRACE": "0",
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        "TORCH_FR_DUMP_TEMP_FILE": f"{folder}/{FLIGHT}",
         "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{folder}/{FLIGHT}",
         "TORCH_NCCL_DEBUG_INFO_PIPE_FILE": f"{folder}/{FLIGHT_PIPE}",
     }
