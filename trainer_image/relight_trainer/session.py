@@ -122,7 +122,7 @@ class Session:
         self.data_wanted = partial(self._heartbeat.enter, _DATA)
         self.data_ready = partial(self._heartbeat.enter, _TRAIN)
         self._patience = Patience(context.folder.patience) if own_group else None
-        prefix = f"relight/{context.generation}"
+        prefix = f"relight/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{context.generation}"
         self._exchange = StoreExchange(connect(prefix))
         self._stop = StopAgreement(
             connect(prefix),
@@ -191,6 +191,7 @@ class Session:
             checkpoints=self._checkpoints,
             generation=context.generation,
             committed_step=context.committed_step,
+            new_member=context.new_member,
         )
         if restored is not None:
             self._load(restored.state)
