@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,13 +41,15 @@ def form(device: torch.device, members: Sequence[Mapping[str, Any]] = ()) -> Non
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     run = os.environ.get("TORCHELASTIC_RUN_ID", "")
     meet(connect(f"relight/{run}/form"), rank, world, members)
-    group = {"store": connect(f"relight/{run}/group"), "rank": rank, "world_size": world, "timeout": TIMEOUT}
+    init = partial(
+        dist.init_process_group, store=connect(f"relight/{run}/group"), rank=rank, world_size=world, timeout=TIMEOUT
+    )
     if device.type == "cuda":
         _record_flight()
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device, **group)
+        init("nccl", device_id=device)
     else:
-        dist.init_process_group("gloo", **group)
+        init("gloo")
     # Before anything is loaded or built: every member can be reached, and adds up what it should.
     ones = torch.ones(1, device=device)
     dist.all_reduce(ones)
