@@ -163,3 +163,16 @@ def test_the_budget_of_a_command_ends_and_its_exit_code_is_told(home: Home) -> N
     assert result.code == 70, result.said
     assert result.reason == "RetriesExhausted"
     assert "exit code 9" in result.final["lastFailure"]["message"]
+
+
+def test_a_place_where_no_checkpoint_can_be_written_is_said_before_anything_is_trained(home: Home) -> None:
+    home.path.mkdir(parents=True)
+    (home.path / "file").touch()
+    result = home.run(Job(nodes=1, spec={"checkpoint": {"hostPath": {"path": str(home.path / "file")}}}))
+    assert result.code == 64, result.said
+    assert result.reason == "BadConfig"
+    message = result.final["lastFailure"]["message"]
+    assert message.startswith(
+        f"checkpoints cannot be written to {home.path}/file/default/small: Not a directory (as user"
+    )
+    assert result.final.get("world") is None
