@@ -61,7 +61,15 @@ def job_file(job: TrainingJob, *, uid: str, created: float, workdir: str, checkp
         checkpoint_best=checkpoint.best.model_dump() if checkpoint and checkpoint.best else {},
         snapshot_every=0 if checkpoint is None or checkpoint.snapshot.every == "Auto" else checkpoint.snapshot.every,
         grace_seconds=seconds(spec.disruption.grace_period),
+        gpus=_gpus(spec),
     )
+
+
+def _gpus(spec: JobSpec) -> int:
+    """The GPUs that a member is to find: those of its limits, unless its configuration trains on the CPU."""
+    config = spec.trainer.config
+    on_cpu = config is not None and _canonical(config)["train"]["device"] == "cpu"
+    return 0 if on_cpu or spec.trainer.resources is None else spec.trainer.resources.gpus
 
 
 def _canonical(config: dict[str, Any]) -> dict[str, Any]:

@@ -104,15 +104,23 @@ class Result:
 class Running:
     """One `relight run` that has been started."""
 
-    def __init__(self, home: "Home", file: Path, arguments: Sequence[str], *, output: str, **more: Any) -> None:
-        """`more` goes to Popen."""
+    def __init__(
+        self,
+        home: "Home",
+        file: Path,
+        arguments: Sequence[str],
+        *,
+        output: str,
+        program: str | None = None,
+        **more: Any,
+    ) -> None:
+        """`program`: a script in the place of `relight`. `more` goes to Popen."""
         self._home = home
         self._json = output == "json"
         self._out, self._err = (home.path / f"{k}-{home.started}" for k in ("out", "err"))
         argv = [
             sys.executable,
-            "-m",
-            "relight_operator.cli",
+            *([program] if program else ["-m", "relight_operator.cli"]),
             "run",
             str(file),
             "--state-dir",

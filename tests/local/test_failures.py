@@ -44,12 +44,45 @@ def _hundredths(said: str, text: str) -> int:
     return round(100 * float(line.split("s ", 1)[0]))
 
 
-def test_a_failure_at_the_same_step_again_and_again_is_given_up(home: Home) -> None:
-    result = home.run(job("step:7", failures=9, noProgressLimit=2))
+def test_the_same_exception_at_the_same_step_twice_is_given_up(home: Home) -> None:
+    """On whichever rank, and with whatever address and process number in its words."""
+    result = home.run(job("forward:7", nodes=2, failures=9, env={"VOLATILE": 1}))
+    assert result.code == 70, result.said
+    assert result.reason == "DeterministicFailure"
+    assert "the same exception as the last time at the same step, 6" in result.said
+    assert result.restarts["failures"] == 2
+    failure = result.final["lastFailure"]
+    assert failure["message"].startswith("NoSuchDigit: eleven, on rank 1")
+    assert failure["step"] == 6
+    assert failure["collateral"] == ["small-0-0"]
+
+
+def test_a_failure_before_anything_is_done_is_given_up_once_it_has_come_often_enough(home: Home) -> None:
+    result = home.run(job("raise", failures=9, noProgressLimit=2))
     assert result.code == 70, result.said
     assert result.reason == "NoProgress"
-    assert result.restarts["failures"] == 3  # the first one got further than nothing
+    assert result.restarts["failures"] == 2
     assert result.final["lastFailure"]["message"].startswith("NoSuchDigit: eleven, on rank 0")
+
+
+def test_a_rank_that_ends_with_0_before_the_others_has_failed_and_a_rule_may_end_the_job_for_it(home: Home) -> None:
+    rule = {"match": {"cause": "Exception"}, "action": "Fail", "after": 2}
+    result = home.run(job("leave:7", nodes=2, failures=0, rules=[rule]))
+    assert result.code == 70, result.said
+    assert result.reason == "RetryRule"
+    assert "retry.rules[0]: cause Exception, 2 times within 1h" in result.said
+    failure = result.final["lastFailure"]
+    assert failure["message"].startswith("rank 1 ended with exit code 0 before the others were done")
+    assert (failure["member"], failure["collateral"]) == ("small-1-0", ["small-0-0"])
+
+
+def test_a_rule_knows_the_exit_code_of_a_users_own_program(home: Home) -> None:
+    rule = {"match": {"exitCodes": [9]}, "action": "Fail"}
+    trainer = {"command": [sys.executable, "-c", "import sys; sys.exit(9)"]}
+    result = home.run(Job(trainer=trainer, nodes=1, spec={"retry": {"failures": 5, "rules": [rule]}}))
+    assert result.code == 70, result.said
+    assert result.reason == "RetryRule"
+    assert result.restarts["failures"] == 1
 
 
 def test_a_failed_job_goes_on_when_it_is_run_again(home: Home) -> None:
@@ -130,3 +163,16 @@ def test_the_budget_of_a_command_ends_and_its_exit_code_is_told(home: Home) -> N
     assert result.code == 70, result.said
     assert result.reason == "RetriesExhausted"
     assert "exit code 9" in result.final["lastFailure"]["message"]
+
+
+def test_a_place_where_no_checkpoint_can_be_written_is_said_before_anything_is_trained(home: Home) -> None:
+    home.path.mkdir(parents=True)
+    (home.path / "file").touch()
+    result = home.run(Job(nodes=1, spec={"checkpoint": {"hostPath": {"path": str(home.path / "file")}}}))
+    assert result.code == 64, result.said
+    assert result.reason == "BadConfig"
+    message = result.final["lastFailure"]["message"]
+    assert message.startswith(
+        f"checkpoints cannot be written to {home.path}/file/default/small: Not a directory (as user"
+    )
+    assert result.final.get("world") is None

@@ -24,11 +24,12 @@ UNREACHABLE = "http://127.0.0.1:9"
 
 
 def start_agent(
-    folder: Path, url: str, *, argv: list[str] | None = None, orphan_seconds: float = 1800.0
+    folder: Path, url: str, *, argv: list[str] | None = None, orphan_seconds: float = 1800.0, checkpoint_dir: str = ""
 ) -> subprocess.Popen[bytes]:
     JobFile(
         namespace="default", name="alone", uid="job", created=0.0, nodes=1, proc_per_node=1,
         entry={"kind": "command", "argv": argv or ["true"]}, config_hash="h", orphan_seconds=orphan_seconds, grace_seconds=5.0,
+        checkpoint_dir=checkpoint_dir,
     ).write(folder / "job.json")  # fmt: skip
     env = {
         **os.environ,

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple
 
+from relight_agent import preflight
 from relight_agent.exits import ExitCode, exit_of
 from relight_agent.files import FLUSHED, SUPERSEDED, Command, Outcome, clip, read_json
 from relight_agent.generation import BAD_FORK, CommandGeneration, Generation, WorkerGeneration, World
@@ -69,6 +70,9 @@ class Agent:
         self._exit: Optional[Tuple[int, str]] = None
         self._observed_at = 0.0
         self._milestone: Any = None
+        self._new = True  # the generation that runs is this member's first
+        self._fit = False  # whether the pre-flight has found nothing that keeps this member from training
+        self._look_by = 0.0
         self._age = 0.0  # seconds from the start of this process to its first line
         self._settled_generation: Optional[Generation] = None
         self._cold_generation = 0
@@ -94,10 +98,10 @@ class Agent:
         Path(self.me.run_dir).mkdir(parents=True, exist_ok=True)
         self._age = round(process_age(), 3)
         self._reporter.observe(timings={"agent": self._age})
-        if self._is_command:
-            self._become_ready()
-        else:
+        if not self._is_command:
             self._start_launcher()
+        self._look_by = time.monotonic() + preflight.TIMEOUT_SECONDS
+        threading.Thread(target=self._look, name="preflight", daemon=True).start()
         self._reporter.start()
         while self._exit is None:
             self._step()
@@ -113,6 +117,7 @@ class Agent:
         self._watch_generation()
         self._watch_leaving()
         self._watch_orphanhood()
+        self._watch_preflight()
 
     def _running(self) -> bool:
         return self._generation is not None and self._generation.outcome is None
@@ -130,6 +135,11 @@ class Agent:
             self._on_launcher(value)
         elif kind == "stacks":
             self._reporter.update(stacks_id=value[0], stacks=value[1])
+        elif kind == "fit":
+            self._fit = True
+            self._become_ready()
+        elif kind == "unfit":
+            self._quit(value.code, str(value))
         elif kind == "refused":
             self._quit(ExitCode.STOPPED_UNSAVED, "the coordinator refuses this member")
 
@@ -168,13 +178,15 @@ class Agent:
         self._begin(world)
 
     def _begin(self, world: World, *, cold: bool = False) -> None:
+        new = self._generation is None or cold and self._new
+        self._new = new
         self._clean_up_before(world.generation)
         if self._is_command:
             self._generation = CommandGeneration(self.me, world, self._reaper)
         else:
             assert self._launcher is not None
             self._generation = WorkerGeneration(
-                self.me, world, self._reaper, self._launcher, learned=self._learned, cold=cold
+                self.me, world, self._reaper, self._launcher, learned=self._learned, cold=cold, new=new
             )
         self._stalled = None
         self._reporter.update(
@@ -223,8 +235,10 @@ class Agent:
                 python=str(message.get("python", "")),
                 timings={"agent": self._age, "launcher": float(message.get("imported_seconds") or 0.0)},
             )
-            if not self._running():
-                self._become_ready()
+            if self.me.job.gpus and not message.get("cuda"):
+                torch = f"torch {message.get('torch', '')} of {python_of(self.me.job.python)}"
+                self._quit(ExitCode.BAD_CONFIG, f"{torch} is built without CUDA, and the job asks for GPUs")
+            self._become_ready()
             self._start_pending()
         elif event == "closed":
             self._on_launcher_end(int(message["pid"]))
@@ -260,8 +274,30 @@ class Agent:
         return None
 
     def _become_ready(self) -> None:
-        if self._leaving is None:
+        """Say so, as soon as everything is there that a generation needs."""
+        warm = self._is_command or self._launcher_ready
+        if self._fit and warm and self._leaving is None and not self._running():
             self._reporter.update(state="Ready", port=free_port(self.me.address))
+
+    def _look(self) -> None:
+        """In a thread of its own: storage may hang, and the launcher takes its time meanwhile."""
+        try:
+            preflight.look(self.me, self._reporter.notice)
+        except preflight.Unfit as error:
+            self._events.put(("unfit", error))
+        except Exception as error:  # what cannot be looked at is no reason not to try
+            self._reporter.notice(f"the pre-flight went wrong: {type(error).__name__}: {error}")
+            self._events.put(("fit", None))
+        else:
+            self._events.put(("fit", None))
+
+    def _watch_preflight(self) -> None:
+        if not self._fit and self._exit is None and time.monotonic() > self._look_by:
+            seconds = preflight.TIMEOUT_SECONDS
+            self._quit(
+                ExitCode.STORAGE_FAILED,
+                f"the pre-flight has not ended within {seconds:.0f} s: does {self.me.job.checkpoint_dir or 'the disk'} answer?",
+            )
 
     # -- the running generation
 

@@ -1,8 +1,10 @@
 """The agent's side of the coordinator: JSON over HTTP(S), token and CA re-read for each request."""
 
+import email.utils
 import http.client
 import json
 import ssl
+import time
 import urllib.parse
 from pathlib import Path
 from typing import Any, Dict, Optional
@@ -28,6 +30,7 @@ class Channel:
         self._ca_file = ca_file
         self._connection: Optional[http.client.HTTPConnection] = None
         self._connected_to = ""
+        self.ahead: Optional[float] = None  # seconds by which our clock is before the other's, as it said last
 
     def post(self, path: str, body: Dict[str, Any], *, timeout: float) -> Dict[str, Any]:
         """The answer's JSON object. Raises Refused or Unreachable, nothing else."""
@@ -42,6 +45,7 @@ class Channel:
                 connection.sock.settimeout(timeout)
             connection.request("POST", path, data, headers)
             response = connection.getresponse()
+            self._compare_clocks(response.getheader("Date"))
             answer = response.read(MAX_ANSWER_BYTES)
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
@@ -56,6 +60,12 @@ class Channel:
         except ValueError as error:
             raise Unreachable("the answer is not JSON") from error
         return value if isinstance(value, dict) else {}
+
+    def _compare_clocks(self, date: Optional[str]) -> None:
+        try:
+            self.ahead = time.time() - email.utils.parsedate_to_datetime(date or "").timestamp()
+        except (TypeError, ValueError):
+            pass  # no such header, or not a date
 
     def _resolve(self) -> str:
         """A `file://` address names a file that holds the address: a coordinator may come back at another port."""

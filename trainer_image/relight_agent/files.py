@@ -6,6 +6,7 @@ Every JSON file is written by rename, so that a reader sees the old one or the n
       snapshots/                the newest training states of this member; they outlive the workers
       gen-<g>/                  one folder a generation ($RELIGHT_GENERATION_DIR)
         pid-<local rank>        worker -> agent: its process id, so that one that died without a word is told apart
+        members.json            agent -> workers: who else is in the generation, and where
         command.json            agent -> workers: Command
         progress.json           the pod's local rank 0 -> agent, at most once a second: Progress
         heartbeat-<local rank>  worker -> agent: Heartbeat, a few bytes of shared memory
@@ -282,6 +283,14 @@ class GenerationFolder:
         value = read_json(self.path / f"pid-{local_rank}")
         return value if isinstance(value, int) else None
 
+    def write_members(self, members: List[Dict[str, Any]]) -> None:
+        write_json(self.path / "members.json", members)
+
+    def members(self) -> List[Dict[str, Any]]:
+        """Slot, address and machine of each member of the generation, by node rank; empty where nobody has written them."""
+        value = read_json(self.path / "members.json")
+        return [m for m in value if isinstance(m, dict)] if isinstance(value, list) else []
+
     @property
     def errors(self) -> Path:
         return self.path / "errors"
@@ -320,6 +329,7 @@ class JobFile:
     snapshot_every: int = 0  # optimizer steps; 0: as often as costs next to nothing
     grace_seconds: float = 120.0
     orphan_seconds: float = 1800.0
+    gpus: int = 0  # that each member is to have; 0 where it trains without
 
     @classmethod
     def load(cls, path: PathLike) -> "JobFile":

@@ -45,6 +45,7 @@ class World:
     host_store: bool
     committed_step: Optional[int] = None
     health: Health = field(default_factory=Health)
+    members: Tuple[Dict[str, Any], ...] = ()  # slot, address and machine, by node rank
 
     @classmethod
     def from_command(cls, command: Dict[str, Any], uid: str) -> "World":
@@ -60,6 +61,10 @@ class World:
             host_store=int(world["masterSlot"]) == int(me["slot"]),
             committed_step=command.get("committedStep"),
             health=Health.from_world(world.get("health")),
+            members=tuple(
+                {"slot": m["slot"], "address": m.get("address", ""), "machine": m.get("machine", "")}
+                for m in sorted(world["members"], key=lambda m: int(m["rank"]))
+            ),
         )
 
 
@@ -155,7 +160,9 @@ class WorkerGeneration(Generation):
         *,
         learned: Learned,
         cold: bool = False,
+        new: bool = True,
     ) -> None:
+        """`new`: this member has been in no generation before."""
         super().__init__(me, world, reaper)
         self._learned = learned
         opaque = me.job.entry["kind"] != "config"
@@ -167,6 +174,7 @@ class WorkerGeneration(Generation):
         self._ended = False
         self._last_words_at: Optional[float] = None
         self._store_failed: Optional[str] = None
+        self.folder.write_members(list(world.members))
         env = {
             "RELIGHT_JOB_FILE": me.job_file,
             "RELIGHT_RUN_DIR": me.run_dir,
@@ -175,6 +183,7 @@ class WorkerGeneration(Generation):
             "RELIGHT_SLOT": str(me.slot),
             "RELIGHT_UID": me.uid,
             "RELIGHT_AGENT_PID": str(os.getpid()),
+            "RELIGHT_NEW_MEMBER": "1" if new else "",
             "RELIGHT_COMMITTED_STEP": "" if world.committed_step is None else str(world.committed_step),
         }
         sent = launcher.send(

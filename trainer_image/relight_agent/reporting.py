@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional
 
+from relight_agent import preflight
 from relight_agent.channel import Channel, Refused, Unreachable
 from relight_agent.files import MAX_METRICS, MAX_NOTICES, Outcome, Progress, clip
 from relight_agent.identity import Identity
@@ -53,6 +54,7 @@ class State:
     stacks: List[RankStack] = field(default_factory=list)
     pace: Optional[Pace] = None
     first_rank: int = 0  # of this member in `generation`
+    notices: List[str] = field(default_factory=list)  # what a person should hear of this member
 
 
 class Reporter:
@@ -70,6 +72,7 @@ class Reporter:
         self._refusals = 0
         self.answered_at = time.monotonic()  # when the coordinator last said anything
         self._closing = False
+        self._clock_compared = False
 
     def start(self) -> None:
         for target in (self._report_for_ever, self._wait_for_ever):
@@ -87,6 +90,13 @@ class Reporter:
         with self._lock:
             for name, value in changes.items():
                 setattr(self._state, name, value)
+
+    def notice(self, text: str) -> None:
+        """Tell a person: in the log, and in status. From any thread."""
+        print(f"relight-agent: {text}", flush=True)
+        with self._lock:
+            self._state.notices = [*self._state.notices, clip(text)][-MAX_NOTICES:]
+        self._changed.set()
 
     def acknowledge(self, command: str) -> None:
         """The agent has obeyed `command`: nothing that it was told before will be begun any more."""
@@ -174,6 +184,7 @@ class Reporter:
                 "torch": state.torch,
                 "python": state.python,
                 "timings": state.timings,
+                "notices": state.notices,
                 "progress": progress,
                 "outcome": outcome,
                 "acknowledged": self._acknowledged,
@@ -223,6 +234,10 @@ class Reporter:
             return None
         self._refusals = 0
         self.answered_at = time.monotonic()
+        if channel.ahead is not None and not self._clock_compared:
+            self._clock_compared = True
+            if (text := preflight.skew(channel.ahead)) is not None:
+                self.notice(text)
         return answer
 
     def _report_for_ever(self) -> None:

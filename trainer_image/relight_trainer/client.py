@@ -58,7 +58,8 @@ def start(*, init: bool = False, seed: int = 0, **state: Stateful) -> "Run":
     own_group = False
     if init and context is not None and not dist.is_initialized():
         own_group = True
-        form(torch.device("cuda", context.local_rank) if torch.cuda.is_available() else torch.device("cpu"))
+        device = torch.device("cuda", context.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        form(device, context.folder.members())
     if context is not None and not dist.is_initialized():
         raise Misused("client.start needs the process group: call init_process_group before it, or start(init=True)")
     run = Run(seed)

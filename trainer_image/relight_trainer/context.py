@@ -30,6 +30,7 @@ class WorkerContext:
     committed_step: int | None = None
     agent_pid: int | None = None
     chaos_file: Path | None = None
+    new_member: bool = False  # this member has been in no generation before
 
     @property
     def snapshots(self) -> Path:
@@ -63,4 +64,5 @@ class WorkerContext:
             committed_step=int(committed) if committed else None,
             agent_pid=int(agent_pid) if agent_pid else None,
             chaos_file=Path(chaos_file) if chaos_file else None,
+            new_member=env.get("RELIGHT_NEW_MEMBER") == "1",
         )

@@ -67,7 +67,13 @@ class Launcher:
 
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
-        self._say("ready", torch=torch.__version__, python=platform.python_version(), imported_seconds=imported_seconds)
+        self._say(
+            "ready",
+            torch=torch.__version__,
+            python=platform.python_version(),
+            cuda=torch.version.cuda or torch.version.hip or "",
+            imported_seconds=imported_seconds,
+        )
         received = b""
         while True:
             ready, _, _ = select.select([self._channel, self._wake], [], [])

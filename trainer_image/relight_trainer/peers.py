@@ -5,13 +5,16 @@ Nothing is pickled: what is sent is bytes and numbers.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from relight_agent.exits import ExitCode
 from relight_agent.stacks import FLIGHT, FLIGHT_PIPE
 
 TIMEOUT = timedelta(minutes=5)  # longer than any section in which one rank works and the others wait
@@ -23,14 +26,60 @@ class Interrupted(Exception):
     """A wait was left because all ranks have agreed to stop."""
 
 
-def form(device: torch.device) -> None:
-    """Form the default process group from torch's environment: gloo for the CPU, NCCL for CUDA."""
+class Silent(Exception):
+    """Not every rank came to form the world."""
+
+    exit_code = ExitCode.PEER_LOST
+
+
+def form(device: torch.device, members: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Form the default process group from torch's environment: gloo for the CPU, NCCL for CUDA.
+
+    In names of this run alone: a worker of another, woken up at an address that is used again, meets nobody.
+    `members` say by node rank where each runs. Raises Silent, which names the ranks that did not come.
+    """
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    meet(connect(f"relight/{run}/form"), rank, world, members)
+    init = partial(
+        dist.init_process_group, store=connect(f"relight/{run}/group"), rank=rank, world_size=world, timeout=TIMEOUT
+    )
     if device.type == "cuda":
         _record_flight()
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
+        init("nccl", device_id=device)
     else:
-        dist.init_process_group("gloo", timeout=TIMEOUT)
+        init("gloo")
+    # Before anything is loaded or built: every member can be reached, and adds up what it should.
+    ones = torch.ones(1, device=device)
+    dist.all_reduce(ones)
+    if ones.item() != world:
+        raise Silent(f"the sum of {world} ones over all ranks is {ones.item():g}")
+
+
+def meet(
+    store: Store, rank: int, world: int, members: Sequence[Mapping[str, Any]] = (), timeout: timedelta = TIMEOUT
+) -> None:
+    """Wait until every rank is here. Raises Silent, which names those that are not."""
+    keys = [str(i) for i in range(world)]
+    store.set(keys[rank], "here")
+    try:
+        store.wait(keys, timeout)
+    except dist.DistStoreError:
+        missing = [i for i in range(world) if not store.check([keys[i]])]
+        if not missing:
+            return
+        per_node = max(1, world // len(members)) if members else 1
+        names = ", ".join(
+            _where(i, members[i // per_node] if i // per_node < len(members) else {}) for i in missing[:8]
+        )
+        raise Silent(f"waited {timeout.total_seconds():.0f} s for {names}: not come to form the world") from None
+
+
+def _where(rank: int, member: Mapping[str, Any]) -> str:
+    machine, address = member.get("machine"), member.get("address")
+    place = ", ".join(str(p) for p in (machine, address) if p)
+    return f"rank {rank} ({place})" if place else f"rank {rank}"
 
 
 def _record_flight() -> None:

@@ -119,7 +119,7 @@ class Session:
         self.data_wanted = self._heartbeat.entering(_DATA)
         self.data_ready = self._heartbeat.entering(_TRAIN)
         self._patience = Patience(context.folder.patience) if own_group else None
-        prefix = f"relight/{context.generation}"
+        prefix = f"relight/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{context.generation}"
         self._exchange = StoreExchange(connect(prefix))
         self._stop = StopAgreement(
             connect(prefix),
@@ -188,6 +188,7 @@ class Session:
             checkpoints=self._checkpoints,
             generation=context.generation,
             committed_step=context.committed_step,
+            new_member=context.new_member,
         )
         if restored is not None:
             self._load(restored.state)

@@ -25,7 +25,7 @@ def run(context: WorkerContext) -> Outcome:
     check(config)
     device = prepare(config.train, context.local_rank)
     splits = open_splits(config.data, config.loader, config.train.seed, device)
-    form(device)
+    form(device, context.folder.members())
     try:
         return train(config, splits, Session(context), device, context)
     except Stopped as stopped:

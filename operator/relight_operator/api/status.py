@@ -56,6 +56,7 @@ class MemberStatus(StatusModel):
     slot: int
     uid: str
     address: str
+    machine: str = ""
 
 
 class HealthStatus(StatusModel):

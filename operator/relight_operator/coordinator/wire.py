@@ -113,6 +113,7 @@ class Report(Wire):
     torch: Word = ""
     python: Word = ""
     timings: Annotated[dict[Word, float], Field(max_length=8)] = Field(default_factory=dict)
+    notices: Annotated[list[Message], Field(max_length=MAX_NOTICES)] = Field(default_factory=list)
     progress: ProgressReport | None = None
     outcome: OutcomeReport | None = None
     stall: StallReport | None = None
@@ -154,7 +155,7 @@ def view(report: Report, *, heard_at: float) -> AgentView:
         state=report.state, generation=report.generation, terminating_at=instant(report.terminating_age),
         port=report.port, acknowledged=report.acknowledged, furthest_step=report.furthest_step, config_hash=report.config_hash,
         protocol=report.protocol, torch=report.torch, progress=progress, outcome=outcome, stall=stall,
-        stacks_id=stacks.id, stacks=tuple(_stack(r) for r in stacks.ranks), pace=pace, heard_at=heard_at,
+        stacks_id=stacks.id, stacks=tuple(_stack(r) for r in stacks.ranks), pace=pace, heard_at=heard_at, notices=tuple(report.notices),
     )  # fmt: skip
 
 

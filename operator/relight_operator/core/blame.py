@@ -8,9 +8,11 @@ without an exception of its own.
 from relight_agent.exits import Cause, Class
 from relight_operator.api.durations import seconds
 from relight_operator.api.job import AvoidMachines
-from relight_operator.api.status import BlamedMachine, SlotStatus
+from relight_operator.api.status import BlamedMachine, SlotStatus, SuccessorStatus
 from relight_operator.core.draft import Draft
+from relight_operator.core.slots import announced
 
+Place = SlotStatus | SuccessorStatus
 MAX_MACHINES = 32  # in status: the latest to blame
 # A member that has found no machine for so long may come to one that is avoided. An autoscaler needs as long for a new one.
 PATIENCE_SECONDS = 120.0
@@ -67,31 +69,32 @@ def forgive(draft: Draft) -> None:
 
 def let_back(draft: Draft) -> None:
     """Nothing else is left: who has waited in vain for a machine may come to any."""
-    if not avoided(draft):
+    names = ", ".join(avoided(draft))
+    waits = [since for slot in draft.status.slots for place in _places(slot) if (since := _waits_since(draft, place))]
+    if not names or not waits:
         return
-    waiting = [s for s in draft.status.slots if _waits_since(draft, s) is not None]
-    for slot in waiting:
-        since = _waits_since(draft, slot)
-        assert since is not None
-        left = since + PATIENCE_SECONDS - draft.now
-        if left > 0:
-            draft.wakeups.append(left)
-            continue
-        names = ", ".join(avoided(draft))
-        draft.status.blamed_machines = []
-        draft.event(
-            "MachinesForgiven",
-            f"{draft.name(slot.slot, slot.incarnation)} found no machine: {names} may be used again",
-            warning=True,
-        )
-        # A pod's affinity cannot be changed: those that wait are made anew. They have run nothing, so nothing is lost.
-        for one in waiting:
-            one.incarnation, one.uid, one.machine, one.state = one.incarnation + 1, None, "", "Pending"
+    left = min(waits) + PATIENCE_SECONDS - draft.now
+    if left > 0:
+        draft.wakeups.append(left)
         return
+    draft.status.blamed_machines = []
+    draft.event("MachinesForgiven", f"no other machine was found: {names} may be used again", warning=True)
+    # A pod's affinity cannot be changed: those that wait are made anew. They have run nothing, so nothing is lost.
+    for slot in draft.status.slots:
+        if slot.successor is not None and _waits_since(draft, slot.successor):
+            slot.successor = announced(slot)
+        if _waits_since(draft, slot):
+            heir = slot.successor or announced(slot)
+            slot.incarnation, slot.uid, slot.machine = heir.incarnation, heir.uid, heir.machine
+            slot.successor, slot.state = None, "Pending"
 
 
-def _waits_since(draft: Draft, slot: SlotStatus) -> float | None:
-    member = draft.member(slot)
+def _places(slot: SlotStatus) -> tuple[Place, ...]:
+    return (slot, slot.successor) if slot.successor is not None else (slot,)
+
+
+def _waits_since(draft: Draft, place: Place) -> float | None:
+    member = draft.member(place)
     return member.unplaced_since if member is not None and member.alive and member.avoids else None
 
 

@@ -8,7 +8,7 @@ the successor, and nothing is counted.
 
 from relight_agent.exits import CAUSE_CLASS, Cause
 from relight_operator.api.status import SlotStatus
-from relight_operator.core import losses, worlds
+from relight_operator.core import blame, losses, worlds
 from relight_operator.core.draft import Draft, outcome_in
 from relight_operator.core.observed import MemberEnd, SlotView
 from relight_operator.core.slots import announced, replace
@@ -89,6 +89,8 @@ def _look_after(draft: Draft, slot: SlotStatus, member: SlotView | None) -> None
         slot.successor = None
         slot.not_before = draft.now + RETRY_SECONDS
         end = losses.end_of(heir, draft.now)
+        if blame.is_to_blame(end.cause, end.klass):
+            blame.blame(draft, successor.machine, end.at)
         draft.event("SuccessorLost", f"{name}: {end.cause}" + (f": {end.message}" if end.message else ""), warning=True)
     elif member is not None and leaving(member) is None:
         slot.successor = None

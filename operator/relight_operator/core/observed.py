@@ -91,6 +91,7 @@ class AgentView:
     config_hash: str = ""
     protocol: int = 1
     torch: str = ""
+    notices: tuple[str, ...] = ()
     progress: AgentProgress | None = None
     outcome: AgentOutcome | None = None
     stall: AgentStall | None = None

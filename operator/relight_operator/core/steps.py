@@ -28,7 +28,7 @@ def hear(draft: Draft) -> None:
         _recovered(draft, world, progress, furthest)
     if progress is not None:
         _record(draft, progress, reports)
-    _note(draft, list(dict.fromkeys(n for p in reports for n in p.notices)))
+    _note(draft, list(dict.fromkeys([*_of_members(draft, world), *(n for p in reports for n in p.notices)])))
 
 
 def close(draft: Draft) -> None:
@@ -52,6 +52,13 @@ def _reports(draft: Draft, world: WorldStatus) -> list[AgentProgress]:
     agents = {m.uid: m.agent for m in draft.world_members()}
     said = [agent.progress for m in world.members if (agent := agents.get(m.uid)) is not None]
     return [p for p in said if p is not None and p.generation == world.generation]
+
+
+def _of_members(draft: Draft, world: WorldStatus) -> list[str]:
+    """What the agents of the present generation have to say of their machines."""
+    said = {m.uid: (m, m.agent.notices) for m in draft.world_members() if m.agent is not None and m.agent.notices}
+    told = [said[seat.uid] for seat in world.members if seat.uid in said]
+    return [f"{draft.name(m.slot, m.incarnation)}: {text}" for m, notices in told for text in notices]
 
 
 def _progress(reports: list[AgentProgress]) -> AgentProgress | None:

@@ -86,7 +86,10 @@ def form(draft: Draft) -> None:
         master_slot=master.slot,
         master_address=master.address,
         master_port=master.agent.port,
-        members=[MemberStatus(rank=i, slot=m.slot, uid=m.uid, address=m.address) for i, m in enumerate(members)],
+        members=[
+            MemberStatus(rank=i, slot=m.slot, uid=m.uid, address=m.address, machine=m.machine)
+            for i, m in enumerate(members)
+        ],
         previous_furthest_step=furthest,
         recovering_since=_recovering_since(old, recovery),
         health=HealthStatus(

@@ -1,5 +1,6 @@
 """`failing.py HOW [MENDED]`: ends badly in the way it is told to, until the file MENDED exists (it is made at the first
-failure where MENDED ends in ".once"). With HOW "step:N", trains with the client and fails after step N.
+failure where MENDED ends in ".once"). With HOW "step:N", trains with the client, and the last rank fails once it has
+applied step N; with "forward:N" it fails before it, with "leave:N" it ends with 0 there. VOLATILE in the environment puts what differs each time into the words.
 """
 
 import os
@@ -24,7 +25,10 @@ def end(how: str, rank: int) -> NoReturn:
         os.kill(os.getpid(), signal.SIGKILL)
     if how.startswith("exit:"):
         sys.exit(int(how.removeprefix("exit:")))
-    raise NoSuchDigit(f"eleven, on rank {rank}")
+    if how == "leave":
+        sys.exit(0)
+    words = f" (pid {os.getpid()}, {object()!r})" if "VOLATILE" in os.environ else ""
+    raise NoSuchDigit(f"eleven, on rank {rank}{words}")
 
 
 def mended() -> bool:
@@ -38,22 +42,26 @@ def mended() -> bool:
     return False
 
 
-def train(steps: int, fails_at: int | None) -> None:
+def train(steps: int, fails_at: int | None, how: str) -> None:
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     run = client.start(model=model, optimizer=optimizer, init=True)
     replica = run.wrap(model)
     for (inputs,) in run.steps(DataLoader(TensorDataset(torch.ones(steps, 4)), batch_size=1), epochs=1):
+        here = run.step + 1 == fails_at and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
+        if here and how != "step":
+            end(how, torch.distributed.get_rank())
         optimizer.zero_grad()
         replica(inputs).sum().backward()
         optimizer.step()
-        if run.step + 1 == fails_at and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
-            end("raise", torch.distributed.get_rank())
+        if here:
+            end(how, torch.distributed.get_rank())
 
 
 how = sys.argv[1]
 fails = not mended()
-if how.startswith("step:"):
-    train(40, int(how.removeprefix("step:")) if fails else None)
+kind, _, step = how.partition(":")
+if kind in {"step", "forward", "leave"}:
+    train(40, int(step) if fails else None, kind)
 elif fails:
     end(how, int(os.environ["RANK"]))

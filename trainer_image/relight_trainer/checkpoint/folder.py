@@ -94,6 +94,10 @@ class CheckpointFolder:
         self._timeout = timeout
         self._saves = 0
         self._last: Checkpoint | None = None
+        self._own_fence: tuple[int, bytes] | None = None  # of the generation that this process has begun
+
+    def __str__(self) -> str:
+        return str(self._place)
 
     @classmethod
     def of_job(cls, job: JobFile, say: Callable[[str], None] = print) -> Self:
@@ -122,8 +126,15 @@ class CheckpointFolder:
                 sound, _ = self._scan()
                 known = [c.seal for c in sound if fence is None or fence.admits(c)]
                 body = {"created": self._created, "generation": generation, "job_uid": self._job_uid, "known": known}
-                self._place.put(_FENCE, json.dumps(sealed(body)).encode())
+                self._own_fence = generation, json.dumps(sealed(body)).encode()
+                self._place.put(_FENCE, self._own_fence[1])
             self._place.sweep()
+
+    def has_begun(self, generation: int) -> bool:
+        """Whether it is seen from here that this generation, or a later one, has begun. Raises `StorageFailed`."""
+        with self._storage("read"):
+            fence = self._fence()
+            return fence is not None and (fence.created, fence.generation) >= (self._created, generation)
 
     def newest(self, newer_than: Position | None = None) -> Checkpoint | None:
         """The newest checkpoint that verifies, None where there is none. Rank 0, after `begin_generation`.
@@ -263,6 +274,10 @@ class CheckpointFolder:
         if fence is not None and (fence.created, fence.generation) > (self._created, generation):
             whose = f"generation {fence.generation}" if fence.created == self._created else "a newer job of this name"
             raise Fenced(f"generation {generation} may no longer use {self._place}: {whose} has begun")
+        older = fence is None or (fence.created, fence.generation) < (self._created, generation)
+        if older and self._own_fence is not None and self._own_fence[0] == generation:
+            # Who was stopped in the middle of beginning an older generation, and woke up, has put its own over ours.
+            self._place.put(_FENCE, self._own_fence[1])
 
     def _judge_change(self, checkpoint: Checkpoint) -> None:
         """Go on from another configuration's checkpoint only where what differs is harmless or allowed."""
