@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from relight_agent.exits import ExitCode
 from relight_agent.files import MAX_METRICS, MAX_NOTICES, SECTIONS, Heartbeat, Outcome, Progress, clip
+from relight_agent.ledger import CHECKPOINT, DRAIN, EVALUATION, PRODUCTIVE, REPLAYED, Ledger
 from relight_trainer.chaos import Chaos
 from relight_trainer.checkpoint import (
     Checkpoint,
@@ -109,6 +110,7 @@ class Session:
         self.saving: Callable[[], AbstractContextManager[None]] = nullcontext  # around a checkpoint
         # Seconds of this rank's own work in this generation's steps, waiting for peers left out; None: not known.
         self.own_seconds: Callable[[], float] | None = None
+        self.waited: Callable[[], float] = float  # seconds that steps have waited for their data, in all
         self._entered_at = 0.0
         self._context = context
         self._notices: list[str] = []
@@ -122,6 +124,7 @@ class Session:
         self.data_wanted = partial(self._heartbeat.enter, _DATA)
         self.data_ready = partial(self._heartbeat.enter, _TRAIN)
         self._patience = Patience(context.folder.patience) if own_group else None
+        self._ledger = Ledger(context.folder.ledger_path if context.local_rank == 0 else None)
         prefix = f"relight/{context.generation}"
         self._exchange = StoreExchange(connect(prefix))
         self._stop = StopAgreement(
@@ -208,6 +211,7 @@ class Session:
         self._due.start(self.cursor.step)
         self._stop.at_boundary(self.cursor.step)
         self._heartbeat.beat(_TRAIN, self.cursor.step)
+        self._ledger.turn_to(self._kind_of_step())
         self._report(restored_at=time.monotonic())
         self._serve_metrics()
         return restored
@@ -231,13 +235,14 @@ class Session:
         before, self.cursor = self.cursor, cursor
         self.state_equal()  # which may log, into the new cursor
         self._stop.at_boundary(cursor.step)
-        now = time.monotonic()
+        ended = now = time.monotonic()
         if now >= self._snapshot_due:
             # From before the copy, which waits for the device: a host that runs ahead of long steps skips none.
             self._snapshot_due = now + _SNAPSHOT_SECONDS
             self._write_snapshot()
             now = time.monotonic()
         self._heartbeat.beat(_TRAIN, cursor.step)
+        self._ledger.step(self._kind_of_step(cursor.step), ended=ended, saved=now, waited=self.waited())
         steps, samples, seconds = self.pace
         self.pace = Pace(steps + 1, samples + cursor.samples - before.samples, seconds + now - self._entered_at)
         if self._progress.first_step_at is None:
@@ -261,11 +266,13 @@ class Session:
         """Around evaluation between steps, which may raise Interrupted as soon as `leaving()`."""
         self._write_missing_snapshot()
         self._heartbeat.beat(_EVALUATION, self.cursor.step)
+        self._ledger.turn_to(EVALUATION)
         try:
             yield
         except Interrupted:
             self._leave()
         self._heartbeat.beat(_TRAIN, self.cursor.step)
+        self._ledger.turn_to(self._kind_of_step())
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
@@ -282,6 +289,7 @@ class Session:
         if not self._stop.finish(self.cursor.step):
             self._leave()
         self._heartbeat.enter(_END)
+        self._ledger.turn_to(CHECKPOINT)
         digest = weights_digest(named_tensors)
         digests = self.peers.gather(bytes.fromhex(digest))
         differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
@@ -350,6 +358,8 @@ class Session:
         self._write_missing_snapshot()
         self.before_saving()
         self._heartbeat.beat(_CHECKPOINT, self.cursor.step)
+        if self._ledger.kind != DRAIN:
+            self._ledger.turn_to(CHECKPOINT)
         generation, step, cursor = self._context.generation, self.cursor.step, asdict(self.cursor)
         if saver.writing is None:
             self._save_time.begin()
@@ -361,6 +371,8 @@ class Session:
                 committed = saver.due(self._state, generation=generation, step=step, cursor=cursor)
         self._due.saved()
         self._heartbeat.beat(_TRAIN, self.cursor.step)
+        if self._ledger.kind != DRAIN:
+            self._ledger.turn_to(self._kind_of_step())
         if committed is not None:
             self._committed(committed)
 
@@ -372,6 +384,7 @@ class Session:
     def _leave(self) -> NoReturn:
         """Every rank is here, at the agreed step: see leaving.py for what is saved, and where."""
         self._stop.close()
+        self._ledger.turn_to(DRAIN)
         self._write_missing_snapshot()
         step, rank, saver = self.cursor.step, self._context.rank, self._saver
         member, decision = self._agree_on_leaving()
@@ -418,6 +431,11 @@ class Session:
             if (committed := saver.poll()) is not None:
                 self._committed(committed)
             time.sleep(0.005)
+
+    def _kind_of_step(self, step: int | None = None) -> int:
+        """Whether `step`, or the next one, is done for the first time."""
+        step = self.cursor.step + 1 if step is None else step
+        return REPLAYED if step <= self._context.furthest_step else PRODUCTIVE
 
     def _report(self, **changes: Any) -> None:
         """Note `changes` of the progress and, as this member's local rank 0, write it."""

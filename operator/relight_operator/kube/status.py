@@ -23,6 +23,7 @@ WIRE_TIMES = (
     ("stall", "since"),
     ("stall", "found"),
     ("stragglers", "*", "since"),
+    ("history", "*", "since"),
 )
 # What grows with what agents and people say; control must not depend on it.
 _NOT_CONTROL = (("progress",), ("result", "metrics"), ("checkpoint", "notices"), ("stragglers",))
