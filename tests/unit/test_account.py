@@ -7,7 +7,7 @@ import pytest
 from sim_views import NOW, after, agent, busy, ended, member, outcome, recovering, running, seen, spec
 
 from relight_agent.exits import Cause
-from relight_operator.api.status import JobStatus, SlotStatus
+from relight_operator.api.status import JobStatus, SlotStatus, SuccessorStatus
 from relight_operator.core.account import ratio
 from relight_operator.core.observed import AgentSpent, AgentView, SlotView
 
@@ -187,3 +187,19 @@ def test_a_world_of_an_operator_that_did_not_count_is_counted_from_now_on() -> N
 )
 def test_goodput_is_productive_time_in_all_that_had_a_machine(buckets: dict[str, float], text: str | None) -> None:
     assert ratio(buckets) == text
+
+
+def test_a_successor_made_ready_beside_a_leaving_member_is_counted_beside_it() -> None:
+    status = recovering()
+    status.goodput.counted_until = NOW - 10
+    status.slots[0].successor = SuccessorStatus(incarnation=1, uid="u8", machine="m")
+    views = member(0), member(0, "u8", incarnation=1), member(1, "u9", incarnation=1, end=ended(Cause.DELETED, at=NOW))
+    assert counted(status, *views) == {"idle": 20.0, "start": 10.0}
+
+
+def test_what_a_stall_took_is_the_hang_from_when_it_was_known() -> None:
+    # Its ledger stands where the evaluation began that never ended; a part of it has been counted as such.
+    status = training({"productive": 60.0, "evaluation": 10.0})
+    spent = ledger({"productive": 60.0}, until=NOW - 40)
+    views = [member(i, agent=trained(over("failed", 72, at=NOW), spent)) for i in range(2)]
+    assert counted(status, *views) == {"hang": 60.0}
