@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from relight_agent.exits import CAUSE_CLASS, Class
-from relight_operator.api.status import PHASES, TERMINAL, JobStatus
+from relight_operator.api.status import BUCKETS, PHASES, TERMINAL, JobStatus
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.25, 0.5, 1, 2, 3, 5, 8, 13, 20, 30, 60, 120, 300, 600)
@@ -43,6 +43,7 @@ class Metrics:
         self.recovery_seconds = Histogram(
             "relight_recovery_seconds",
             "From the first sign of a loss to the first new step.",
+            ["cause"],
             buckets=_SECONDS,
             registry=r,
         )
@@ -54,7 +55,8 @@ class Metrics:
             (self.disruptions if cause in _FREE else self.failures).labels(cause).inc(count)
         self.lost_steps.inc(max(0, new.goodput.lost_steps - old.goodput.lost_steps))
         if new.goodput.recoveries > old.goodput.recoveries and new.goodput.last_recovery_seconds is not None:
-            self.recovery_seconds.observe(float(new.goodput.last_recovery_seconds))
+            cause = new.history[-1].cause if new.history else "Unknown"
+            self.recovery_seconds.labels(cause).observe(float(new.goodput.last_recovery_seconds))
 
     def exposition(self) -> bytes:
         return generate_latest(self.registry)
@@ -64,10 +66,11 @@ class JobCollector(Collector):
     def __init__(self, jobs: Jobs) -> None:
         self._jobs = jobs
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         jobs = self._jobs()
         yield self._phases(jobs.values())
         yield self._stragglers(jobs)
+        yield self._seconds(jobs)
         labels = ["namespace", "name"]
         for metric, text, value in _PER_JOB:
             family = GaugeMetricFamily(metric, text, labels=labels)
@@ -92,6 +95,17 @@ class JobCollector(Collector):
         return family
 
     @staticmethod
+    def _seconds(jobs: Mapping[str, Mapping[str, Any]]) -> CounterMetricFamily:
+        text = "Seconds of a job's members, by what they went to."
+        family = CounterMetricFamily("relight_job_seconds", text, labels=["namespace", "name", "bucket"])
+        for key, body in jobs.items():
+            seconds = _inside(body.get("status") or {}, "goodput", "buckets")
+            for bucket in BUCKETS:
+                if isinstance(seconds, Mapping) and bucket in seconds:
+                    family.add_metric([*key.split("/"), bucket], float(seconds[bucket]))
+        return family
+
+    @staticmethod
     def _phases(bodies: Iterable[Mapping[str, Any]]) -> GaugeMetricFamily:
         family = GaugeMetricFamily("relight_jobs", "Jobs in each phase.", labels=["phase"])
         tally = Tally((b.get("status") or {}).get("phase") or "Pending" for b in bodies)
@@ -102,12 +116,22 @@ class JobCollector(Collector):
 
 def _at(*path: str) -> Callable[[Mapping[str, Any]], float | None]:
     def value(status: Mapping[str, Any]) -> float | None:
-        found: Any = status
-        for key in path:
-            found = found.get(key) if isinstance(found, Mapping) else None
+        found = _inside(status, *path)
         return float(found) if isinstance(found, (int, float)) else None
 
     return value
+
+
+def _inside(status: Mapping[str, Any], *path: str) -> Any:
+    found: Any = status
+    for key in path:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def _ratio(status: Mapping[str, Any]) -> float | None:
+    text = _inside(status, "goodput", "ratio")
+    return float(text) if isinstance(text, str) else None
 
 
 _PER_JOB = (
@@ -118,5 +142,6 @@ _PER_JOB = (
     ("relight_job_disruptions", "Members lost through no fault of the job.", _at("restarts", "disruptions")),
     ("relight_job_failures", "Failures of the job's own processes.", _at("restarts", "failures")),
     ("relight_job_lost_steps", "Optimizer steps undone and done again.", _at("goodput", "lostSteps")),
+    ("relight_job_goodput_ratio", "Productive part of the seconds for which members had a machine.", _ratio),
     ("relight_job_checkpoint_step", "The step of the newest committed checkpoint.", _at("checkpoint", "step")),
 )

@@ -20,6 +20,7 @@ from relight_operator.core.commands import AgentCommand, command_for
 from relight_operator.core.observed import (
     AgentOutcome,
     AgentProgress,
+    AgentSpent,
     AgentStall,
     AgentView,
     MemberEnd,
@@ -44,6 +45,7 @@ class Agent:
     acknowledged: str = ""
     outcome: AgentOutcome | None = None
     progress: AgentProgress | None = None
+    spent: AgentSpent | None = None
     furthest: int = 0
     terminating_at: float | None = None
     leaving: bool = False
@@ -70,6 +72,7 @@ class Agent:
             config_hash=HASH,
             torch="2.13.0",
             progress=self.progress,
+            spent=self.spent,
             outcome=self.outcome,
             stall=self.stall,
             stacks_id=self.stacks_id,
@@ -111,6 +114,18 @@ class Training:
     first_step_at: float | None = None
     broken: bool = False  # one of them has ended: no collective succeeds any more
     stuck: int | None = None  # the slot whose worker hangs: nobody gets any further
+    mark: float = 0.0  # until when the ledger of its workers has been kept
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, kind: str, now: float) -> float:
+        """All since the last time has gone to `kind`."""
+        spent, self.mark = now - self.mark, now
+        self.seconds = {**self.seconds, kind: self.seconds.get(kind, 0.0) + spent}
+        return spent
+
+    @property
+    def spent(self) -> AgentSpent | None:
+        return AgentSpent(self.world.generation, self.mark, self.seconds) if self.seconds else None
 
 
 @dataclass
@@ -299,7 +314,8 @@ class Cluster:
             agent.state, agent.outcome, agent.progress, agent.furthest = "Running", None, None, 0
             agent.asked = False
             agent.stall, agent.stacks_id, agent.stacks = None, "", ()
-            self.trainings.setdefault(command.generation, Training(command.world))
+            agent.spent = None
+            self.trainings.setdefault(command.generation, Training(command.world, mark=self.now))
 
     def leave(self, member: Member) -> None:
         """An agent that is to leave does so once nothing runs."""
@@ -347,6 +363,8 @@ class Cluster:
         training = self.trainings.get(outcome.generation)
         if training is not None and member.agent.progress is None:
             member.agent.progress = training.restored  # its workers wrote that before their first step
+        if training is not None:
+            member.agent.spent = training.spent  # shared memory: as it is at the end
         member.agent.outcome = outcome
         member.agent.stall = None
         member.agent.state = "Ready"
@@ -408,17 +426,20 @@ class Cluster:
             training.world.generation, step, self.total, resumed_from=step, resumed_kind=kind
         )
         self.truth.restored(step)
+        self.truth.spent("restore", training.spend("restore", self.now) * len(runners))
         for member in runners:
             member.agent.furthest = step
             member.agent.snapshot = (training.world.generation, step)
             if chatty:
-                member.agent.progress = training.restored
+                member.agent.progress, member.agent.spent = training.restored, training.spent
 
     def _step(self, training: Training, runners: list[Member], *, chatty: bool) -> None:
         assert training.step is not None
         training.step += 1
         training.first_step_at = training.first_step_at or self.now
         self.truth.stepped()
+        kind = "replayed" if training.step <= training.world.previous_furthest_step else "productive"
+        self.truth.spent(kind, training.spend(kind, self.now) * len(runners))
         if training.step % CHECKPOINT_EVERY == 0:
             self.checkpoint = training.step
         for member in runners:
@@ -426,6 +447,7 @@ class Cluster:
             agent.furthest = training.step
             agent.snapshot = (training.world.generation, training.step)
             if chatty and training.restored is not None:
+                agent.spent = training.spent
                 agent.progress = replace(
                     training.restored,
                     step=training.step,

@@ -23,6 +23,7 @@ class Truth:
         self.executed = 0
         self.lost = 0
         self.position = 0
+        self.seconds = dict.fromkeys(("restore", "productive", "replayed"), 0.0)  # of all members, by their ledgers
         self.exact = True  # until what a generation did has died, unheard, with all its members
         self.worlds: dict[int, WorldStatus] = {}
         self.machines: set[str] = set()  # on which a member has ever been
@@ -39,6 +40,9 @@ class Truth:
         self.lost += max(0, self.position - step)
         assert step <= self.position, "a state from nowhere"
         self.position = step
+
+    def spent(self, kind: str, seconds: float) -> None:
+        self.seconds[kind] += seconds
 
     def stepped(self) -> None:
         self.executed += 1
@@ -103,12 +107,30 @@ class Truth:
         self._check_world(old, new)
         raised = self._check_slots(old, new)
         self._check_counts(old, new, raised)
+        self._check_buckets(old, new)
         goodput = new.goodput
         assert goodput.executed_steps == goodput.reached_step + goodput.lost_steps
         if new.phase == "Succeeded":
             assert new.world is not None
             assert goodput.reached_step == self._cluster.total
             assert all(s.completed == new.world.generation for s in new.slots)
+
+    def _check_buckets(self, old: JobStatus, new: JobStatus) -> None:
+        """Every second of every slot is in one bucket, once."""
+        before, after = old.goodput.buckets, new.goodput.buckets
+        assert all(after.get(kind, 0.0) >= seconds - 1e-6 for kind, seconds in before.items()), "taken back"
+        for kind, seconds in self.seconds.items():
+            assert after.get(kind, 0.0) <= seconds + 1e-3, f"{kind}: more than there was"
+        assert new.goodput.counted_until is not None
+        elapsed = new.goodput.counted_until - (old.goodput.counted_until or new.goodput.counted_until)
+        counted = sum(after.values()) + _deferred(new) - sum(before.values()) - _deferred(old)
+        slots = len(old.slots) + sum(s.successor is not None for s in old.slots)
+        assert -1e-3 < counted < slots * elapsed + 1e-3, "counted twice"
+        # Whoever has left after its work was done, for a stop, or with a job that failed of it, is not counted any more.
+        part_time = new.phase == "Failed" or any(
+            s.stop or any(x.completed is not None for x in s.slots) for s in (old, new)
+        )
+        assert part_time or counted > slots * elapsed - 1e-3, "a second is in no bucket"
 
     def _check_world(self, old: JobStatus, new: JobStatus) -> None:
         before, after = old.world, new.world
@@ -251,6 +273,16 @@ def _wanted(slot: SlotStatus | None, member: Member) -> bool:
 
 def _judged(status: JobStatus) -> bool:
     return status.recovery is not None and status.recovery.judged
+
+
+def _deferred(status: JobStatus) -> float:
+    """Member-seconds of the running world that reports have not explained yet."""
+    world, until = status.world, status.goodput.counted_until
+    if world is None or world.formed_at is None or until is None or status.phase in TERMINAL:
+        return 0.0
+    uids = {m.uid for m in world.members}
+    here = [s for s in status.slots if s.uid in uids and s.slot not in world.closed]
+    return len(here) * (until - world.formed_at - sum(world.seconds.values()))
 
 
 def _identity(world: WorldStatus) -> tuple[object, ...]:

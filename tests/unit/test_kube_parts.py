@@ -11,7 +11,7 @@ from kube_fake import _merge
 
 from relight_operator.__main__ import main
 from relight_operator.api.job import TrainingJob
-from relight_operator.api.status import Condition, JobStatus, ProgressStatus, RecoveryStatus, Restarts
+from relight_operator.api.status import Condition, JobStatus, ProgressStatus, RecoveryRecord, RecoveryStatus, Restarts
 from relight_operator.kube import status as wire
 from relight_operator.kube.machines import Machines
 from relight_operator.kube.names import Owner
@@ -299,19 +299,25 @@ def sample(metrics: Metrics, line: str) -> str | None:
 
 
 def test_series_of_jobs_end_with_the_job() -> None:
-    jobs = {"ml/d": {"status": {"phase": "Running", "progress": {"step": 7}}}}
+    goodput = {"ratio": "0.750", "buckets": {"productive": 6.0, "start": 2.0, "of a newer version": 1.0}}
+    jobs = {"ml/d": {"status": {"phase": "Running", "progress": {"step": 7}, "goodput": goodput}}}
     metrics = Metrics(lambda: jobs)
     assert sample(metrics, 'relight_jobs{phase="Running"}') == "1.0"
     assert sample(metrics, 'relight_job_step{name="d",namespace="ml"}') == "7.0"
+    assert sample(metrics, 'relight_job_goodput_ratio{name="d",namespace="ml"}') == "0.75"
+    assert sample(metrics, 'relight_job_seconds_total{bucket="productive",name="d",namespace="ml"}') == "6.0"
+    assert "of a newer version" not in metrics.exposition().decode()
     jobs.clear()
     assert sample(metrics, 'relight_jobs{phase="Running"}') == "0.0"
     assert sample(metrics, 'relight_job_step{name="d",namespace="ml"}') is None
+    assert b"relight_job_seconds_total{" not in metrics.exposition()
 
 
 def test_counters_move_by_what_a_write_changed() -> None:
     metrics = Metrics(dict)
     old = JobStatus(restarts=Restarts(by_cause={"Deleted": 1}))
     new = JobStatus(restarts=Restarts(by_cause={"Deleted": 2, "Preempted": 1, "Exception": 1}))
+    new.history = [RecoveryRecord(generation=1, since=0.0, cause="Preempted")]
     new.goodput.lost_steps, new.goodput.recoveries, new.goodput.last_recovery_seconds = 4, 1, "2.5"
     metrics.on_write(None, old, new)
     metrics.on_write(None, new, new)
@@ -319,7 +325,7 @@ def test_counters_move_by_what_a_write_changed() -> None:
     assert sample(metrics, 'relight_disruptions_total{cause="Preempted"}') == "1.0"
     assert sample(metrics, 'relight_failures_total{cause="Exception"}') == "1.0"
     assert sample(metrics, "relight_lost_steps_total") == "4.0"
-    assert sample(metrics, "relight_recovery_seconds_sum") == "2.5"
+    assert sample(metrics, 'relight_recovery_seconds_sum{cause="Preempted"}') == "2.5"
 
 
 # -- the command line

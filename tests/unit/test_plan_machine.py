@@ -56,6 +56,7 @@ def spec(nodes: int, retry: dict[str, Any]) -> JobSpec:
 
 class Faults(RuleBasedStateMachine):
     cluster: Cluster
+    stopped = False
 
     @initialize(
         nodes=st.integers(1, 3),
@@ -195,6 +196,7 @@ class Faults(RuleBasedStateMachine):
     @rule(how=st.sampled_from([(False, None), (True, None), (False, "interrupt-1")]), rounds=ROUNDS, frozen=FROZEN)
     def stop_is_wanted_or_not(self, how: tuple[bool, str | None], rounds: int, frozen: frozenset[int]) -> None:
         suspend, self.cluster.stop = how
+        self.stopped = self.stopped or suspend or self.cluster.stop is not None
         self.cluster.spec = self.cluster.spec.model_copy(update={"suspend": suspend})
         self.go(rounds, frozen)
 
@@ -214,6 +216,9 @@ class Faults(RuleBasedStateMachine):
             assert goodput.executed_steps == cluster.total + goodput.lost_steps
         if truth.exact and status.phase == "Succeeded":
             assert (goodput.executed_steps, goodput.lost_steps) == (truth.executed, truth.lost)
+        if truth.losses == 0 and not self.stopped and status.phase == "Succeeded":  # so everybody was heard to the end
+            for kind, seconds in truth.seconds.items():
+                assert goodput.buckets.get(kind, 0.0) == pytest.approx(seconds, abs=1e-3)
         if status.phase == "Failed":
             self.check_reason(next(c.reason for c in status.conditions if c.type == "Failed"))
 

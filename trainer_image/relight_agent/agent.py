@@ -201,6 +201,7 @@ class Agent:
             stacks=[],
             pace=None,
             first_rank=world.node_rank * self.me.job.proc_per_node,
+            spent=None,
         )
 
     def _clean_up_before(self, generation: int) -> None:
@@ -325,7 +326,11 @@ class Agent:
         milestone = progress and (progress.restored_at, progress.first_step_at is not None, progress.checkpoint)
         share = self._reporter.update if milestone != self._milestone else self._reporter.observe
         self._milestone = milestone
-        share(progress=progress, furthest_step=generation.furthest_step())
+        share(
+            progress=progress,
+            furthest_step=generation.furthest_step(),
+            spent=generation.spent(stalled=self._stalled is not None),
+        )
 
     def _watch_progress(self, generation: Generation, now: float) -> None:
         """Say that the workers are overdue, or no longer are; and how fast they are."""
@@ -401,6 +406,7 @@ class Agent:
 
     def _settle(self, generation: Generation, outcome: Outcome) -> None:
         self._settled_generation = generation
+        spent = generation.spent(stalled=self._stalled is not None)
         if self._stalled is not None:
             self._stalled = None
             self._learned.stalls += 1
@@ -413,6 +419,7 @@ class Agent:
             pace=None,
             progress=generation.progress(),
             furthest_step=generation.furthest_step(),
+            spent=spent,
         )
         self._start_pending()
 

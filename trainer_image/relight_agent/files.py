@@ -13,6 +13,7 @@ Every JSON file is written by rename, so that a reader sees the old one or the n
         stack-<local rank>      worker -> agent: its Python stacks, each time it is asked by stacks.SIGNAL
         patience.json           agent -> workers: the seconds that a rank of this job may be silent, whatever it does
         flight-<rank>           NCCL's flight recorder, on a GPU
+        ledger                  the pod's local rank 0 -> agent: what its seconds have gone to, as Ledger keeps it
         outcome-<local rank>.json   worker -> agent, once, its last act: Outcome
         errors/                 torch's error files
 """
@@ -290,6 +291,10 @@ class GenerationFolder:
         """Slot, address and machine of each member of the generation, by node rank; empty where nobody has written them."""
         value = read_json(self.path / "members.json")
         return [m for m in value if isinstance(m, dict)] if isinstance(value, list) else []
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.path / "ledger"
 
     @property
     def errors(self) -> Path:

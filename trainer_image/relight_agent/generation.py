@@ -17,6 +17,7 @@ from relight_agent.exits import CLASS_ORDER, Class, ExitCode, exit_of
 from relight_agent.files import Command, GenerationFolder, Heartbeat, Outcome, Progress, clip, read_json
 from relight_agent.identity import Identity
 from relight_agent.launcher import Launcher, inherited_env, path_of, python_of
+from relight_agent.ledger import Ledger, Spent
 from relight_agent.processes import Process, Reaper, descendants, is_alive, kill_all
 from relight_agent.stacks import RankStack, collect, recorded
 from relight_agent.stalls import Health, Learned, Pace, Paces, Silence, Watch
@@ -46,6 +47,7 @@ class World:
     committed_step: Optional[int] = None
     health: Health = field(default_factory=Health)
     members: Tuple[Dict[str, Any], ...] = ()  # slot, address and machine, by node rank
+    furthest_step: int = 0  # steps that earlier generations have done
 
     @classmethod
     def from_command(cls, command: Dict[str, Any], uid: str) -> "World":
@@ -65,6 +67,7 @@ class World:
                 {"slot": m["slot"], "address": m.get("address", ""), "machine": m.get("machine", "")}
                 for m in sorted(world["members"], key=lambda m: int(m["rank"]))
             ),
+            furthest_step=int(world.get("previousFurthestStep") or 0),
         )
 
 
@@ -102,6 +105,16 @@ class Generation:
 
     def furthest_step(self) -> int:
         return self.folder.furthest_step(self.me.job.proc_per_node)
+
+    def spent(self, *, stalled: bool) -> Optional[Spent]:
+        """What the workers' seconds have gone to, up to now or to their end; None where they do not say.
+
+        What workers that are `stalled` seem to be doing is not counted: they do nothing.
+        """
+        spent = Ledger.read(self.folder.ledger_path)
+        if spent is None or stalled:
+            return spent
+        return spent.at(self.outcome.at if self.outcome is not None else time.monotonic())
 
     def has_begun(self) -> bool:
         """Whether the workers are past starting and restoring."""
@@ -185,6 +198,7 @@ class WorkerGeneration(Generation):
             "RELIGHT_AGENT_PID": str(os.getpid()),
             "RELIGHT_NEW_MEMBER": "1" if new else "",
             "RELIGHT_COMMITTED_STEP": "" if world.committed_step is None else str(world.committed_step),
+            "RELIGHT_FURTHEST_STEP": str(world.furthest_step),
         }
         sent = launcher.send(
             {

@@ -10,6 +10,7 @@ from relight_agent import preflight
 from relight_agent.channel import Channel, Refused, Unreachable
 from relight_agent.files import MAX_METRICS, MAX_NOTICES, Outcome, Progress, clip
 from relight_agent.identity import Identity
+from relight_agent.ledger import Spent
 from relight_agent.stacks import RankStack
 from relight_agent.stalls import Pace
 
@@ -43,6 +44,7 @@ class State:
     port: int = 0
     furthest_step: int = 0
     progress: Optional[Progress] = None
+    spent: Optional[Spent] = None
     outcome: Optional[Outcome] = None
     outcome_generation: int = 0
     snapshot: Optional[Dict[str, int]] = None
@@ -144,6 +146,10 @@ class Reporter:
                     "firstStepAge": age(p.first_step_at),
                     "notices": [clip(n) for n in p.notices[-MAX_NOTICES:]],
                 }
+            spent = None
+            if state.spent is not None:
+                seconds = {kind: round(max(0.0, s), 6) for kind, s in state.spent.seconds.items()}
+                spent = {"generation": state.generation, "age": age(state.spent.until), "seconds": seconds}
             if state.outcome is not None:
                 o = state.outcome
                 result = o.result if isinstance(o.result, dict) else {}
@@ -186,6 +192,7 @@ class Reporter:
                 "timings": state.timings,
                 "notices": state.notices,
                 "progress": progress,
+                "spent": spent,
                 "outcome": outcome,
                 "acknowledged": self._acknowledged,
                 **self._of_progress(state, now),

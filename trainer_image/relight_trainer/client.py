@@ -230,6 +230,7 @@ class Run:
         self._context = context
         self._session = Session(context, own_group=own_group)
         self._session.own_seconds = lambda: self._data_seconds
+        self._session.waited = lambda: self._data_seconds
         self._session.restore(objects, self._modules.values())
         self._cursor = self._session.cursor
         if self._cursor.weights_digest:

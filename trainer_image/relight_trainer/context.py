@@ -13,7 +13,8 @@ class WorkerContext:
     """One worker's place in one generation of one job.
 
     `slot` is where the member stands in the job; `node_rank`, `rank` and `local_rank` where it stands in this
-    generation. `committed_step` is the step of the newest checkpoint that the job's status knows of, None for none.
+    generation. `committed_step` is the step of the newest checkpoint that the job's status knows of, None for none;
+    steps up to `furthest_step` have been done before, by an earlier generation.
     """
 
     job: JobFile
@@ -28,6 +29,7 @@ class WorkerContext:
     node_rank: int
     uid: str = ""
     committed_step: int | None = None
+    furthest_step: int = 0
     agent_pid: int | None = None
     chaos_file: Path | None = None
     new_member: bool = False  # this member has been in no generation before
@@ -62,6 +64,7 @@ class WorkerContext:
             node_rank=int(env["GROUP_RANK"]),
             uid=env.get("RELIGHT_UID", ""),
             committed_step=int(committed) if committed else None,
+            furthest_step=int(env.get("RELIGHT_FURTHEST_STEP") or 0),
             agent_pid=int(agent_pid) if agent_pid else None,
             chaos_file=Path(chaos_file) if chaos_file else None,
             new_member=env.get("RELIGHT_NEW_MEMBER") == "1",

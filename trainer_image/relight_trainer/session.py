@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from relight_agent.exits import ExitCode
 from relight_agent.files import MAX_METRICS, MAX_NOTICES, SECTIONS, Heartbeat, Outcome, Progress, clip
+from relight_agent.ledger import CHECKPOINT, DRAIN, EVALUATION, PRODUCTIVE, REPLAYED, Ledger
 from relight_trainer.chaos import Chaos
 from relight_trainer.checkpoint import (
     Checkpoint,
@@ -106,6 +107,7 @@ class Session:
         self.saving: Callable[[], AbstractContextManager[None]] = nullcontext  # around a checkpoint
         # Seconds of this rank's own work in this generation's steps, waiting for peers left out; None: not known.
         self.own_seconds: Callable[[], float] | None = None
+        self.waited: Callable[[], float] = float  # seconds that steps have waited for their data, in all
         self._entered_at = 0.0
         self._context = context
         self._notices: list[str] = []
@@ -119,6 +121,7 @@ class Session:
         self.data_wanted = self._heartbeat.entering(_DATA)
         self.data_ready = self._heartbeat.entering(_TRAIN)
         self._patience = Patience(context.folder.patience) if own_group else None
+        self._ledger = Ledger(context.folder.ledger_path if context.local_rank == 0 else None)
         prefix = f"relight/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{context.generation}"
         self._exchange = StoreExchange(connect(prefix))
         self._stop = StopAgreement(
@@ -206,6 +209,7 @@ class Session:
         self._due.start(self.cursor.step)
         self._stop.at_boundary(self.cursor.step)
         self._heartbeat.beat(_TRAIN, self.cursor.step)
+        self._ledger.turn_to(self._kind_of_step())
         self._report(restored_at=time.monotonic())
         self._serve_metrics()
         return restored
@@ -229,12 +233,14 @@ class Session:
         before, self.cursor = self.cursor, cursor
         self.state_equal()  # which may log, into the new cursor
         self._stop.at_boundary(cursor.step)
+        ended = time.monotonic()
         if self._snapshot_interval.is_due():
             self._snapshot_interval.begin()
             self._write_snapshot()
             self._snapshot_interval.end()
         now = time.monotonic()
         self._heartbeat.beat(_TRAIN, cursor.step)
+        self._ledger.step(self._kind_of_step(cursor.step), ended=ended, saved=now, waited=self.waited())
         steps, samples, seconds = self.pace
         self.pace = Pace(steps + 1, samples + cursor.samples - before.samples, seconds + now - self._entered_at)
         if self._progress.first_step_at is None:
@@ -258,11 +264,13 @@ class Session:
         """Around evaluation between steps, which may raise Interrupted as soon as `leaving()`."""
         self._write_missing_snapshot()
         self._heartbeat.beat(_EVALUATION, self.cursor.step)
+        self._ledger.turn_to(EVALUATION)
         try:
             yield
         except Interrupted:
             self._leave()
         self._heartbeat.beat(_TRAIN, self.cursor.step)
+        self._ledger.turn_to(self._kind_of_step())
 
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
@@ -279,6 +287,7 @@ class Session:
         if not self._stop.finish(self.cursor.step):
             self._leave()
         self._heartbeat.beat(_END, self.cursor.step)
+        self._ledger.turn_to(CHECKPOINT)
         digest = weights_digest(named_tensors)
         digests = self.peers.gather(bytes.fromhex(digest))
         differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
@@ -347,6 +356,8 @@ class Session:
         self._write_missing_snapshot()
         self.before_saving()
         self._heartbeat.beat(_CHECKPOINT, self.cursor.step)
+        if self._ledger.kind != DRAIN:
+            self._ledger.turn_to(CHECKPOINT)
         generation, step, cursor = self._context.generation, self.cursor.step, asdict(self.cursor)
         if saver.writing is None:
             self._save_time.begin()
@@ -358,6 +369,8 @@ class Session:
                 committed = saver.due(self._state, generation=generation, step=step, cursor=cursor)
         self._due.saved()
         self._heartbeat.beat(_TRAIN, self.cursor.step)
+        if self._ledger.kind != DRAIN:
+            self._ledger.turn_to(self._kind_of_step())
         if committed is not None:
             self._committed(committed)
 
@@ -369,6 +382,7 @@ class Session:
     def _leave(self) -> NoReturn:
         """Every rank is here, at the agreed step: see leaving.py for what is saved, and where."""
         self._stop.close()
+        self._ledger.turn_to(DRAIN)
         self._write_missing_snapshot()
         step, rank, saver = self.cursor.step, self._context.rank, self._saver
         member, decision = self._agree_on_leaving()
@@ -415,6 +429,11 @@ class Session:
             if (committed := saver.poll()) is not None:
                 self._committed(committed)
             time.sleep(0.005)
+
+    def _kind_of_step(self, step: int | None = None) -> int:
+        """Whether `step`, or the next one, is done for the first time."""
+        step = self.cursor.step + 1 if step is None else step
+        return REPLAYED if step <= self._context.furthest_step else PRODUCTIVE
 
     def _report(self, **changes: Any) -> None:
         """Note `changes` of the progress and, as this member's local rank 0, write it."""

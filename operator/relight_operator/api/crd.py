@@ -189,7 +189,13 @@ def _status() -> Schema:
             metrics={"type": "object", "additionalProperties": text},
         ),
         checkpoint=_open(step=count, location=text, resumedFromStep=count, snapshotStep=count),
-        goodput=_open(ratio=text, lostSteps=count),
+        goodput=_open(
+            ratio=text,
+            productiveSeconds={"type": "number"},
+            buckets={"type": "object", "additionalProperties": {"type": "number"}},
+            lostSteps=count,
+            lastRecoverySeconds=text,
+        ),
         lastFailure=_open(cause=text, machine=text, exitCode=count, message=text),
         result=_open(weightsDigest=text, metrics={"type": "object", "additionalProperties": text}),
     )

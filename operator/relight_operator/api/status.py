@@ -16,6 +16,25 @@ class StatusModel(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+# What a second of a member can go to, each to exactly one, and what that means.
+BUCKETS = {
+    "productive": "steps done for the first time",
+    "replayed": "steps done again after a loss",
+    "data": "waiting for the next batch",
+    "checkpoint": "held up by snapshots and checkpoints",
+    "evaluation": "evaluation",
+    "restore": "building model and data, and loading the state",
+    "rendezvous": "forming the world",
+    "hang": "a step that never ended",
+    "drain": "saving and stopping for a disruption",
+    "idle": "ready, and waiting for others or for a back-off",
+    "start": "container, interpreter, imports",
+    "pending": "waiting for a machine",
+    "untold": "trained by a command that does not say more",
+}
+MAX_HISTORY = 20  # recoveries
+
+
 class ExitStatus(StatusModel):
     """How the previous incarnation of a slot ended."""
 
@@ -80,6 +99,9 @@ class WorldStatus(StatusModel):
     resumed_from_step: int | None = None  # what this generation restored; None until one of its members has said so
     resumed_kind: str | None = None
     recovering_since: float | None = None  # the first sign of the loss or failure that this generation mends
+    formed_at: float | None = None  # unix seconds
+    seconds: dict[str, float] = Field(default_factory=dict)  # of each member, since then, in `goodput.buckets` already
+    closed: list[int] = Field(default_factory=list)  # slots whose member's part in it is over, and accounted for
     recovered: bool = False  # a step beyond `previousFurthestStep` has been done
     health: HealthStatus = Field(default_factory=HealthStatus)
 
@@ -89,12 +111,36 @@ class RecoveryStatus(StatusModel):
 
     generation: int
     since: float  # unix seconds of the first sign
+    noticed: float | None = None  # unix seconds
     cause: str
     detail: str = ""
+    member: str = ""  # whose end it was, and on which machine
+    machine: str = ""
+    losses: int = 0  # members lost until now
     loss: bool = False  # a member of this world was lost
     judged: bool = False  # all its members have said how it ended, and a failure has been counted
     failed: bool = False  # one of its failures has been paid for: further ones cost nothing
     not_before: float = 0.0  # unix seconds: the next generation waits for the back-off
+
+
+class RecoveryRecord(StatusModel):
+    """A recovery of the past, in seconds since the first sign of what it mended. None: it did not come to that."""
+
+    generation: int  # the one that ended
+    since: float  # unix seconds
+    cause: str
+    detail: str = ""
+    member: str = ""
+    machine: str = ""
+    losses: int = 0
+    step: int = 0  # where training stood
+    noticed: float = 0.0
+    formed: float = 0.0
+    restored: float | None = None
+    recovered: float | None = None  # the first step beyond all that had been done before
+    resumed_step: int | None = None
+    resumed_kind: str | None = None
+    lost_steps: int = 0
 
 
 class Restarts(StatusModel):
@@ -133,6 +179,12 @@ class CheckpointStatus(StatusModel):
 
 
 class Goodput(StatusModel):
+    """`buckets`: member-seconds until `countedUntil` (unix seconds), by what they went to; see BUCKETS."""
+
+    ratio: str | None = None  # productive / all but pending
+    productive_seconds: float = 0.0
+    buckets: dict[str, float] = Field(default_factory=dict)
+    counted_until: float | None = None
     lost_steps: int = 0
     executed_steps: int = 0  # over all generations, replays included
     reached_step: int = 0  # where the training's state stands
@@ -236,6 +288,7 @@ class JobStatus(StatusModel):
     progress: ProgressStatus | None = None
     checkpoint: CheckpointStatus = Field(default_factory=CheckpointStatus)
     goodput: Goodput = Field(default_factory=Goodput)
+    history: list[RecoveryRecord] = Field(default_factory=list)  # the last MAX_HISTORY
     last_failure: Failure | None = None
     blamed_machines: list[BlamedMachine] = Field(default_factory=list)
     stall: StallStatus | None = None

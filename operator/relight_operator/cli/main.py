@@ -21,6 +21,7 @@ from relight_operator.errors import RelightError
 _OWN: Mapping[str, tuple[str, str]] = {
     "completion": ("relight_operator.cli.main", "completion_command"),
     "crd": ("relight_operator.cli.validate", "crd_command"),
+    "explain": ("relight_operator.cli.explain", "explain_command"),
     "run": ("relight_operator.cli.run", "run_command"),
     "validate": ("relight_operator.cli.validate", "validate_command"),
 }
@@ -33,6 +34,7 @@ HELP = """PyTorch training that loses machines at almost no cost.
   relight run job.yaml            run it here, without a cluster
   relight run job.yaml --chaos preempt-node:1@step:40 --chaos kill-node:0@step:80
                                   the same, and watch it survive
+  relight explain digits          what was lost, when and why
 
 Exit codes: 0 done, 64 the job or the command line is wrong, 70-78 training failed (docs/exit-codes.md),
 130 stopped by Ctrl-C with everything saved.

@@ -10,10 +10,19 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from relight_agent.files import MAX_MESSAGE_BYTES, MAX_METRICS, MAX_NOTICES
+from relight_agent.ledger import KINDS
 from relight_agent.reporting import MAX_STACKS
 from relight_agent.stacks import MAX_FRAME_BYTES, MAX_FRAMES
 from relight_operator.core.commands import AgentCommand
-from relight_operator.core.observed import AgentOutcome, AgentPace, AgentProgress, AgentStall, AgentView, RankStack
+from relight_operator.core.observed import (
+    AgentOutcome,
+    AgentPace,
+    AgentProgress,
+    AgentSpent,
+    AgentStall,
+    AgentView,
+    RankStack,
+)
 
 MAX_BODY_BYTES = 64 * 1024
 WAIT_SECONDS = 20.0
@@ -42,8 +51,17 @@ class ProgressReport(Wire):
     metrics: Metrics = Field(default_factory=dict)
     snapshot: Count | None = None
     checkpoint: Count | None = None
+    restored_age: Age | None = None
     first_step_age: Age | None = None
     notices: Annotated[list[Message], Field(max_length=MAX_NOTICES)] = Field(default_factory=list)
+
+
+class SpentReport(Wire):
+    """Kinds of a newer version's ledger are left out: what they took counts as unsaid."""
+
+    generation: Count
+    age: Age = 0.0
+    seconds: Annotated[dict[Word, Age], Field(max_length=32)] = Field(default_factory=dict)
 
 
 class OutcomeReport(Wire):
@@ -115,6 +133,7 @@ class Report(Wire):
     timings: Annotated[dict[Word, float], Field(max_length=8)] = Field(default_factory=dict)
     notices: Annotated[list[Message], Field(max_length=MAX_NOTICES)] = Field(default_factory=list)
     progress: ProgressReport | None = None
+    spent: SpentReport | None = None
     outcome: OutcomeReport | None = None
     stall: StallReport | None = None
     stacks: StacksReport | None = None
@@ -129,14 +148,17 @@ def view(report: Report, *, heard_at: float) -> AgentView:
     def instant(age: float | None) -> float | None:
         return None if age is None else heard_at - age
 
-    progress = outcome = None
+    progress = spent = outcome = None
     if report.progress is not None:
         p = report.progress
         progress = AgentProgress(
             generation=p.generation, step=p.step, total_steps=p.total_steps, epoch=p.epoch, samples=p.samples,
             resumed_from=p.resumed_from, resumed_kind=p.resumed_kind, metrics=p.metrics, snapshot=p.snapshot,
-            checkpoint=p.checkpoint, first_step_at=instant(p.first_step_age), notices=tuple(p.notices),
+            checkpoint=p.checkpoint, restored_at=instant(p.restored_age), first_step_at=instant(p.first_step_age), notices=tuple(p.notices),
         )  # fmt: skip
+    if report.spent is not None:
+        seconds = {kind: s for kind, s in report.spent.seconds.items() if kind in KINDS}
+        spent = AgentSpent(report.spent.generation, heard_at - report.spent.age, seconds)
     if report.outcome is not None:
         o = report.outcome
         outcome = AgentOutcome(
@@ -154,7 +176,7 @@ def view(report: Report, *, heard_at: float) -> AgentView:
     return AgentView(
         state=report.state, generation=report.generation, terminating_at=instant(report.terminating_age),
         port=report.port, acknowledged=report.acknowledged, furthest_step=report.furthest_step, config_hash=report.config_hash,
-        protocol=report.protocol, torch=report.torch, progress=progress, outcome=outcome, stall=stall,
+        protocol=report.protocol, torch=report.torch, progress=progress, spent=spent, outcome=outcome, stall=stall,
         stacks_id=stacks.id, stacks=tuple(_stack(r) for r in stacks.ranks), pace=pace, heard_at=heard_at, notices=tuple(report.notices),
     )  # fmt: skip
 

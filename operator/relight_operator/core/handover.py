@@ -74,6 +74,10 @@ def hand_over(draft: Draft) -> None:
         noticed = member.agent.terminating_at if member.agent is not None else None
         if recovery is not None and noticed is not None and draft.in_world(member.uid):
             recovery.since = min(recovery.since, noticed)
+        if recovery is not None and draft.in_world(member.uid):
+            recovery.losses += 1
+            if recovery.cause == Cause.STOPPED.value:  # it was for this one that all stopped
+                recovery.cause, recovery.member, recovery.machine = str(cause), old, slot.machine
         losses.count_disruption(draft, cause)
         new = draft.name(slot.slot, heir.incarnation)
         replace(slot, MemberEnd(cause, CAUSE_CLASS[cause], draft.now, message=f"{new} has taken over"))

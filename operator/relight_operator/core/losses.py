@@ -62,7 +62,8 @@ def _lose_one(draft: Draft, slot: SlotStatus, member: SlotView | None, end: Memb
     in_world = draft.in_world(slot.uid)
     if in_world:
         noticed = heard.terminating_at if heard is not None and heard.terminating_at is not None else end.at
-        worlds.over(draft, end.cause, min(end.at, noticed), end.message, loss=True)
+        since = min(end.at, noticed)
+        worlds.over(draft, end.cause, since, end.message, loss=True, member=name, machine=machine)
     could_start = in_world or end.cause in TAKEN or (heard is not None and end.klass is not Class.MACHINE)
     slot.failed_starts = 0 if could_start else slot.failed_starts + 1
     replace(slot, end)

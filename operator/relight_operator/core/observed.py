@@ -40,7 +40,8 @@ class AgentProgress:
     metrics: dict[str, str] = field(default_factory=dict)
     snapshot: int | None = None
     checkpoint: int | None = None
-    first_step_at: float | None = None  # unix seconds
+    restored_at: float | None = None  # unix seconds, as the next
+    first_step_at: float | None = None
     notices: tuple[str, ...] = ()
 
 
@@ -79,6 +80,15 @@ class AgentPace:
 
 
 @dataclass(frozen=True)
+class AgentSpent:
+    """What the seconds of `generation` at this member have gone to, by its workers' ledger, from its beginning to `until`."""
+
+    generation: int
+    until: float  # unix seconds
+    seconds: dict[str, float]  # by bucket
+
+
+@dataclass(frozen=True)
 class AgentView:
     """The last report of one agent."""
 
@@ -93,6 +103,7 @@ class AgentView:
     torch: str = ""
     notices: tuple[str, ...] = ()
     progress: AgentProgress | None = None
+    spent: AgentSpent | None = None
     outcome: AgentOutcome | None = None
     stall: AgentStall | None = None
     stacks_id: str = ""  # of the command that asked for them

@@ -6,6 +6,7 @@ plan that changes slots writes first, and the next one creates.
 
 from relight_operator.api.status import TERMINAL, JobStatus
 from relight_operator.core import (
+    account,
     blame,
     endings,
     failures,
@@ -80,6 +81,7 @@ def _write(draft: Draft) -> list[Action]:
             return []
     if after.progress is not None and _passing(after) != _passing(before):
         after.progress.updated = draft.now
+    account.settle(draft)
     return [WriteStatus(after), *draft.events]
 
 

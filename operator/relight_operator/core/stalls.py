@@ -192,7 +192,9 @@ def _act(draft: Draft, stall: StallStatus) -> None:
     match draft.seen.spec.health.on_stall:
         case "Restart":
             stall.ended = True
-            worlds.over(draft, Cause.STALL, stall.since, stall.message, loss=False)
+            worlds.over(
+                draft, Cause.STALL, stall.since, stall.message, loss=False, member=stall.member, machine=stall.machine
+            )
         case "Fail":
             stall.ended = True
             failure = failure_of(draft, stall.generation)

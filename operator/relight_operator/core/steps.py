@@ -5,7 +5,7 @@ forward by what had been done unheard; training moves it forward. So at every in
 executed = reached + lost - the step at which the job's first generation began.
 """
 
-from relight_operator.api.status import ProgressStatus, WorldStatus
+from relight_operator.api.status import ProgressStatus, RecoveryRecord, WorldStatus
 from relight_operator.core.draft import Draft, outcome_in
 from relight_operator.core.observed import AgentProgress
 
@@ -20,7 +20,7 @@ def hear(draft: Draft) -> None:
     reports = _reports(draft, world)
     progress = _progress(reports)
     if progress is not None and progress.resumed_from is not None and world.resumed_from_step is None:
-        _restored(draft, world, progress.resumed_from, progress.resumed_kind)
+        _restored(draft, world, progress.resumed_from, progress.resumed_kind, progress.restored_at)
     furthest = _furthest(draft, world)
     if world.resumed_from_step is not None:
         _advance(draft, furthest)
@@ -44,6 +44,7 @@ def completed(draft: Draft, at: float) -> None:
     world = draft.status.world
     if world is not None and not world.recovered and world.recovering_since is not None:
         world.recovered = True
+        _recorded(draft, world, at)
         _count_recovery(draft, at - world.recovering_since, "completed")
 
 
@@ -80,15 +81,19 @@ def _furthest(draft: Draft, world: WorldStatus) -> int:
     return max(said)
 
 
-def _restored(draft: Draft, world: WorldStatus, step: int, kind: str) -> None:
+def _restored(draft: Draft, world: WorldStatus, step: int, kind: str, restored_at: float | None) -> None:
     world.resumed_from_step = step
     world.resumed_kind = kind
     goodput = draft.status.goodput
-    goodput.lost_steps += max(0, goodput.reached_step - step)
+    lost = max(0, goodput.reached_step - step)
+    goodput.lost_steps += lost
     if world.generation > 1:
         # A state that is further than anything heard of proves that its steps were done.
         goodput.executed_steps += max(0, step - goodput.reached_step)
     goodput.reached_step = step
+    if (record := _record_of(draft, world)) is not None:
+        record.resumed_step, record.resumed_kind, record.lost_steps = step, kind, lost
+        record.restored = round(max(0.0, (restored_at or draft.now) - record.since), 3)
     if kind != "scratch":
         draft.status.checkpoint.resumed_from_step = step
         draft.event("Resumed", f"generation {world.generation} goes on from step {step} ({kind})")
@@ -103,13 +108,24 @@ def _advance(draft: Draft, step: int) -> None:
 def _recovered(draft: Draft, world: WorldStatus, progress: AgentProgress | None, furthest: int) -> None:
     world.recovered = True
     draft.status.restarts.without_progress = 0
-    if world.recovering_since is None:
-        return
     at = draft.now
     if progress is not None and progress.first_step_at is not None and progress.resumed_from is not None:
         beyond_at_once = progress.resumed_from >= world.previous_furthest_step
         at = progress.first_step_at if beyond_at_once else at
-    _count_recovery(draft, at - world.recovering_since, f"back at step {furthest}")
+    _recorded(draft, world, at)
+    if world.recovering_since is not None:
+        _count_recovery(draft, at - world.recovering_since, f"back at step {furthest}")
+
+
+def _record_of(draft: Draft, world: WorldStatus) -> RecoveryRecord | None:
+    """The record of what `world` mends."""
+    last = draft.status.history[-1] if draft.status.history else None
+    return last if last is not None and last.generation == world.generation - 1 else None
+
+
+def _recorded(draft: Draft, world: WorldStatus, at: float) -> None:
+    if (record := _record_of(draft, world)) is not None:
+        record.recovered = round(max(record.restored or 0.0, at - record.since), 3)
 
 
 def _count_recovery(draft: Draft, took: float, what: str) -> None:

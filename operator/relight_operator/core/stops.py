@@ -32,7 +32,11 @@ def _suspend(draft: Draft) -> None:
     status = draft.status
     if status.world is not None:
         status.recovery = RecoveryStatus(
-            generation=status.world.generation, since=draft.now, cause=str(Cause.SUSPENDED), judged=True
+            generation=status.world.generation,
+            since=draft.now,
+            noticed=draft.now,
+            cause=str(Cause.SUSPENDED),
+            judged=True,
         )
     status.phase = "Suspended"
     endings.pause_clock(draft)

@@ -1,8 +1,16 @@
 """Generations: when one is over, when nothing of it can run any more, and when the next one is formed."""
 
 from relight_agent.exits import CAUSE_CLASS, CLASS_ORDER, Cause, exit_of
+from relight_agent.files import clip
 from relight_operator.api.durations import seconds
-from relight_operator.api.status import HealthStatus, MemberStatus, RecoveryStatus, WorldStatus
+from relight_operator.api.status import (
+    MAX_HISTORY,
+    HealthStatus,
+    MemberStatus,
+    RecoveryRecord,
+    RecoveryStatus,
+    WorldStatus,
+)
 from relight_operator.core import steps
 from relight_operator.core.draft import Draft, outcome_in
 from relight_operator.core.observed import SlotView
@@ -10,20 +18,32 @@ from relight_operator.core.observed import SlotView
 # `status.handover` after a stop that released nobody: none is asked for again until the members change.
 IN_VAIN = 0
 
+MAX_DETAIL_BYTES = 200  # of a recovery of the past
 
-def over(draft: Draft, cause: Cause, since: float, detail: str, *, loss: bool) -> None:
-    """The present generation is over. Told again, the graver cause and the earlier instant hold."""
+
+def over(
+    draft: Draft, cause: Cause, since: float, detail: str, *, loss: bool, member: str = "", machine: str = ""
+) -> None:
+    """The present generation is over. Told again, the graver cause and the earlier instant hold.
+
+    `member`: the name of the one whose end it was.
+    """
     world, recovery = draft.status.world, draft.status.recovery
     if world is None:
         return
     if recovery is None:
-        recovery = RecoveryStatus(generation=world.generation, since=since, cause=str(cause), detail=detail)
+        recovery = RecoveryStatus(
+            generation=world.generation, since=since, noticed=draft.now, cause=str(cause), detail=detail,
+            member=member, machine=machine,
+        )  # fmt: skip
         draft.status.recovery = recovery
         draft.event("Recovering", f"generation {world.generation} is over: {cause}" + (f": {detail}" if detail else ""))
-    elif _gravity(cause) < _gravity(Cause(recovery.cause)):
+    elif (_gravity(cause), not loss) < (_gravity(Cause(recovery.cause)), not recovery.loss):
         recovery.cause, recovery.detail = str(cause), detail
+        recovery.member, recovery.machine = member, machine
     recovery.since = min(recovery.since, since)
     recovery.loss = recovery.loss or loss
+    recovery.losses += loss
 
 
 def hear_ends(draft: Draft) -> None:
@@ -32,13 +52,15 @@ def hear_ends(draft: Draft) -> None:
     if world is None:
         return
     for member in draft.world_members():
-        outcome = outcome_in(member, world)
+        outcome, name = outcome_in(member, world), draft.name(member.slot, member.incarnation)
         if outcome is None:
             continue
         if outcome.kind == "failed":
-            over(draft, exit_of(outcome.exit_code).cause, outcome.at, outcome.message, loss=False)
+            cause = exit_of(outcome.exit_code).cause
+            over(draft, cause, outcome.at, outcome.message, loss=False, member=name, machine=member.machine)
         elif outcome.kind == "stopped":
-            over(draft, Cause.STOPPED, outcome.at, f"stopped at step {outcome.step}", loss=False)
+            text = f"stopped at step {outcome.step}"
+            over(draft, Cause.STOPPED, outcome.at, text, loss=False, member=name, machine=member.machine)
 
 
 def settled(draft: Draft) -> bool:
@@ -97,8 +119,10 @@ def form(draft: Draft) -> None:
             heartbeat=seconds(spec.health.heartbeat),
             no_progress=seconds(spec.health.no_progress),
         ),
+        formed_at=draft.now,
     )
     status.handover = IN_VAIN if old is not None and _changed_nothing(draft, old, members) else None
+    _remember(draft, recovery)
     status.recovery = None
     status.result = None
     for slot in slots:
@@ -112,6 +136,24 @@ def _changed_nothing(draft: Draft, old: WorldStatus, members: list[SlotView]) ->
     stopped = draft.status.recovery is not None and draft.status.recovery.cause == Cause.STOPPED.value
     asked = draft.status.handover in {old.generation, IN_VAIN}
     return asked and stopped and {m.uid for m in old.members} == {m.uid for m in members}
+
+
+def _remember(draft: Draft, recovery: RecoveryStatus | None) -> None:
+    """Begin the record of what the generation just formed mends."""
+    if recovery is None or not recovery.since:
+        return
+    since = recovery.since
+    record = RecoveryRecord(
+        generation=recovery.generation, since=since, cause=recovery.cause, detail=clip(recovery.detail, MAX_DETAIL_BYTES),
+        member=recovery.member, machine=recovery.machine, losses=recovery.losses,
+        step=draft.status.goodput.reached_step, noticed=_after(since, recovery.noticed or since),
+        formed=_after(since, draft.now),
+    )  # fmt: skip
+    draft.status.history = [*draft.status.history, record][-MAX_HISTORY:]
+
+
+def _after(since: float, at: float) -> float:
+    return round(max(0.0, at - since), 3)
 
 
 def _recovering_since(old: WorldStatus | None, recovery: RecoveryStatus | None) -> float | None:

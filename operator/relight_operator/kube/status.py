@@ -23,9 +23,10 @@ WIRE_TIMES = (
     ("stall", "since"),
     ("stall", "found"),
     ("stragglers", "*", "since"),
+    ("history", "*", "since"),
 )
 # What grows with what agents and people say; control must not depend on it.
-_NOT_CONTROL = (("progress",), ("result", "metrics"), ("checkpoint", "notices"), ("stragglers",))
+_NOT_CONTROL = (("progress",), ("result", "metrics"), ("checkpoint", "notices"), ("stragglers",), ("history",))
 
 
 def rfc3339(seconds: float) -> str:

@@ -194,6 +194,7 @@ class TimeSplit(Hook):
         self.clock.enter(Phase.OTHER)
         self.clock.seconds[:] = [0.0] * len(Phase)  # setting up is no part of it
         run.session.own_seconds = lambda: sum(self.clock.seconds[phase] for phase in _OWN)
+        run.session.waited = lambda: self.clock.seconds[Phase.DATA]
 
     def micro_begin(self, run: Run) -> None:  # noqa: ARG002  # as in Hook, and below
         self.clock.enter(Phase.DATA)
