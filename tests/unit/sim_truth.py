@@ -101,6 +101,7 @@ class Truth:
     def check_write(self, old: JobStatus, new: JobStatus) -> None:
         assert old.phase not in TERMINAL, "a status written after the end"
         self._check_world(old, new)
+        self._check_code(old, new)
         raised = self._check_slots(old, new)
         self._check_counts(old, new, raised)
         goodput = new.goodput
@@ -109,6 +110,9 @@ class Truth:
             assert new.world is not None
             assert goodput.reached_step == self._cluster.total
             assert all(s.completed == new.world.generation for s in new.slots)
+
+    def _check_code(self, old: JobStatus, new: JobStatus) -> None:
+        assert old.code is None or new.code == old.code, "the code of a job that has started is another"
 
     def _check_world(self, old: JobStatus, new: JobStatus) -> None:
         before, after = old.world, new.world
@@ -125,6 +129,8 @@ class Truth:
         assert [m.rank for m in after.members] == list(range(len(slots)))
         assert {m.slot: m.uid for m in after.members} == slots
         assert before is None or old.recovery is not None or new.recovery is None
+        commits = {self._cluster.members[m.uid].agent.commit for m in after.members if m.uid in self._cluster.members}
+        assert commits <= {new.code.commit if new.code is not None else ""}, "members with other code than the job's"
         self.worlds[after.generation] = after
         if before is None:
             return

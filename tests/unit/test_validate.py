@@ -263,7 +263,7 @@ def test_credentials_that_were_found_are_not_repeated() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "managedBy", "elastic", "spares", "code", "data", "scheduling", "networkPolicy", "ttlSecondsAfterFinished", "cleanPods",
+        "managedBy", "elastic", "spares", "data", "scheduling", "networkPolicy", "ttlSecondsAfterFinished", "cleanPods",
         "trainer.configMapRef", "trainer.template", "trainer.resources.claims",
         "checkpoint.secretRef", "checkpoint.resume", "checkpoint.snapshot",
         "disruption.holdSurvivors", "disruption.podDisruptionBudget",

@@ -305,6 +305,7 @@ class JobFile:
     entry: Dict[str, Any]
     config_hash: str
     workdir: str = "."
+    code_dir: str = ""  # the checkout of `spec.code`, "" where the job has none
     env: Dict[str, str] = field(default_factory=dict)
     python: str = ""  # "" is the agent's own interpreter
     # "" where the job has no durable storage; the job's own folder, or its URL in a store, namespace and name in it
@@ -318,6 +319,13 @@ class JobFile:
     )  # {"metric", "mode", "keep"}; {}: only the newest are kept
     grace_seconds: float = 120.0
     orphan_seconds: float = 1800.0
+
+    def commit(self) -> str:
+        """The commit of the job's code that is here; "" where it has none. A checkout that is pinned has no branch."""
+        try:
+            return (Path(self.code_dir) / ".git" / "HEAD").read_text(encoding="ascii").strip() if self.code_dir else ""
+        except (OSError, ValueError):
+            return ""
 
     @classmethod
     def load(cls, path: PathLike) -> "JobFile":

@@ -217,6 +217,12 @@ PHASES = (
 TERMINAL = frozenset({"Succeeded", "Failed"})
 
 
+class CodeStatus(StatusModel):
+    """What `spec.code` was at the job's first start."""
+
+    commit: str
+
+
 class JobStatus(StatusModel):
     observed_generation: int = 0
     phase: str = "Pending"
@@ -224,6 +230,7 @@ class JobStatus(StatusModel):
     stopping_since: float | None = None
     conditions: list[Condition] = Field(default_factory=list)
     slots: list[SlotStatus] = Field(default_factory=list)
+    code: CodeStatus | None = None
     world: WorldStatus | None = None
     recovery: RecoveryStatus | None = None
     handover: int | None = None  # the generation that is to stop because the successor of a leaving member is ready

@@ -110,6 +110,7 @@ class Report(Wire):
     address: Word = ""
     furthest_step: Count = 0
     config_hash: Word = ""
+    commit: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})?$")] = ""
     torch: Word = ""
     python: Word = ""
     timings: Annotated[dict[Word, float], Field(max_length=8)] = Field(default_factory=dict)
@@ -153,7 +154,7 @@ def view(report: Report, *, heard_at: float) -> AgentView:
     return AgentView(
         state=report.state, generation=report.generation, terminating_at=instant(report.terminating_age),
         port=report.port, acknowledged=report.acknowledged, furthest_step=report.furthest_step, config_hash=report.config_hash,
-        protocol=report.protocol, torch=report.torch, progress=progress, outcome=outcome, stall=stall,
+        commit=report.commit, protocol=report.protocol, torch=report.torch, progress=progress, outcome=outcome, stall=stall,
         stacks_id=stacks.id, stacks=tuple(_stack(r) for r in stacks.ranks), pace=pace, heard_at=heard_at,
     )  # fmt: skip
 

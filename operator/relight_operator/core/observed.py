@@ -89,6 +89,7 @@ class AgentView:
     acknowledged: str = ""  # the id of the last command that it took
     furthest_step: int = 0  # steps done in `generation`, by the heartbeats of its workers
     config_hash: str = ""
+    commit: str = ""  # of the job's code that it has
     protocol: int = 1
     torch: str = ""
     progress: AgentProgress | None = None

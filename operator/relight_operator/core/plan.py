@@ -7,6 +7,7 @@ plan that changes slots writes first, and the next one creates.
 from relight_operator.api.status import TERMINAL, JobStatus
 from relight_operator.core import (
     blame,
+    code,
     endings,
     failures,
     handover,
@@ -43,6 +44,7 @@ def _decide(draft: Draft) -> None:
     status = draft.status
     slots.start(draft)
     slots.bind(draft)
+    code.pin(draft)
     steps.hear(draft)
     endings.complete(draft)
     if status.phase not in TERMINAL:

@@ -19,6 +19,9 @@ METRICS_PORT = 9090
 MOUNT = "/var/run/relight"  # the job file, the coordinator's CA and the member's token
 JOB_FILE_KEY = "job.json"
 CHECKPOINTS = "/checkpoints"
+CODE = "/opt/relight-code"  # the volume of `spec.code`
+CODE_DIR = f"{CODE}/source"
+CODE_SECRET = "/var/run/relight-code"  # noqa: S105  # where the Secret's files are, for the init container alone
 
 
 @dataclass(frozen=True)

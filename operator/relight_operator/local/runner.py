@@ -29,6 +29,7 @@ from relight_operator.core.observed import AgentView, Observed, SlotView
 from relight_operator.core.plan import plan
 from relight_operator.frozen import config_hash, job_file
 from relight_operator.local.chaos import Fault
+from relight_operator.local.code import code_folder
 from relight_operator.local.members import ADDRESS, Member, ProcessMembers, token_of
 from relight_operator.local.state import StateFolder, StoredJob
 
@@ -255,6 +256,7 @@ class LocalRunner:
             created=self.stored.created,
             workdir=str(self.workdir),
             checkpoint_dir=str(location or ""),
+            code_dir=str(code_folder(self.stored.job, self.folder.path) or ""),
         ).write(path)
         return path
 
