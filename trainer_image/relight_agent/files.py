@@ -37,6 +37,8 @@ MAX_NOTICES = 8
 FLUSHED = "flushed.json"
 # In the run folder of a member whose machine is announced to go, where no cluster has taints for that.
 LEAVING = "leaving"
+# In the run folder: who touches it has this member's workers trace their next steps; a number in it is how many.
+PROFILE = "profile"
 # The id of the command to a member whose slot is another's.
 SUPERSEDED = "exit:superseded"
 

@@ -223,6 +223,13 @@ class CodeStatus(StatusModel):
     commit: str
 
 
+class ProfileStatus(StatusModel):
+    """A trace of the next steps that somebody has asked for, of the generation that ran then."""
+
+    id: str
+    generation: int
+
+
 class JobStatus(StatusModel):
     observed_generation: int = 0
     phase: str = "Pending"
@@ -231,6 +238,7 @@ class JobStatus(StatusModel):
     conditions: list[Condition] = Field(default_factory=list)
     slots: list[SlotStatus] = Field(default_factory=list)
     code: CodeStatus | None = None
+    profile: ProfileStatus | None = None
     world: WorldStatus | None = None
     recovery: RecoveryStatus | None = None
     handover: int | None = None  # the generation that is to stop because the successor of a leaving member is ready

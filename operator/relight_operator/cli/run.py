@@ -62,7 +62,8 @@ def run_command(  # noqa: PLR0917  # click passes them by name
     """Run the TrainingJob in FILE (- is stdin) on this machine, its members as processes.
 
     The job goes on where an earlier run of it stopped. Ctrl-C saves and stops; pressed again, it does not wait for
-    that. A job's own script is looked for in FILE's folder, or in what spec.code names.
+    that. SIGUSR1 has every worker trace its next steps. A job's own script is looked for in FILE's folder, or in what
+    spec.code names.
 
     \b
       relight run examples/digits.yaml
@@ -162,6 +163,7 @@ async def _run(runner: Any, display: Display) -> JobStatus:
         reader_gone()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ask_again)
+    loop.add_signal_handler(signal.SIGUSR1, runner.ask_for_traces)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup
         loop.add_signal_handler(signal.SIGHUP, hang_up)
     status: JobStatus = await runner.run()

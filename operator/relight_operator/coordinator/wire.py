@@ -176,4 +176,6 @@ def command_body(command: AgentCommand) -> dict[str, Any]:
     if command.world is not None:
         body["world"] = command.world.dump()
         body["committedStep"] = command.committed_step
+    if command.profile:
+        body["profile"] = command.profile
     return {"command": body}

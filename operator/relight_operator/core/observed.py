@@ -147,4 +147,5 @@ class Observed:
     members: tuple[SlotView, ...] = ()
     config_hash: str = ""
     stop: str | None = None  # the id of a stop asked for from outside the spec (Ctrl-C)
+    profile: str = ""  # the id of a trace asked for from outside the spec; "" for none
     progress_interval: float = 10.0  # seconds between status writes that carry nothing but progress

@@ -13,6 +13,7 @@ from relight_operator.core import (
     handover,
     losses,
     members,
+    profiles,
     slots,
     stalls,
     steps,
@@ -63,6 +64,7 @@ def _decide(draft: Draft) -> None:
         handover.hand_over,
         worlds.form,
         handover.ask,
+        profiles.ask,
     )
     for decide in decisions:
         if status.phase in TERMINAL or status.stop is not None:

@@ -98,6 +98,11 @@ class LocalRunner:
             self._members.kill_all()
         self._wake.set()
 
+    def ask_for_traces(self) -> None:
+        """Every worker traces its next steps."""
+        members = self._members.all()
+        self._members.ask_for_traces({m.uid for m in members if self._mailbox.heard(self._key, m.uid) is not None})
+
     async def run(self) -> JobStatus:
         """The final status: Succeeded, Failed, or Suspended after a stop.
 
