@@ -160,6 +160,7 @@ class Cluster:
         self.network: list[tuple[str, int, AgentView]] = []
         self.trainings: dict[int, Training] = {}
         self.checkpoint: int | None = None
+        self.profile = ""  # the trace that somebody wants
         self.branch = 0  # how often somebody has pushed to where the job's code comes from
         self.changes = 0  # moves whenever anything happens: two equal values mean that all is quiet
         self._uids = 0
@@ -484,7 +485,9 @@ class Cluster:
             replace(v, agent=controller.mailbox[u][1] if u in controller.mailbox else None)
             for u, v in controller.cache.items()
         )
-        seen = Observed("job", self.spec, controller.status, views, HASH, self.stop, progress_interval=5.0)
+        seen = Observed(
+            "job", self.spec, controller.status, views, HASH, self.stop, progress_interval=5.0, profile=self.profile
+        )
         actions = plan(seen, self.now)
         assert actions == plan(seen, self.now), "plan() is a function"
         self.truth.check_plan(actions)

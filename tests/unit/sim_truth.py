@@ -102,6 +102,7 @@ class Truth:
         assert old.phase not in TERMINAL, "a status written after the end"
         self._check_world(old, new)
         self._check_code(old, new)
+        self._check_profile(old, new)
         raised = self._check_slots(old, new)
         self._check_counts(old, new, raised)
         goodput = new.goodput
@@ -110,6 +111,14 @@ class Truth:
             assert new.world is not None
             assert goodput.reached_step == self._cluster.total
             assert all(s.completed == new.world.generation for s in new.slots)
+
+    def _check_profile(self, old: JobStatus, new: JobStatus) -> None:
+        if new.profile == old.profile:
+            return
+        assert new.profile is not None, "a trace that was asked for is forgotten"
+        assert new.world is not None
+        assert new.profile.generation == new.world.generation
+        assert old.profile is None or new.profile.id != old.profile.id, "the same trace is asked for twice"
 
     def _check_code(self, old: JobStatus, new: JobStatus) -> None:
         assert old.code is None or new.code == old.code, "the code of a job that has started is another"

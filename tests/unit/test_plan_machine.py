@@ -119,6 +119,10 @@ class Faults(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.cluster.now += seconds
 
+    @rule(name=st.sampled_from(["a", "b", ""]))
+    def somebody_wants_a_trace(self, name: str) -> None:
+        self.cluster.profile = name
+
     @rule()
     def somebody_pushes(self) -> None:
         self.cluster.branch += 1
