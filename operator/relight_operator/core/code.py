@@ -20,10 +20,14 @@ def pin(draft: Draft) -> None:
         draft.event("CodePinned", f"{git.ref} of {git.url} is commit {commit} for this job")
 
 
-def slots_to_create(draft: Draft) -> range:
-    """Until an acknowledged status names the commit, the first slot alone: two that ask a server may be told two."""
-    waits = draft.seen.spec.code is not None and draft.seen.status.code is None
-    return range(1) if waits else range(len(draft.seen.status.slots))
+def may_create(draft: Draft, slot: int, incarnation: int) -> bool:
+    """Until an acknowledged status names the commit, only the first slot's member, and no successor of it: two that ask
+    a server may be told two.
+    """
+    if draft.seen.spec.code is None or draft.seen.status.code is not None:
+        return True
+    first = draft.seen.status.slots[0]
+    return (slot, incarnation) == (first.slot, first.incarnation)
 
 
 def commit_to_fetch(draft: Draft) -> str:

@@ -18,11 +18,11 @@ def creates(draft: Draft) -> list[CreateMember]:
     if status.phase in TERMINAL or status.stop is not None or acknowledged.stop is not None:
         return []
     wanted = {w for s in status.slots for w in _uncreated(s)}
-    may_be, commit = code.slots_to_create(draft), code.commit_to_fetch(draft)
+    commit = code.commit_to_fetch(draft)
     made = []
     for slot in acknowledged.slots:
         for number, incarnation in _uncreated(slot):
-            if (number, incarnation) not in wanted or number not in may_be:
+            if (number, incarnation) not in wanted or not code.may_create(draft, number, incarnation):
                 continue
             if slot.not_before > draft.now:
                 draft.wakeups.append(slot.not_before - draft.now)
