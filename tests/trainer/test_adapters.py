@@ -3,8 +3,10 @@
 With the real libraries, where they are installed or stand in the folder that RELIGHT_TEST_PEERS names.
 """
 
+import ast
 import contextlib
 import importlib.util
+import inspect
 import os
 import sys
 import warnings
@@ -232,3 +234,25 @@ def test_outside_a_job_the_saver_does_nothing_and_knows_the_best(tmp_path: Path)
     saver = RelightSaver(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0), decreasing=True)
     assert [saver.save_checkpoint(e, m)[1] for e, m in enumerate([3.0, 1.0, 2.0])] == [0, 1, 1]
     assert saver.find_recovery() == ""
+
+
+@needs("timm")
+def test_the_saver_takes_all_that_timms_own_takes(tmp_path: Path) -> None:
+    """Its file is read and not imported: timm cannot be imported without torchvision."""
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse((Path(spec.origin).parent / "utils" / "checkpoint_saver.py").read_text())
+    [theirs] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "CheckpointSaver"]
+    methods = [node for node in theirs.body if isinstance(node, ast.FunctionDef)]
+    for method in methods:
+        if method.name.startswith("_") and method.name != "__init__":
+            continue
+        ours = [*inspect.signature(getattr(RelightSaver, method.name)).parameters]
+        wanted = [argument.arg for argument in method.args.args]
+        assert ours[: len(wanted)] == wanted, method.name
+    net = nn.Linear(1, 1)
+    directories = {"checkpoint_dir": str(tmp_path), "recovery_dir": str(tmp_path), "max_history": 3, "decreasing": True}
+    saver = RelightSaver(net, torch.optim.SGD(net.parameters(), 1.0), **directories)  # type: ignore[arg-type]
+    saver.save_milestone(1)
+    assert saver.save_checkpoint(0, 1.0) == (1.0, 0)
