@@ -1,6 +1,6 @@
 # The operator's and the trainer's image: `make image`, or docker build --target operator|trainer .
 #
-# BASE is any image with Python >= 3.11, its venv module, ca-certificates and /bin/sh. A GPU needs no other base: PyPI's build
+# BASE is any image with Python >= 3.11, its venv module, ca-certificates and /bin/sh; with git and ssh, or apt to get them. A GPU needs no other base: PyPI's build
 # of torch brings CUDA along, and the machine its driver. For a CPU-only trainer:
 #   --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 # A pip.conf of your own (an index, a proxy): --secret id=pip,src=pip.conf; it stays out of the image.
@@ -54,8 +54,13 @@ COPY --from=app /opt/app /opt/app
 USER 10001:10001
 ENTRYPOINT ["python3", "-m", "relight_operator"]
 
+# git and ssh fetch a job's own code (spec.code); a base that has them needs no apt.
 # pip stays in this one: FROM it, USER root, RUN pip install what your script needs, USER 10001.
 FROM environment AS trainer
+# hadolint ignore=DL3008
+RUN if ! command -v git || ! command -v ssh; then \
+        apt-get update && apt-get install -y --no-install-recommends git openssh-client && rm -rf /var/lib/apt/lists/*; \
+    fi
 # torch is nine tenths of the image and changes least: a layer of its own.
 COPY --from=requirements /requirements/torch.txt /requirements/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 RUN_FLAGS ?= --fresh --chaos preempt-node:1@step:100 --chaos kill-node:0@step:200
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast lint format crd docs constraints image chart clean
+.PHONY: help run test test-fast test-peers lint format crd docs constraints image chart clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,6 +16,11 @@ run: $(STAMP)  ## train examples/digits.yaml here on two "nodes", through one pr
 
 test: $(STAMP)  ## every test; those on Kubernetes with CLUSTER=testbed (root; built here) or CLUSTER=existing (KUBECONFIG)
 	$(BIN)/python -m pytest $(if $(CLUSTER),--cluster=$(CLUSTER)) $(PYTEST_FLAGS)
+
+PEERS := .venv/peers
+test-peers: $(STAMP)  ## the tests with Lightning, transformers and an S3 server's double, which it installs into .venv/peers
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(PEERS) --requirement tests/peers.txt
+	RELIGHT_TEST_PEERS=$(CURDIR)/$(PEERS) $(BIN)/python -m pytest tests/trainer/test_adapters.py tests/trainer/test_checkpoint_objects.py $(PYTEST_FLAGS)
 
 test-fast: $(STAMP)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" tests/unit $(PYTEST_FLAGS)

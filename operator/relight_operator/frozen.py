@@ -32,11 +32,13 @@ def config_hash(spec: JobSpec) -> str:
     return trainer_config.config_hash(entry)
 
 
-def job_file(job: TrainingJob, *, uid: str, created: float, workdir: str, checkpoint_dir: str) -> JobFile:
+def job_file(
+    job: TrainingJob, *, uid: str, created: float, workdir: str, checkpoint_dir: str, code_dir: str = ""
+) -> JobFile:
     """What every member of the job is given.
 
     `created` in unix seconds; `checkpoint_dir` is the job's own folder of durable state, or its URL in an object store, ""
-    where it has none.
+    where it has none; `code_dir` where `spec.code` is checked out, which is the working folder then.
     """
     spec = job.spec
     checkpoint = spec.checkpoint
@@ -50,7 +52,8 @@ def job_file(job: TrainingJob, *, uid: str, created: float, workdir: str, checkp
         proc_per_node=spec.workers_per_node,
         entry=_entry(spec),
         config_hash=config_hash(spec),
-        workdir=workdir,
+        workdir=code_dir or workdir,
+        code_dir=code_dir,
         env={e.name: e.value for e in spec.trainer.env},
         python=spec.trainer.python or "",
         checkpoint_dir=checkpoint_dir,

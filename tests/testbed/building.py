@@ -16,7 +16,7 @@ from tests.testbed.shell import sh
 
 REPOSITORY = Path(__file__).parents[2]
 KEPT = 3  # of each image: a trainer with torch takes over a gigabyte
-BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates")
+BASE_PACKAGES = ("python3", "python3-venv", "ca-certificates", "git", "openssh-client")
 TARGETS = ("operator", "trainer")
 MAKER = (".ci/images.py", "Dockerfile", ".dockerignore")  # beside what the last of these lets into a build
 

@@ -3,8 +3,10 @@
 With the real libraries, where they are installed or stand in the folder that RELIGHT_TEST_PEERS names.
 """
 
+import ast
 import contextlib
 import importlib.util
+import inspect
 import os
 import sys
 import warnings
@@ -83,7 +85,11 @@ def with_lightning(folder: Path, accumulate: int, **options: Any) -> None:
     trainer.fit(Module(), relight.loader(DataLoader(data(), 8 // world, sampler=sampler)), DataLoader(data(), 16))
 
 
-def with_transformers(folder: Path, accumulate: int) -> None:
+def with_transformers_in_ddp(folder: Path, accumulate: int) -> None:
+    with_transformers(folder, accumulate, ddp_backend="gloo", per_device_train_batch_size=4)
+
+
+def with_transformers(folder: Path, accumulate: int, **options: Any) -> None:
     from transformers import Trainer, TrainingArguments
 
     from relight_trainer.adapters.transformers import RelightCallback
@@ -101,8 +107,9 @@ def with_transformers(folder: Path, accumulate: int) -> None:
     net = Model()
     relight = RelightCallback(net)
     args = TrainingArguments(
-        output_dir=str(folder / "out"), num_train_epochs=3, per_device_train_batch_size=8, save_strategy="no", use_cpu=True,
+        output_dir=str(folder / "out"), num_train_epochs=3, save_strategy="no", use_cpu=True,
         gradient_accumulation_steps=accumulate, logging_steps=1, report_to="none", disable_tqdm=True, learning_rate=0.01,
+        **{"per_device_train_batch_size": 8, **options},
     )  # fmt: skip
     trainer = Trainer(model=net, args=args, train_dataset=rows, callbacks=[relight])
     trainer.train(resume_from_checkpoint=relight.resume())
@@ -205,11 +212,17 @@ def test_a_training_that_is_cut_ends_with_the_same_weights(tmp_path: Path, name:
         assert end.result["weightsDigest"] == whole.result["weightsDigest"]
 
 
-@needs("lightning")
-def test_lightning_in_ddp_ends_with_the_same_weights(tmp_path: Path) -> None:
-    ends = [run(tmp_path / "whole", "with_lightning_in_ddp", 1, [-1], ranks=2)[0]]
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("with_lightning_in_ddp", marks=needs("lightning")),
+        pytest.param("with_transformers_in_ddp", marks=needs("transformers")),
+    ],
+)
+def test_in_ddp_it_ends_with_the_same_weights(tmp_path: Path, name: str) -> None:
+    ends = [run(tmp_path / "whole", name, 1, [-1], ranks=2)[0]]
     for generation, cut in enumerate([7, 0, -1], 1):
-        ends += run(tmp_path / "cut", "with_lightning_in_ddp", 1, [cut], first=generation, ranks=2)
+        ends += run(tmp_path / "cut", name, 1, [cut], first=generation, ranks=2)
 
     whole, died, stopped, end = ends
     assert (whole.kind, whole.step, died, stopped.kind) == ("completed", 18, "died", "stopped"), ends
@@ -221,3 +234,25 @@ def test_outside_a_job_the_saver_does_nothing_and_knows_the_best(tmp_path: Path)
     saver = RelightSaver(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0), decreasing=True)
     assert [saver.save_checkpoint(e, m)[1] for e, m in enumerate([3.0, 1.0, 2.0])] == [0, 1, 1]
     assert saver.find_recovery() == ""
+
+
+@needs("timm")
+def test_the_saver_takes_all_that_timms_own_takes(tmp_path: Path) -> None:
+    """Its file is read and not imported: timm cannot be imported without torchvision."""
+    spec = importlib.util.find_spec("timm")
+    assert spec is not None
+    assert spec.origin is not None
+    tree = ast.parse((Path(spec.origin).parent / "utils" / "checkpoint_saver.py").read_text())
+    [theirs] = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "CheckpointSaver"]
+    methods = [node for node in theirs.body if isinstance(node, ast.FunctionDef)]
+    for method in methods:
+        if method.name.startswith("_") and method.name != "__init__":
+            continue
+        ours = [*inspect.signature(getattr(RelightSaver, method.name)).parameters]
+        wanted = [argument.arg for argument in method.args.args]
+        assert ours[: len(wanted)] == wanted, method.name
+    net = nn.Linear(1, 1)
+    directories = {"checkpoint_dir": str(tmp_path), "recovery_dir": str(tmp_path), "max_history": 3, "decreasing": True}
+    saver = RelightSaver(net, torch.optim.SGD(net.parameters(), 1.0), **directories)  # type: ignore[arg-type]
+    saver.save_milestone(1)
+    assert saver.save_checkpoint(0, 1.0) == (1.0, 0)

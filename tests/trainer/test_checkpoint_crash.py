@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from exchange import DictExchange
 
 from relight_trainer.checkpoint import CheckpointFolder
 
@@ -80,24 +81,8 @@ def _crash_at(point, report):
         setattr(os, name, wrapped(name, getattr(os, name)))
 
 
-class _Exchange:
-    def __init__(self):
-        self.values = {}
-        self.changed = threading.Condition()
-
-    def put(self, key, value):
-        with self.changed:
-            self.values[key] = value
-            self.changed.notify_all()
-
-    def get(self, key, timeout):
-        with self.changed:
-            self.changed.wait_for(lambda: key in self.values, timeout)
-            return self.values[key]
-
-
 def _save(path, world, step):
-    exchange = _Exchange()
+    exchange = DictExchange()
 
     def one(rank):
         CheckpointFolder(path, job_uid="u", created=1.0, config_hash="h", keep=2).save(

@@ -6,12 +6,12 @@ import json
 import random
 import re
 import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import safetensors.torch
 import torch
+from exchange import DictExchange
 
 from relight_agent.exits import ExitCode
 from relight_trainer.checkpoint import (
@@ -32,26 +32,6 @@ from relight_trainer.checkpoint import (
 from relight_trainer.checkpoint.local_place import LocalPlace
 
 pytestmark = pytest.mark.timeout(60)
-
-
-class DictExchange:
-    """A dict behind a condition: what a store is to ranks that are threads."""
-
-    def __init__(self):
-        self._values = {}
-        self._changed = threading.Condition()
-
-    def put(self, key, value):
-        with self._changed:
-            assert key not in self._values, f"{key} was put twice"
-            self._values[key] = value
-            self._changed.notify_all()
-
-    def get(self, key, timeout):
-        with self._changed:
-            if not self._changed.wait_for(lambda: key in self._values, timeout):
-                raise TimeoutError(key)
-            return self._values[key]
 
 
 def state_at(step):

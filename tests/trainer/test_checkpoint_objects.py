@@ -4,13 +4,13 @@ import errno
 import importlib.util
 import os
 import sys
-import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
 import torch
+from exchange import DictExchange
 from fsspec.implementations.dirfs import DirFileSystem
 
 from relight_trainer.checkpoint import (
@@ -26,23 +26,6 @@ from relight_trainer.checkpoint.object_place import ObjectPlace
 from relight_trainer.checkpoint.retention import retired
 
 pytestmark = pytest.mark.timeout(60)
-
-
-class DictExchange:
-    def __init__(self):
-        self._values = {}
-        self._changed = threading.Condition()
-
-    def put(self, key, value):
-        with self._changed:
-            self._values[key] = value
-            self._changed.notify_all()
-
-    def get(self, key, timeout):
-        with self._changed:
-            if not self._changed.wait_for(lambda: key in self._values, timeout):
-                raise TimeoutError(key)
-            return self._values[key]
 
 
 class Job:

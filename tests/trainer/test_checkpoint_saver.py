@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from exchange import DictExchange
 from torch.distributed import TCPStore
 
 from relight_agent.exits import ExitCode
@@ -16,23 +17,6 @@ from relight_trainer.checkpoint.shards import Content
 from relight_trainer.peers import StoreExchange
 
 pytestmark = pytest.mark.timeout(60)
-
-
-class DictExchange:
-    def __init__(self):
-        self._values = {}
-        self._changed = threading.Condition()
-
-    def put(self, key, value):
-        with self._changed:
-            self._values[key] = value
-            self._changed.notify_all()
-
-    def get(self, key, timeout):
-        with self._changed:
-            if not self._changed.wait_for(lambda: key in self._values, timeout):
-                raise TimeoutError(key)
-            return self._values[key]
 
 
 class Ranks:

@@ -130,9 +130,16 @@ def accuracies(root: Path, seeds: int, config: dict[str, Any]) -> list[float]:
 
 
 @pytest.mark.slow
-def test_the_digits_reach_99_percent_in_the_mean_of_five_seeds(tmp_path: Path) -> None:
-    found = accuracies(tmp_path, 5, example("digits"))
-    assert np.mean(found) >= 0.99, found
+def test_the_digits_reach_99_percent_in_the_mean_of_five_seeds_and_in_bf16_as_in_fp32(tmp_path: Path) -> None:
+    means = {}
+    for precision in ("fp32", "bf16"):
+        config = example("digits")
+        config["train"] = {**config.get("train", {}), "precision": precision}
+        (tmp_path / precision).mkdir()
+        found = accuracies(tmp_path / precision, 5, config)
+        means[precision] = float(np.mean(found))
+        assert means[precision] >= 0.99, found
+    assert abs(means["bf16"] - means["fp32"]) <= 0.005, means
 
 
 @pytest.mark.slow

@@ -54,11 +54,12 @@ def test_it_counts_what_the_training_will_have(tmp_path: Path) -> None:
 def test_a_limit_says_what_would_fit_and_that_does(tmp_path: Path) -> None:
     config = "model: {type: digits_cnn, width: 8}\ntrain: {global_batch: 256}\n"
     whole = answer(said(tmp_path, config, "-o", "json"))
-    assert said(tmp_path, config, "--limit", str(whole["peak"])).exit_code == 0
-    limit = str(whole["peak"] // 3)
+    assert said(tmp_path, config, "--limit", f"{whole['peak']}B").exit_code == 0
+    most = whole["peak"] // 3
+    limit = f"{most}B"
     tight = said(tmp_path, config, "--limit", limit)
     assert tight.exit_code == 1
-    assert tight.stdout.endswith(f"it does not fit into {amount(int(limit))}: train.micro_batch: 64 would fit\n")
+    assert tight.stdout.endswith(f"it does not fit into {amount(most)}: train.micro_batch: 64 would fit\n")
     fits = said(tmp_path, config, "--limit", limit, "--set", "train.micro_batch=64", "-o", "json")
     assert (fits.exit_code, answer(fits)["fits"]) == (0, True)
     none = said(tmp_path, config, "--limit", "1KiB", "-o", "json")
@@ -82,9 +83,9 @@ def test_validate_foretells_the_same_and_refuses_what_does_not_fit(tmp_path: Pat
         0,
         {"file": str(job), "valid": True, "job": "digits", "problems": [], "memory": whole},
     )
-    assert checked("--limit", str(whole["peak"]))[0] == 0
+    assert checked("--limit", f"{whole['peak']}B")[0] == 0
     limit = whole["peak"] // 3
-    code, tight = checked("--limit", str(limit))
+    code, tight = checked("--limit", f"{limit}B")
     assert (code, tight["valid"], tight["memory"]["fits"]) == (64, False, False)
     assert tight["problems"] == [
         {
@@ -92,7 +93,7 @@ def test_validate_foretells_the_same_and_refuses_what_does_not_fit(tmp_path: Pat
             "message": f"a worker will want {amount(whole['peak'])}, which is more than {amount(limit)}",
         }
     ]  # fmt: skip
-    assert checked("--limit", str(limit), "--set", "train.micro_batch=32")[0] == 0
+    assert checked("--limit", f"{limit}B", "--set", "train.micro_batch=32")[0] == 0
 
 
 def test_validate_says_why_it_cannot_foretell(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_a_model_with_its_own_step_is_measured_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("80GiB", 80 << 30), ("80Gi", 80 << 30), ("141 GB", 141 * 10**9), ("1.5e9", 1_500_000_000)]
+    ("text", "count"), [("80GiB", 80 << 30), ("80Gi", 80 << 30), ("141 GB", 141 * 10**9), ("1.5e9B", 1_500_000_000)]
 )
 def test_amounts_are_read(text: str, count: int) -> None:
     assert size(text) == count
@@ -158,6 +159,15 @@ def test_amounts_are_read(text: str, count: int) -> None:
 def test_what_is_no_amount_is_refused(text: str) -> None:
     with pytest.raises(BadSize, match="is not an amount of memory; allowed: 80GiB"):
         size(text)
+
+
+def test_a_number_without_a_unit_is_asked_for_one(tmp_path: Path) -> None:
+    for text in ("80", "1.5e9"):
+        with pytest.raises(BadSize, match=f'"{text}" has no unit; allowed: {text}GiB, {text}GB'):
+            size(text)
+    result = said(tmp_path, CONFIG, "--limit", "80")
+    assert isinstance(result.exception, BadSize)
+    assert result.exception.exit_code == 64
 
 
 def test_shapes_are_read() -> None:

@@ -65,6 +65,10 @@ def test_what_is_wrong_is_said(config: Path, tmp_path: Path) -> None:
         run(str(config), "--set", "schedule.warmup=1epoch")
     for wrong, text in (
         (["--samples", "20"], "train.global_batch: 32 is more than the 20 samples there are"),
+        (
+            ["--set", "train.duration=10m", "--set", "schedule.type=constant"],
+            'train.duration: "10m" is a time, and how many steps fit into it is not known here',
+        ),
         (["--samples", "650", "--svg", str(tmp_path / "x.png")], "is no name of an SVG image; allowed: *.svg"),
     ):
         result = CliRunner().invoke(command, [str(config), *wrong])

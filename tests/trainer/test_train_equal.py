@@ -79,7 +79,7 @@ def everything(context: WorkerContext) -> Any:
 
 
 def evaluations(context: WorkerContext) -> list[list[float]]:
-    """(samples, right answers, loss) of test sets of 1 to 40 samples."""
+    """(samples, summed loss, right answers) of test sets of 1 to 40 samples."""
     import torch.distributed as dist
 
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def evaluations(context: WorkerContext) -> list[list[float]]:
         names, total = shard_sums(
             model, sums, splits.test, rank=context.rank, world=context.world_size, interrupted=lambda: False
         )
-        assert sorted(names) == ["accuracy", "loss"]
+        assert names == ["loss", "accuracy"]
         assert model.training
         dist.all_reduce(total)
         totals.append(total.tolist())
@@ -156,6 +156,19 @@ def test_with_batch_norm_micro_batches_are_another_training(by_world: Any) -> No
 def test_the_mean_of_the_ranks_means_is_not_the_mean(by_world: Any, ranks: int) -> None:
     assert by_world[ranks][0][2] > 1e-3
     assert by_world[1][0][2] == by_world[2][0][2] * 0 <= 1e-15
+
+
+def test_evaluation_of_one_rank_is_what_torch_alone_computes(by_world: Any) -> None:
+    torch.manual_seed(0)
+    model = little.Perceptron(norm=True).eval()
+    for size, found in enumerate(by_world[1][0][1], 1):
+        test = little.samples(40, test=size)[1]
+        with torch.no_grad():
+            output = model(test.inputs)
+        right = (output.argmax(1) == test.labels).sum().item()
+        loss = cross_entropy(output, test.labels, reduction="sum").item()
+        assert (found[0], found[2]) == (size, right)
+        assert found[1] == pytest.approx(loss, abs=1e-12 * size)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

@@ -55,6 +55,7 @@ class Agent:
     stall: AgentStall | None = None
     stacks_id: str = ""
     stacks: tuple[RankStack, ...] = ()
+    commit: str = ""  # of the code that was fetched for it
     spoke: bool = False  # a process that has not come as far as this says nothing
 
     @property
@@ -70,6 +71,7 @@ class Agent:
             acknowledged=self.acknowledged,
             furthest_step=self.furthest,
             config_hash=HASH,
+            commit=self.commit,
             torch="2.13.0",
             progress=self.progress,
             spent=self.spent,
@@ -173,6 +175,8 @@ class Cluster:
         self.network: list[tuple[str, int, AgentView]] = []
         self.trainings: dict[int, Training] = {}
         self.checkpoint: int | None = None
+        self.profile = ""  # the trace that somebody wants
+        self.branch = 0  # how often somebody has pushed to where the job's code comes from
         self.changes = 0  # moves whenever anything happens: two equal values mean that all is quiet
         self._uids = 0
 
@@ -181,12 +185,13 @@ class Cluster:
     def living(self) -> list[Member]:
         return [m for m in self.members.values() if m.alive]
 
-    def create(self, slot: int, incarnation: int, avoid: tuple[str, ...] = ()) -> None:
+    def create(self, slot: int, incarnation: int, avoid: tuple[str, ...] = (), commit: str = "") -> None:
         if any((m.slot, m.incarnation) == (slot, incarnation) for m in self.members.values()):
             return  # adopted
         self._uids += 1
         uid = f"uid-{self._uids}"
-        member = self.members[uid] = Member(slot, incarnation, uid, avoids=bool(avoid))
+        fetched = (commit or f"{self.branch:040x}") if self.spec.code is not None else ""
+        member = self.members[uid] = Member(slot, incarnation, uid, Agent(commit=fetched), avoids=bool(avoid))
         left = [m for m in MACHINES if m not in avoid]
         if left:
             member.machine = left[self._uids % len(left)]
@@ -502,7 +507,9 @@ class Cluster:
             replace(v, agent=controller.mailbox[u][1] if u in controller.mailbox else None)
             for u, v in controller.cache.items()
         )
-        seen = Observed("job", self.spec, controller.status, views, HASH, self.stop, progress_interval=5.0)
+        seen = Observed(
+            "job", self.spec, controller.status, views, HASH, self.stop, progress_interval=5.0, profile=self.profile
+        )
         actions = plan(seen, self.now)
         assert actions == plan(seen, self.now), "plan() is a function"
         self.truth.check_plan(actions)
@@ -538,7 +545,7 @@ class Cluster:
     def _apply(self, controller: Controller, action: Action) -> int | None:
         if isinstance(action, CreateMember):
             self.truth.check_create(action, current=controller.version == self.store.version)
-            self.create(action.slot, action.incarnation, action.avoid)
+            self.create(action.slot, action.incarnation, action.avoid, action.commit)
         elif isinstance(action, DeleteMember):
             member = self.members.get(action.uid)
             if member is not None and member.alive:

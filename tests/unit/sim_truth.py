@@ -105,6 +105,8 @@ class Truth:
     def check_write(self, old: JobStatus, new: JobStatus) -> None:
         assert old.phase not in TERMINAL, "a status written after the end"
         self._check_world(old, new)
+        self._check_code(old, new)
+        self._check_profile(old, new)
         raised = self._check_slots(old, new)
         self._check_counts(old, new, raised)
         self._check_buckets(old, new)
@@ -132,6 +134,17 @@ class Truth:
         )
         assert part_time or counted > slots * elapsed - 1e-3, "a second is in no bucket"
 
+    def _check_profile(self, old: JobStatus, new: JobStatus) -> None:
+        if new.profile == old.profile:
+            return
+        assert new.profile is not None, "a trace that was asked for is forgotten"
+        assert new.world is not None
+        assert new.profile.generation == new.world.generation
+        assert old.profile is None or new.profile.id != old.profile.id, "the same trace is asked for twice"
+
+    def _check_code(self, old: JobStatus, new: JobStatus) -> None:
+        assert old.code is None or new.code == old.code, "the code of a job that has started is another"
+
     def _check_world(self, old: JobStatus, new: JobStatus) -> None:
         before, after = old.world, new.world
         if after is None:
@@ -147,6 +160,8 @@ class Truth:
         assert [m.rank for m in after.members] == list(range(len(slots)))
         assert {m.slot: m.uid for m in after.members} == slots
         assert before is None or old.recovery is not None or new.recovery is None
+        commits = {self._cluster.members[m.uid].agent.commit for m in after.members if m.uid in self._cluster.members}
+        assert commits <= {new.code.commit if new.code is not None else ""}, "members with other code than the job's"
         self.worlds[after.generation] = after
         if before is None:
             return

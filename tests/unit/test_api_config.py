@@ -12,7 +12,7 @@ from relight_operator.api.job import TrainerSpec
 from relight_trainer.config import BadConfig, TrainerConfig, canonical, config_hash, parse
 from relight_trainer.settings.data import DATA
 from relight_trainer.settings.model import MODELS
-from relight_trainer.settings.spans import EpochSize, Span
+from relight_trainer.settings.spans import EpochSize, Span, Time
 from relight_trainer.strict import nearest
 
 
@@ -84,7 +84,19 @@ def test_the_canonical_form_is_a_configuration_and_equal_to_its_origin(value: di
         ({"optimizer": {"type": "adamm"}}, 'config.optimizer.type: unknown name; found "adamm"; did you mean "adam"? allowed: adadelta, adafactor,'),
         ({"optimizer": {"type": "adamw", "momentum": 0.9}}, 'config.optimizer.momentum: unknown field; found "momentum"; allowed: amsgrad, beta1, beta2, eps, fused, groups, lr, type, weight_decay'),
         ({"optimizer": {"type": "sgd", "momentum": 0}}, "config.optimizer.nesterov: nesterov needs a momentum above 0"),
-        ({"train": {"duration": "15epochs"}}, 'config.train.duration: not a length of training; found "15epochs"; allowed: whole epochs, optimizer steps or samples, such as 15ep, 500st or 1280000sa'),
+        ({"train": {"duration": "15epochs"}}, 'config.train.duration: not a length of training; found "15epochs"; allowed: whole epochs, optimizer steps or samples, such as 15ep, 500st or 1280000sa, or a time, such as 90s, 10m or 1h30m'),
+        ({"train": {"duration": "0s"}}, 'config.train.duration: not a length of training; found "0s"'),
+        ({"train": {"duration": "10min"}}, 'config.train.duration: not a length of training; found "10min"'),
+        ({"train": {"duration": "10m"}}, 'config.schedule.type: its shape follows from the number of steps, which a duration of 10m leaves open; found "onecycle"; allowed: constant, inverse_sqrt, multistep, plateau, step, a sequence that ends in one'),
+        ({"train": {"duration": "10m"}, "schedule": {"type": "little:own"}}, "config.schedule.type: its shape follows from the number of steps"),
+        ({"train": {"duration": "10m"}, "schedule": {"type": "constant", "warmup": "5%"}}, 'config.schedule.warmup: a share of a training whose number of steps a duration of 10m leaves open; found "5%"; allowed: epochs'),
+        ({"train": {"duration": "10m"}, "schedule": {"type": "inverse_sqrt"}}, "config.schedule.timescale: a share of a training"),
+        ({"train": {"duration": "10m"}, "schedule": {"type": "multistep", "at": ["5ep", "50%"]}}, "config.schedule.at[1]: a share"),
+        ({"train": {"duration": "10m"}, "schedule": {"type": "sequence", "parts": [{"length": "9ep", "schedule": {"type": "cosine"}}, {"schedule": {"type": "linear"}}]}}, "config.schedule.parts[1].schedule.type: its shape"),
+        ({"train": {"duration": "10m"}, "schedule": {"type": "constant"}, "freeze": [{"match": "x", "until": "50%"}]}, "config.freeze[0].until: a share of a training"),
+        ({"schedule": {"type": "constant", "warmup": "1m"}}, 'config.schedule.warmup: a time, where a place must follow from the step alone; found "1m"; allowed: epochs'),
+        ({"schedule": {"type": "plateau"}, "evaluate": {"every": "5m"}}, "config.evaluate.every: the rate would follow from how fast the machines are"),
+        ({"observe": {"tensorboard": True, "histograms": {"every": "5m"}}}, "config.observe.histograms.every: a time, where steps are counted"),
         ({"train": {"duration": 15}}, "config.train.duration: not a length of training; found 15"),
         ({"train": {"precision": "bf_16"}}, 'config.train.precision: not a known value; found "bf_16"; did you mean "bf16"? allowed: fp32, tf32, bf16, fp16'),
         ({"train": {"globalBatch": 64}}, 'did you mean "global_batch"?'),
@@ -106,6 +118,30 @@ def test_spans_in_steps() -> None:
     assert [Span(n, "sa").steps(drops) for n in (1, 64, 65, 1408, 1409)] == [1, 1, 2, 22, 23]
     assert [Span(n, "sa").steps(keeps) for n in (1, 64, 65, 1409, 1438, 1439)] == [1, 1, 2, 23, 23, 24]
     assert [Span(1, "ep").words, Span(2, "st").words, str(Span(1, "st"))] == ["1 epoch", "2 steps", "1st"]
+
+
+def test_lengths_that_are_times() -> None:
+    config = parse(
+        {
+            "train": {"duration": "90m"},
+            "evaluate": {"every": "300s"},
+            # The first part knows its own end.
+            "schedule": {
+                "type": "sequence",
+                "parts": [{"length": "9ep", "schedule": {"type": "cosine", "warmup": "5%"}}, {}],
+            },
+        }
+    )
+    assert (config.train.duration, config.evaluate.every) == (Time(5_400_000), Time(300_000))
+    written = canonical(config)
+    assert (written["train"]["duration"], written["evaluate"]["every"]) == ("1h30m", "5m")
+    assert parse(written) == config
+    assert (
+        canonical(
+            parse({"train": {"duration": "1h1m1s1ms"}, "schedule": {"type": "plateau"}, "evaluate": {"every": "5ep"}})
+        )["train"]["duration"]
+        == "1h1m1s1ms"
+    )
 
 
 def test_configurations_are_checked_without_importing_torch() -> None:

@@ -1,115 +1,34 @@
 """Code from git: pinned, and its token is nowhere that others can read."""
 
-import base64
-import os
-import subprocess
-import threading
+import re
+import shutil
+import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.git_server import TOKEN, Server, git, new_repository, push, serving
 
+from relight_operator.api.job import API_VERSION, KIND, CodeSpec, TrainingJob
+from relight_operator.api.status import JobStatus
+from relight_operator.api.validate import parse_job
+from relight_operator.errors import InvalidJob, InvalidUsage
+from relight_operator.local import code
+from relight_operator.local.state import StateFolder
 from relight_trainer.code_source import Unreachable, WrongSource, check_url, fetch, main
-
-TOKEN = "s3cr3t-t0ken-0815"
-GIT = {
-    "GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b",
-    "PATH": os.environ["PATH"], "GIT_CONFIG_NOSYSTEM": "1", "HOME": "/nowhere",
-}  # fmt: skip
-
-
-def git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, env=GIT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def where_others_read() -> str:
-    """All command lines and environments that can be read now."""
-    texts = []
-    for process in Path("/proc").glob("[0-9]*"):
-        for name in ("cmdline", "environ"):
-            try:
-                texts.append((process / name).read_bytes().decode(errors="replace"))
-            except OSError:
-                continue
-    return "\n".join(texts)
-
-
-class Server(ThreadingHTTPServer):
-    """`git http-backend` behind a password; what others could read during each request is kept."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.root = root
-        self.seen: list[str] = []
-        self.answered = 0
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.seen.append(where_others_read())
-        wanted = "Basic " + base64.b64encode(f"me:{TOKEN}".encode()).decode()
-        if self.headers.get("Authorization") != wanted:
-            self.send_response(401)
-            self.send_header("WWW-Authenticate", 'Basic realm="x"')
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        path, _, query = self.path.partition("?")
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        done = subprocess.run(
-            ["git", "http-backend"],
-            env={
-                **GIT, "GIT_PROJECT_ROOT": str(self.server.root), "GIT_HTTP_EXPORT_ALL": "1", "PATH_INFO": path,
-                "QUERY_STRING": query, "REQUEST_METHOD": self.command, "CONTENT_TYPE": self.headers.get("Content-Type", ""),
-                "HTTP_CONTENT_ENCODING": self.headers.get("Content-Encoding", ""), "CONTENT_LENGTH": str(len(body)),
-                "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""), "REMOTE_USER": "me",
-            },
-            input=body, capture_output=True, check=True,
-        )  # fmt: skip
-        head, _, data = done.stdout.partition(b"\r\n\r\n")
-        headers = dict(line.split(": ", 1) for line in head.decode().splitlines())
-        self.send_response(int(headers.pop("Status", "200").split()[0]))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-        self.server.answered += 1
-
-    do_POST = do_GET  # noqa: N815
-
-    def log_message(self, *_: Any) -> None: ...
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository of two commits and a tag."""
-    path = tmp_path / "served" / "code.git"
-    path.mkdir(parents=True)
-    git(path, "init", "--quiet", "--initial-branch=main")
-    (path / "train.py").write_text("print(1)\n")
-    git(path, "add", ".")
-    git(path, "commit", "--quiet", "-m", "one")
-    git(path, "tag", "v1")
-    (path / "train.py").write_text("print(2)\n")
-    git(path, "commit", "--quiet", "-am", "two")
-    return path
+    return new_repository(tmp_path / "served" / "code.git")
 
 
 @pytest.fixture
 def server(repository: Path) -> Iterator[Server]:
-    made = Server(repository.parent)
-    thread = threading.Thread(target=made.serve_forever)
-    thread.start()
-    yield made
-    made.shutdown()
-    thread.join()
-    made.server_close()
+    with serving(repository.parent) as made:
+        yield made
 
 
 @pytest.fixture
@@ -199,3 +118,91 @@ def test_what_is_not_there_is_told(tmp_path: Path, repository: Path, secret: Pat
     (secret / "ssh-privatekey").write_text("key")
     with pytest.raises(WrongSource, match="lacks known_hosts"):
         fetch("git@host:x", "main", tmp_path / "e", secret=secret)
+
+
+def job(url: str, **git_source: Any) -> TrainingJob:
+    source = {"url": url, **git_source}
+    value = {"metadata": {"name": "x"}, "spec": {"trainer": {"script": ["train.py"]}, "code": {"git": source}}}
+    return TrainingJob.model_validate(value, by_alias=True, by_name=False)
+
+
+def test_without_a_cluster_the_first_start_fixes_the_commit(tmp_path: Path, repository: Path, secret: Path) -> None:
+    first = git(repository, "rev-parse", "main")
+    folder = StateFolder(tmp_path / "state")
+    folder.path.mkdir()
+    with serving(repository.parent, tls=True) as server:
+        (secret / "ca.crt").write_text(server.authority)
+        url = f"https://localhost:{server.server_port}/code.git"
+        stored = folder.create(job(url, ref="main", secretRef={"name": "git-cred"}), JobStatus())
+        with pytest.raises(InvalidUsage, match="--secret git-cred=FOLDER"):
+            code.ensure(folder, stored, {})
+        assert folder.load() == stored
+
+        stored = code.ensure(folder, stored, code.secrets_of([f"git-cred={secret}"]))
+        assert stored.status.code is not None
+        assert stored.status.code.commit == first
+        push(repository, "train.py", "print(3)\n")
+        answered = server.answered
+        assert code.ensure(folder, stored, {}) == stored  # it is there: nobody is asked
+        assert server.answered == answered
+
+        shutil.rmtree(folder.path / code.FOLDER)
+        assert code.ensure(folder, stored, {"git-cred": secret}) == stored
+        assert (folder.path / code.FOLDER / "train.py").read_text() == "print(2)\n"
+        assert git(folder.path / code.FOLDER, "rev-parse", "HEAD") == first
+        assert not any(TOKEN in seen for seen in server.seen)
+    kept = [file for file in folder.path.rglob("*") if file.is_file() and TOKEN.encode() in file.read_bytes()]
+    assert kept == []
+
+
+def test_who_does_not_answer_is_asked_again_for_a_while(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pauses: list[float] = []
+
+    def comes_back(pause: float) -> None:
+        pauses.append(pause)
+        if len(pauses) == 2:
+            repository.rename(tmp_path / "served" / "back.git")
+
+    missing = tmp_path / "served" / "back.git"
+    monkeypatch.setattr("relight_trainer.code_source._NETWORK", re.compile("does not appear"))
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=comes_back)
+    monkeypatch.setattr("relight_trainer.code_source.time", clock)
+    assert main([f"file://{missing}", "main", str(tmp_path / "code"), "--patience", "60"]) == 0
+    assert pauses == [1.0, 2.0]
+    assert "asking again in 1 s" in capfd.readouterr().err
+
+
+def test_submodules_are_left_out_where_that_is_asked_for(tmp_path: Path, repository: Path) -> None:
+    push(repository, ".gitmodules", '[submodule "x"]\n\tpath = x\n\turl = file:///nowhere\n')
+    git(repository, "update-index", "--add", "--cacheinfo", f"160000,{git(repository, 'rev-parse', 'HEAD')},x")
+    git(repository, "commit", "--quiet", "-m", "a submodule that is nowhere")
+    with pytest.raises(WrongSource, match="nowhere"):
+        fetch(f"file://{repository}", "main", tmp_path / "with")
+    assert main([f"file://{repository}", "main", str(tmp_path / "without"), "--no-submodules"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("git_source", "words"),
+    [
+        ({"url": "http://host/x.git"}, "allowed: https, ssh:// or git@host:path"),
+        ({"url": "file:///x"}, "allowed: https, ssh"),
+        ({"url": f"https://me:{TOKEN}@host/x.git"}, "put it into a Secret"),
+        ({"url": "https://host/x.git", "ref": "--upload-pack=x"}, "not a name that git takes"),
+        ({"url": "https://host/x.git", "ref": "a..b"}, "not a name that git takes"),
+        ({"url": "https://host/x.git", "branch": "main"}, "unknown field"),
+        ({}, r"spec\.code\.git\.url: missing"),
+    ],
+)
+def test_a_job_takes_code_by_https_and_ssh_alone(git_source: dict[str, str], words: str) -> None:
+    spec = {"trainer": {"config": {}}, "code": {"git": git_source}}
+    with pytest.raises(InvalidJob, match=words) as error:
+        parse_job({"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "x"}, "spec": spec})
+    assert TOKEN not in str(error.value)
+
+
+def test_a_whole_commit_needs_no_server_to_be_known() -> None:
+    for ref, fixed in (("a" * 40, True), ("b" * 64, True), ("main", False), ("a" * 39, False), ("A" * 40, False)):
+        made = CodeSpec.model_validate({"git": {"url": "git@host:x.git", "ref": ref}}, by_alias=True, by_name=False)
+        assert made.git.names_a_commit is fixed, ref

@@ -6,7 +6,7 @@ import pytest
 from sim_views import fresh, recovering, running
 
 from relight_agent.exits import ExitCode
-from relight_operator.api.status import Failure, JobStatus, RecoveryStatus, StallStatus
+from relight_operator.api.status import Failure, JobStatus, ProfileStatus, RecoveryStatus, StallStatus
 from relight_operator.core.commands import command_for
 
 ME = {"slot": 1, "incarnation": 0, "uid": "u1"}
@@ -24,6 +24,10 @@ def stalled(**changes: Any) -> JobStatus:
     return running(stall=StallStatus(**{"generation": 1, "since": 1.0, "found": 2.0, **changes}))
 
 
+def traced(generation: int) -> JobStatus:
+    return running(profile=ProfileStatus(id="p1", generation=generation))
+
+
 def without_uid() -> JobStatus:
     status = fresh()
     status.slots[1].uid = None
@@ -36,6 +40,8 @@ def without_uid() -> JobStatus:
         pytest.param(fresh(), {}, "wait:0", id="no world yet"),
         pytest.param(without_uid(), {"uid": "new"}, "wait:0", id="created, and not recorded yet"),
         pytest.param(running(), {}, "run:1", id="in the world"),
+        pytest.param(traced(1), {}, "run:1:profile:p1", id="a trace of this world is wanted"),
+        pytest.param(traced(0), {}, "run:1", id="a trace of an older world was wanted"),
         pytest.param(broken(), {}, "wait:1", id="its world is over"),
         pytest.param(recovering(), {"incarnation": 1, "uid": "u9"}, "wait:1", id="the replacement waits"),
         pytest.param(recovering(), {"slot": 0, "uid": "u0"}, "wait:1", id="the survivor waits"),

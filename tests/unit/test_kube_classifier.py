@@ -91,6 +91,7 @@ ENDS = [
     ("143 out of nowhere", pod(phase="Failed", code=143), {}, Cause.MACHINE_UNHEALTHY, Class.MACHINE),
     ("SIGTERM from outside, saved", pod(phase="Failed", code=75, said=SAVED), {}, Cause.STOPPED, FREE),
     ("init container failed", unprepared(1, "no space left"), {}, Cause.BAD_CONFIG, Class.FINAL),
+    ("the server of the code did not answer", unprepared(74, "git fetch: timed out"), {}, Cause.STORAGE_FAILED, Class.STORAGE),
     ("init container failed and left no word", unprepared(2), {}, Cause.BAD_CONFIG, Class.FINAL),
     ("deleted while the init container ran", unprepared(137, deleting=True), {}, Cause.DELETED, FREE),
     ("lost sight of the container", pod(phase="Failed", code=137, why="ContainerStatusUnknown", said="The container could not be located when the pod was terminated"), {}, Cause.MACHINE_LOST, FREE),

@@ -12,6 +12,8 @@ from relight_agent.files import JobFile
 from relight_agent.identity import Identity
 from relight_operator.api.job import (
     CheckpointSpec,
+    CodeSpec,
+    GitSource,
     HostPath,
     JobSpec,
     PersistentVolumeClaim,
@@ -58,22 +60,42 @@ THEIRS = TrainerSpec(
 )  # fmt: skip
 
 
-def made(trainer: TrainerSpec = TRAINER, **changes: Any) -> dict[str, Any]:
+CODE = CodeSpec(git=GitSource(url="https://git.example.com/x.git", ref="main", secret_ref=SecretReference(name="cred")))
+COMMIT = "c0ffee" * 6 + "c0ff"
+
+
+def made(
+    trainer: TrainerSpec = TRAINER, *, code: CodeSpec | None = None, commit: str = "", **changes: Any
+) -> dict[str, Any]:
     defaults = replace(DEFAULTS, **changes)
-    spec = JobSpec(nodes=2, trainer=trainer, checkpoint=CLAIM)
-    return pod(OWNER, CreateMember(1, 3), JOB, spec, defaults, "digits-spec-0123456789", COORDINATOR)
+    spec = JobSpec(nodes=2, trainer=trainer, code=code, checkpoint=CLAIM)
+    return pod(OWNER, CreateMember(1, 3, commit), JOB, spec, defaults, "digits-spec-0123456789", COORDINATOR)
 
 
 def theirs() -> dict[str, Any]:
     return made(THEIRS, image_pull_secrets=("relight", "regcred"), image_pull_policy="Never")
 
 
-@pytest.mark.parametrize(("name", "body"), [("pod", made()), ("pod-own-image", theirs())])
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [("pod", made()), ("pod-own-image", theirs()), ("pod-git-code", made(code=CODE, commit=COMMIT))],
+)
 def test_the_pod_is_the_golden_one(name: str, body: dict[str, Any]) -> None:
     golden = GOLDEN / f"{name}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(yaml.safe_dump(body, sort_keys=False, width=120))
     assert body == yaml.safe_load(golden.read_text())
+
+
+def test_the_first_member_finds_out_the_commit_and_the_secret_is_the_init_container_s_alone() -> None:
+    body = made(code=CODE)["spec"]
+    [fetch] = body["initContainers"]
+    assert fetch["command"][-3:] == ["https://git.example.com/x.git", "main", "/opt/relight-code/source"]
+    assert "code-secret" in [m["name"] for m in fetch["volumeMounts"]]
+    assert "code-secret" not in [m["name"] for m in body["containers"][0]["volumeMounts"]]
+    public = made(code=CodeSpec(git=GitSource(url="git@host:x", submodules=False)))["spec"]
+    assert "code-secret" not in [v["name"] for v in public["volumes"]]
+    assert "--no-submodules" in public["initContainers"][0]["command"]
 
 
 def test_an_image_of_the_users_own_gets_the_agent_from_an_init_container() -> None:

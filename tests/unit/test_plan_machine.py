@@ -50,8 +50,11 @@ RETRY = st.fixed_dictionaries(
 )
 
 
-def spec(nodes: int, retry: dict[str, Any]) -> JobSpec:
-    return JobSpec.model_validate({"nodes": nodes, "trainer": {"script": ["train.py"]}, "retry": retry})
+def spec(nodes: int, retry: dict[str, Any], code: str | None) -> JobSpec:
+    value: dict[str, Any] = {"nodes": nodes, "trainer": {"script": ["train.py"]}, "retry": retry}
+    if code is not None:
+        value["code"] = {"git": {"url": "https://git/x.git", "ref": code}}
+    return JobSpec.model_validate(value)
 
 
 class Faults(RuleBasedStateMachine):
@@ -63,9 +66,10 @@ class Faults(RuleBasedStateMachine):
         retry=RETRY,
         total=st.sampled_from([60, 30, 10, 1]),
         rounds=st.sampled_from([0, 2, 6, 10]),
+        code=st.sampled_from([None, "main", None, "f" * 40]),
     )
-    def begin(self, nodes: int, retry: dict[str, Any], total: int, rounds: int) -> None:
-        self.cluster = Cluster(spec(nodes, retry), total)
+    def begin(self, nodes: int, retry: dict[str, Any], total: int, rounds: int, code: str | None) -> None:
+        self.cluster = Cluster(spec(nodes, retry, code), total)
         self.cluster.start_controller()
         self.go(rounds)
 
@@ -115,6 +119,14 @@ class Faults(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.1, 1.0, 10.0, 400.0]))
     def time_passes(self, seconds: float) -> None:
         self.cluster.now += seconds
+
+    @rule(name=st.sampled_from(["a", "b", ""]))
+    def somebody_wants_a_trace(self, name: str) -> None:
+        self.cluster.profile = name
+
+    @rule()
+    def somebody_pushes(self) -> None:
+        self.cluster.branch += 1
 
     # -- faults
 

@@ -275,10 +275,20 @@ def test_credentials_that_were_found_are_not_repeated() -> None:
     assert "hush" not in result.output + result.stderr
 
 
+def test_a_bare_configuration_is_taken_from_standard_input() -> None:
+    result = validate("-", stdin="train: {duration: 3ep}\n")
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "stdin: a valid trainer configuration")
+    wrong = validate("-", "--set", "train.seed=x", stdin="train: {durationn: 3ep}\n")
+    assert wrong.exit_code == 64
+    assert 'stdin: config.train.durationn: unknown field; found "durationn"; did you mean "duration"?' in wrong.stderr
+    assert "config.train.seed" in wrong.stderr
+    assert "TrainingJob digits is valid" in validate("-", stdin=GOOD).stdout
+
+
 @pytest.mark.parametrize(
     "path",
     [
-        "managedBy", "elastic", "spares", "code", "data", "scheduling", "networkPolicy", "ttlSecondsAfterFinished", "cleanPods",
+        "managedBy", "elastic", "spares", "data", "scheduling", "networkPolicy", "ttlSecondsAfterFinished", "cleanPods",
         "trainer.configMapRef", "trainer.template", "trainer.resources.claims",
         "checkpoint.secretRef", "checkpoint.resume",
         "disruption.holdSurvivors", "disruption.podDisruptionBudget",

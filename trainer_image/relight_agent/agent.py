@@ -21,7 +21,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 from relight_agent import preflight
 from relight_agent.exits import ExitCode, exit_of
-from relight_agent.files import FLUSHED, SUPERSEDED, Command, Outcome, clip, read_json
+from relight_agent.files import FLUSHED, PROFILE, SUPERSEDED, Command, Outcome, clip, read_json
 from relight_agent.generation import BAD_FORK, CommandGeneration, Generation, WorkerGeneration, World
 from relight_agent.identity import Identity
 from relight_agent.launcher import Launcher, inherited_env, python_module, python_of
@@ -76,6 +76,8 @@ class Agent:
         self._age = 0.0  # seconds from the start of this process to its first line
         self._settled_generation: Optional[Generation] = None
         self._cold_generation = 0
+        self._profile: Optional[str] = None  # the id of a trace that is asked for, until the workers can make it
+        self._profiled = ""  # the id of the last one that was told to them
         self._is_command = me.job.entry["kind"] == "command"
         self._learned = Learned(whole_epoch=me.job.entry["kind"] == "config")
         self._stalled: Optional[Stalled] = None
@@ -95,6 +97,7 @@ class Agent:
         become_subreaper()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _: self._events.put(("signal", n)))
+        signal.signal(signal.SIGUSR1, lambda *_: self._events.put(("profile", "a signal")))
         Path(self.me.run_dir).mkdir(parents=True, exist_ok=True)
         self._age = round(process_age(), 3)
         self._reporter.observe(timings={"agent": self._age})
@@ -128,6 +131,8 @@ class Agent:
         if kind == "signal":
             self._leave("SIGTERM", "save")
             self._reporter.update(terminating_at=time.monotonic())
+        elif kind == "profile":
+            self._profile = value
         elif kind == "command":
             self._obey(value)
             self._reporter.acknowledge(str(value.get("id")))
@@ -162,11 +167,15 @@ class Agent:
             self._pending = None
             if self._running() and self._generation is not None and self._generation.number <= generation:
                 self._generation.drop()
-        elif op == "run" and generation > self._highest and self._leaving is None:
-            self._highest = generation
-            self._pending = World.from_command(command, self.me.uid)
-            if self._running() and self._generation is not None:
-                self._generation.drop()
+        elif op == "run" and self._leaving is None:
+            if generation > self._highest:
+                self._highest = generation
+                self._pending = World.from_command(command, self.me.uid)
+                if self._running() and self._generation is not None:
+                    self._generation.drop()
+            profile = str(command.get("profile") or "")
+            if profile and profile != self._profiled:
+                self._profile = self._profiled = profile
         self._start_pending()
 
     def _start_pending(self) -> None:
@@ -331,6 +340,9 @@ class Agent:
             furthest_step=generation.furthest_step(),
             spent=generation.spent(stalled=self._stalled is not None),
         )
+        if self._profile is not None and progress is not None and progress.first_step_at is not None:
+            self._profile = None
+            (Path(self.me.run_dir) / PROFILE).touch()  # by now its workers look
 
     def _watch_progress(self, generation: Generation, now: float) -> None:
         """Say that the workers are overdue, or no longer are; and how fast they are."""

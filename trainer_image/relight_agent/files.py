@@ -40,6 +40,8 @@ MAX_NOTICES = 8
 FLUSHED = "flushed.json"
 # In the run folder of a member whose machine is announced to go, where no cluster has taints for that.
 LEAVING = "leaving"
+# In the run folder: who touches it has this member's workers trace their next steps; a number in it is how many.
+PROFILE = "profile"
 # The id of the command to a member whose slot is another's.
 SUPERSEDED = "exit:superseded"
 
@@ -320,6 +322,7 @@ class JobFile:
     entry: Dict[str, Any]
     config_hash: str
     workdir: str = "."
+    code_dir: str = ""  # the checkout of `spec.code`, "" where the job has none
     env: Dict[str, str] = field(default_factory=dict)
     python: str = ""  # "" is the agent's own interpreter
     # "" where the job has no durable storage; the job's own folder, or its URL in a store, namespace and name in it
@@ -335,6 +338,13 @@ class JobFile:
     grace_seconds: float = 120.0
     orphan_seconds: float = 1800.0
     gpus: int = 0  # that each member is to have; 0 where it trains without
+
+    def commit(self) -> str:
+        """The commit of the job's code that is here; "" where it has none. A checkout that is pinned has no branch."""
+        try:
+            return (Path(self.code_dir) / ".git" / "HEAD").read_text(encoding="ascii").strip() if self.code_dir else ""
+        except (OSError, ValueError):
+            return ""
 
     @classmethod
     def load(cls, path: PathLike) -> "JobFile":

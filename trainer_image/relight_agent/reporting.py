@@ -75,6 +75,7 @@ class Reporter:
         self.answered_at = time.monotonic()  # when the coordinator last said anything
         self._closing = False
         self._clock_compared = False
+        self._commit = me.job.commit()
 
     def start(self) -> None:
         for target in (self._report_for_ever, self._wait_for_ever):
@@ -187,6 +188,7 @@ class Reporter:
                 "address": me.address,
                 "furthestStep": state.furthest_step,
                 "configHash": me.job.config_hash,
+                "commit": self._commit,
                 "torch": state.torch,
                 "python": state.python,
                 "timings": state.timings,

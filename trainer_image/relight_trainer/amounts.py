@@ -14,11 +14,13 @@ class BadSize(Exception):
 
 
 def size(text: str) -> int:
-    """Bytes: `80GiB`, `80Gi`, `141GB`, `1.5e9`. Raises BadSize."""
-    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?([KMGT]?i?)B?", text)
+    """Bytes: `80GiB`, `80Gi`, `141GB`, `1.5e9B`. Raises BadSize: without a unit nobody knows what was meant."""
+    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?) ?(?:([KMGT]i?)B?|B)", text)
+    if match is None and re.fullmatch(r"[0-9.]+(e[0-9]+)?", text):
+        raise BadSize(f'"{text}" has no unit; allowed: {text}GiB, {text}GB, {text}MiB, ..., {text}B')
     try:
         assert match is not None
-        return int(float(match[1]) * _UNITS[match[2]])
+        return int(float(match[1]) * _UNITS[match[2] or ""])
     except (AssertionError, KeyError, ValueError):
         raise BadSize(f'"{text}" is not an amount of memory; allowed: 80GiB, 141GB, ...') from None
 

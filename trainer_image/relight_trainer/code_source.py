@@ -1,20 +1,23 @@
-"""`python -m relight_trainer.code_source URL REF FOLDER [--secret FOLDER]`: code out of a git repository, pinned.
+"""`python -m relight_trainer.code_source URL REF FOLDER [--secret FOLDER] ...`: code out of a git repository, pinned.
 
 A token or key stays in the files of its Secret: it is never an argument, a variable of the environment, or in what is
 printed; git asks for it through a helper that is told the file's path. Standard library and git only.
 
 A Secret's folder holds what Kubernetes calls them: `username` and `password` (or `token` alone), or `ssh-privatekey` and
-`known_hosts`.
+`known_hosts`; and `ca.crt` where the server's certificate is of a CA of one's own.
 """
 
 import argparse
+import itertools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -27,6 +30,7 @@ _NETWORK = re.compile(
     r"Could not resolve|Connection (refused|timed out|reset)|unable to access|early EOF|timed out", re.IGNORECASE
 )
 _TIMEOUT = 600.0
+_RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 # Git calls it with its question as the argument; the answer is read from the Secret's files.
 _ASKPASS = """#!/bin/sh
 case "$1" in
@@ -56,14 +60,14 @@ class Fetched:
     folder: Path
 
 
-def check_url(url: str) -> None:
-    """Raises WrongSource where `url` is none of git's, or carries a password."""
+def check_url(url: str, schemes: Sequence[str] = _SCHEMES) -> None:
+    """Raises WrongSource where `url` is none of git's over one of `schemes`, or carries a password."""
     if _SCP.fullmatch(url):
         return
     scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in _SCHEMES or not rest:
+    if not separator or scheme not in schemes or not rest or re.search(r"\s", url):
         raise WrongSource(
-            f'not a git URL: "{_without_password(url)}"; allowed: {", ".join(_SCHEMES)}:// or git@host:path'
+            f'not a git URL: "{_without_password(url)}"; allowed: {", ".join(schemes)}:// or git@host:path'
         )
     if ":" in rest.partition("/")[0].rpartition("@")[0]:
         raise WrongSource(
@@ -72,14 +76,19 @@ def check_url(url: str) -> None:
         )
 
 
-def fetch(url: str, ref: str, folder: Path, *, secret: Path | None = None) -> Fetched:
-    """Check out `ref` (branch, tag or commit) of `url` into `folder`, which must be empty or new, submodules included.
+def check_ref(ref: str) -> None:
+    """Raises WrongSource where `ref` cannot be a branch, a tag or a commit."""
+    if not ref or ref.startswith("-") or re.search(r"[\s~^:?*\[\\]|\.\.", ref):
+        raise WrongSource(f'not a branch, tag or commit: "{ref}"')
+
+
+def fetch(url: str, ref: str, folder: Path, *, secret: Path | None = None, submodules: bool = True) -> Fetched:
+    """Check out `ref` (branch, tag or commit) of `url` into `folder`, which must be empty or new.
 
     Raises WrongSource, Unreachable.
     """
     check_url(url)
-    if not ref or ref.startswith("-") or re.search(r"[\s~^:?*\[\\]|\.\.", ref):
-        raise WrongSource(f'not a branch, tag or commit: "{ref}"')
+    check_ref(ref)
     if folder.exists() and any(folder.iterdir()):
         raise WrongSource(f"{folder} is not empty")
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,9 +98,34 @@ def fetch(url: str, ref: str, folder: Path, *, secret: Path | None = None) -> Fe
         git.run("remote", "add", "origin", url)
         git.run("fetch", "--quiet", "--depth", "1", "--no-tags", "origin", "--", ref)
         git.run("checkout", "--quiet", "--detach", "FETCH_HEAD")
-        if (folder / ".gitmodules").exists():
+        if submodules and (folder / ".gitmodules").exists():
             git.run("submodule", "--quiet", "update", "--init", "--recursive", "--depth", "1")
         return Fetched(git.run("rev-parse", "HEAD").strip(), folder)
+
+
+def fetch_patiently(  # as `fetch`
+    url: str,
+    ref: str,
+    folder: Path,
+    *,
+    secret: Path | None = None,
+    submodules: bool = True,
+    patience: float,
+    say: Callable[[str], None],
+) -> Fetched:
+    """As `fetch`, asking again for `patience` seconds while the server does not answer."""
+    deadline = time.monotonic() + patience
+    for attempt in itertools.count():
+        try:
+            return fetch(url, ref, folder, secret=secret, submodules=submodules)
+        except Unreachable as error:
+            pause = _RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]
+            if time.monotonic() + pause > deadline:
+                raise
+            say(f"{error}; asking again in {pause:.0f} s")
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(pause)
+    raise AssertionError("unreachable")
 
 
 class _Git:
@@ -136,6 +170,8 @@ def _environment(private: Path, secret: Path | None) -> dict[str, str]:
     }
     if secret is None:
         return environment
+    if (secret / "ca.crt").exists():
+        environment["GIT_SSL_CAINFO"] = str(secret / "ca.crt")
     if (secret / "ssh-privatekey").exists():
         return {**environment, "GIT_SSH_COMMAND": _ssh(private, secret)}
     if not any((secret / name).exists() for name in ("password", "token")):
@@ -186,9 +222,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("ref", help="a branch, a tag or a commit")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--secret", type=Path, help="the folder of a Secret's files")
+    parser.add_argument("--no-submodules", dest="submodules", action="store_false")
+    parser.add_argument("--patience", type=float, default=0.0, help="seconds to ask again while nobody answers")
     given = parser.parse_args(arguments)
     try:
-        fetched = fetch(given.url, given.ref, given.folder, secret=given.secret)
+        fetched = fetch_patiently(
+            given.url,
+            given.ref,
+            given.folder,
+            secret=given.secret,
+            submodules=given.submodules,
+            patience=given.patience,
+            say=lambda text: print(f"relight: {text}", file=sys.stderr, flush=True),
+        )
     except (WrongSource, Unreachable) as error:
         print(f"relight: {error}", file=sys.stderr)
         return error.exit_code

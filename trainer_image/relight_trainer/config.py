@@ -16,6 +16,7 @@ from relight_trainer import registry
 from relight_trainer.problems import Problem, join, problems_of
 from relight_trainer.registry import Arguments, named
 from relight_trainer.settings import schedule as schedules
+from relight_trainer.settings import timed
 from relight_trainer.settings.clip import ClipSettings
 from relight_trainer.settings.data import DATA, Digits
 from relight_trainer.settings.ddp import Ddp
@@ -60,6 +61,7 @@ class TrainerConfig(StrictModel):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         schedules.check(self.schedule, self.optimizer, self.evaluate)
+        timed.check(self.train, self.schedule, self.freeze, self.evaluate)
         if self.ddp.static_graph and self.train.deterministic:
             error = problem(
                 "conflict",

@@ -7,6 +7,7 @@ Mappings are merged key by key, anything else is replaced; so is a mapping whose
 fields are arguments of that.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,23 +23,43 @@ _PLACE = ("spec", "trainer", "config")  # of a configuration in a TrainingJob
 
 def load(path: str | Path, sets: Sequence[str] = ()) -> TrainerConfig:
     """The configuration in a file of its own or in a TrainingJob, with `sets` (`a.b=c`) put into it. Raises BadConfig."""
-    value = _read(Path(path))
+    value = _parsed(sys.stdin.buffer.read(MAX_BYTES + 1), "stdin") if str(path) == "-" else _read(Path(path))
+    return _load(value, Path.cwd() if str(path) == "-" else Path(path).parent, str(path), sets)
+
+
+def load_text(data: bytes, sets: Sequence[str] = ()) -> TrainerConfig:
+    """As `load`, of the text of a file that would lie in the working folder. Raises BadConfig."""
+    return _load(_parsed(data, "stdin"), Path.cwd(), "stdin", sets)
+
+
+def _load(value: Any, folder: Path, name: str, sets: Sequence[str]) -> TrainerConfig:
     place = _PLACE if isinstance(value, Mapping) and value.get("kind") == "TrainingJob" else ()
     for key in place:
         value = value.get(key) if isinstance(value, Mapping) else None
         if value is None:
-            raise BadConfig([Problem(".".join(place), f"missing in {path}", allowed="a job with a trainer.config")])
-    return parse(resolved(value, Path(path).parent, sets), ".".join(place) or "config")
+            raise BadConfig([Problem(".".join(place), f"missing in {name}", allowed="a job with a trainer.config")])
+    return parse(resolved(value, folder, sets), ".".join(place) or "config")
 
 
 def is_bare(path: str | Path) -> bool:
     """Whether there is a trainer's configuration in the file, and no object of Kubernetes."""
-    if str(path) == "-" or not Path(path).is_file():
+    if not Path(path).is_file():
         return False
     try:
-        value = _read(Path(path))
+        return _is_bare(_read(Path(path)))
     except BadConfig:
         return False
+
+
+def is_bare_text(data: bytes) -> bool:
+    """The same of a file's text."""
+    try:
+        return _is_bare(_parsed(data, ""))
+    except BadConfig:
+        return False
+
+
+def _is_bare(value: Any) -> bool:
     known = TrainerConfig.json_names() | {EXTENDS}
     return isinstance(value, Mapping) and not {"kind", "apiVersion"} & set(value) and bool(known & set(value))
 
@@ -100,13 +121,19 @@ def _extended(value: Any, folder: Path, path: str, below: tuple[Path, ...]) -> A
 def _read(file: Path) -> Any:
     try:
         with file.open("rb") as opened:
-            documents = load_documents(opened.read(MAX_BYTES + 1))
+            data = opened.read(MAX_BYTES + 1)
     except OSError as error:
         raise BadConfig([Problem(str(file), f"cannot be read: {error.strerror or error}")]) from None
+    return _parsed(data, str(file))
+
+
+def _parsed(data: bytes, name: str) -> Any:
+    try:
+        documents = load_documents(data)
     except YamlError as error:
-        raise BadConfig([Problem(str(file), str(error.problem))]) from None
+        raise BadConfig([Problem(name, str(error.problem))]) from None
     if len(documents) != 1:
-        raise BadConfig([Problem(str(file), "not one document", f"{len(documents)} documents", "exactly one")])
+        raise BadConfig([Problem(name, "not one document", f"{len(documents)} documents", "exactly one")])
     return documents[0].value
 
 

@@ -42,7 +42,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     epoch_size: EpochSize
-    total_steps: int
+    total_steps: int  # where a time decides, out of reach until it is over
     hooks: Hooks = field(default_factory=lambda: Hooks(()))
     passes: Callable[[int], Sequence[Callable[[], None]]] = _one_pass
     step: int = 0  # optimizer steps done, skipped ones among them

@@ -166,6 +166,11 @@ class Session:
         known = self._progress.checkpoint
         return self._context.committed_step if known is None else known
 
+    @property
+    def exchange(self) -> StoreExchange:
+        """For the main thread of each rank: its client serves one call at a time."""
+        return self._exchange
+
     def say(self, text: str) -> None:
         """Tell a person: in the log, and in status through the progress."""
         print(f"relight: {text}", flush=True)

@@ -38,10 +38,12 @@ from relight_trainer.session import Session, Stateful
 from relight_trainer.settings.hooks import HOOKS, CustomHook
 from relight_trainer.settings.loss import LOSSES
 from relight_trainer.settings.model import MODELS
-from relight_trainer.settings.position import Length
+from relight_trainer.settings.position import UNKNOWN, Length
+from relight_trainer.settings.spans import Span, Time
 from relight_trainer.step import Step
 from relight_trainer.sync_batchnorm import apply as apply_sync_bn
 from relight_trainer.tokens import TokenMean
+from relight_trainer.trained_time import TrainedTime
 from relight_trainer.unused import Unused
 from relight_trainer.windows import Dealer
 
@@ -61,11 +63,13 @@ class Training:
         settings = config.train
         self.config = config
         self.splits = splits
+        self._time = _time(config)
         self._session = session
         self._context = context
         self._device = device
         self.sampler = _sampler(config, splits.train.size)
-        length = Length(settings.duration.steps(self.sampler.epoch), self.sampler.epoch)
+        epoch = self.sampler.epoch
+        length = Length(UNKNOWN if isinstance(settings.duration, Time) else settings.duration.steps(epoch), epoch)
         self.dealer = _dealer(config, self.sampler, session, context)
 
         seed_torch(stream(settings.seed, "init"))
@@ -95,10 +99,10 @@ class Training:
             replica=self._callee,
             optimizer=optimizer,
             scaler=build_scaler(settings.precision, device),
-            epoch_size=self.sampler.epoch,
+            epoch_size=epoch,
             total_steps=length.total,
             hooks=Hooks(
-                [*self._by_tokens(), *map(_hook, config.hooks), *hooks_for(config.observe, context, device)],
+                [*self._own_hooks(), *map(_hook, config.hooks), *hooks_for(config.observe, context, device)],
                 session.say,
             ),
         )
@@ -113,15 +117,17 @@ class Training:
             unused=self._unused,
             passed_on=self.dealer.passed_on,
         )
-        session.batches_per_epoch, session.total_steps = self.sampler.epoch.steps, length.total
+        session.batches_per_epoch = epoch.steps
+        session.total_steps = length.total if length.total != UNKNOWN else 0
         session.state_equal = self._state_equal
         session.before_saving = self.step.watch.settle
         session.saving = self._saving
         every = config.evaluate.every
-        self.evaluate_every = every.steps(self.sampler.epoch) if every else length.total
+        self._evaluate_every = every.steps(epoch) if isinstance(every, Span) else None
 
-    def _by_tokens(self) -> list[Hook]:
-        return [TokenMean(self._tokens, self.dealer, self.sampler.size)] if self._tokens else []
+    def _own_hooks(self) -> list[Hook]:
+        hooks: list[Hook] = [TokenMean(self._tokens, self.dealer, self.sampler.size)] if self._tokens else []
+        return [self._time, *hooks] if self._time else hooks
 
     def restore(self) -> None:
         """Load the newest state, or begin."""
@@ -140,6 +146,8 @@ class Training:
             objects["ema"] = self.ema
         self._session.restore(objects, [run.model], self._begin_afresh)
         run.step = self._session.cursor.step
+        if self._time is not None and self._time.is_over:
+            run.total_steps = run.step
         self.freezer.at(run.step)
         self._replicate()
 
@@ -163,6 +171,14 @@ class Training:
         if self._session.cursor.batch == 0:
             run.hooks.epoch_end(run)
         run.hooks.saving(run)
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the state is evaluated before the next step."""
+        step, every = self.run.step, self._evaluate_every
+        if every is not None:
+            return step > 0 and step % every == 0
+        return self._time is not None and step > 0 and self._time.evaluates(step)
 
     def evaluate(self) -> None:
         """Evaluate, and note what came of it."""
@@ -261,6 +277,12 @@ def _dealer(config: TrainerConfig, sampler: Sampler, session: Session, context: 
         together=config.sync_bn is not None,
         stand_in=config.supernet is not None,  # what is on no path is to have no gradient, on no rank
     )
+
+
+def _time(config: TrainerConfig) -> TrainedTime | None:
+    duration, every = config.train.duration, config.evaluate.every
+    times = (duration if isinstance(duration, Time) else None, every if isinstance(every, Time) else None)
+    return TrainedTime(duration=times[0], every=times[1]) if any(times) else None
 
 
 def _hook(settings: CustomHook) -> Hook:

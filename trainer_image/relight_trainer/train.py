@@ -77,7 +77,7 @@ def _steps(training: Training, feed: Feed) -> None:
     run, session, sampler = training.run, training.run.session, training.sampler
     hooks, log_every = run.hooks, run.config.train.log_every
     while run.step < run.total_steps:
-        if run.step and run.step % training.evaluate_every == 0:
+        if training.evaluation_due:
             training.evaluate()
         session.enter()
         hooks.step_begin(run)

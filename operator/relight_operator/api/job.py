@@ -18,6 +18,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from relight_agent.exits import CAUSE_CLASS, EXITS, RULED_CLASSES, Cause, Class, ExitCode, exit_of
 from relight_operator.api import durations, quantities
+from relight_trainer.code_source import WrongSource, check_ref, check_url
 from relight_trainer.strict import StrictModel, located, nearest, problem
 
 GROUP = "relight.dev"
@@ -141,6 +142,26 @@ def _failure_cause(value: Any) -> Any:
     if value in {str(c) for c in Cause}:
         raise problem("cause", "no failure of the job: it costs nothing anyway", allowed=allowed)
     raise problem("cause", "not a known cause", allowed=allowed, near=nearest(value, FAILURE_CAUSES))
+
+
+def _git_url(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        check_url(value, schemes=("https", "ssh"))
+    except WrongSource as error:
+        allowed = "https://host/repository.git, ssh://git@host/repository.git or git@host:repository.git"
+        secret = "@" in value and "://" in value  # somebody's password may stand before it
+        raise problem("git", str(error), allowed=allowed, secret=secret) from None
+    return value
+
+
+def _git_ref(value: Any) -> Any:
+    try:
+        check_ref(value if isinstance(value, str) else "x")
+    except WrongSource:
+        raise problem("git", "not a name that git takes", allowed="a branch, a tag or a whole commit") from None
+    return value
 
 
 def _absolute(value: Any) -> Any:
@@ -292,6 +313,34 @@ class TrainerSpec(ApiModel):
         description="The size of /dev/shm, which holds the snapshots too and counts towards the memory limit; without it, as "
         "much as the machine or the limit leaves.",
     )
+
+
+class GitSource(ApiModel):
+    """A git repository. The commit that `ref` names at the job's first start is the job's from then on."""
+
+    url: Annotated[str, BeforeValidator(_git_url), Field(min_length=1, max_length=2048)] = Field(
+        description="`https://host/repository.git`, `ssh://git@host/repository.git` or `git@host:repository.git`."
+    )
+    ref: Annotated[str, BeforeValidator(_git_ref), Field(min_length=1, max_length=255)] = Field(
+        "HEAD", description="A branch, a tag or a whole commit; without it, the repository's own branch."
+    )
+    secret_ref: SecretReference | None = Field(
+        None,
+        description="A Secret with `token`, or `username` and `password`, or `ssh-privatekey` and `known_hosts`; with "
+        "`ca.crt` where a server's certificate is of a CA of your own.",
+    )
+    submodules: bool = Field(True, description="With the repository's submodules.")
+
+    @property
+    def names_a_commit(self) -> bool:
+        """Whether `ref` is one commit for ever: SHA-1 or SHA-256."""
+        return re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", self.ref) is not None
+
+
+class CodeSpec(ApiModel):
+    """Where the job's own code comes from: the working folder of its members."""
+
+    git: GitSource = Field(description="A git repository.")
 
 
 class HostPath(ApiModel):
@@ -538,7 +587,7 @@ class HealthSpec(ApiModel):
 class JobSpec(ApiModel):
     not_yet: ClassVar = frozenset(
         {
-            "managedBy", "elastic", "spares", "code", "data", "scheduling", "networkPolicy",
+            "managedBy", "elastic", "spares", "data", "scheduling", "networkPolicy",
             "ttlSecondsAfterFinished", "cleanPods",
         }
     )  # fmt: skip
@@ -549,6 +598,11 @@ class JobSpec(ApiModel):
         None, ge=1, description=f"Workers in each member; without it, the limit of {GPU}, else 1."
     )
     trainer: TrainerSpec = Field(description="What runs in each member.")
+    code: CodeSpec | None = Field(
+        None,
+        description="Code of your own: scripts, modules and what a configuration names are looked for there. Without it, in "
+        "the image's working folder, or with `relight run` in the job file's.",
+    )
     checkpoint: CheckpointSpec | None = Field(
         None,
         description="Where durable state is kept; without it, the loss of all members at once is a start from scratch.",

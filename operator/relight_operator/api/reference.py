@@ -34,7 +34,7 @@ from relight_trainer.settings.observe import Observe
 from relight_trainer.settings.optimizer import OPTIMIZERS
 from relight_trainer.settings.resume import Resume
 from relight_trainer.settings.schedule import SCHEDULES
-from relight_trainer.settings.spans import SPAN_EXAMPLES, Span, TrainingSpan
+from relight_trainer.settings.spans import LENGTH_EXAMPLES, SPAN_EXAMPLES, Span, TrainingLength, TrainingSpan
 from relight_trainer.settings.supernet import Supernet
 from relight_trainer.settings.sync_bn import SyncBn
 from relight_trainer.settings.train import Train
@@ -70,7 +70,11 @@ _CONFIG = f"""
 ## spec.trainer.config
 
 The training core's own configuration. Everything has a default; the defaults reach 99 % on the digits.
-A *length of training* is {SPAN_EXAMPLES}.
+A *length of training* is {LENGTH_EXAMPLES}; a *length in steps* is {SPAN_EXAMPLES}.
+Time is that spent in training, evaluations and checkpoints included, recoveries not; it is in the checkpoints, so that a
+resumed job goes on counting, and all ranks end after the same step. How many steps there are then depends on the machines:
+**a job whose length is a time does not give the same bits twice.** Schedules that need the end (onecycle, cosine, ...) and shares
+of the training (10%) are refused together with it.
 """
 
 
@@ -129,9 +133,13 @@ def _rows(schema: Mapping[str, Any], definitions: Mapping[str, Any], path: str) 
 
 
 def _takes(field: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    span = resolved(_schema_of(TrainingSpan), {})["pattern"]
-    if field.get("pattern") in (PATTERN, span):
-        return "duration" if field["pattern"] == PATTERN else "length of training"
+    lengths = {
+        PATTERN: "duration",
+        resolved(_schema_of(TrainingSpan), {})["pattern"]: "length in steps",
+        resolved(_schema_of(TrainingLength), {})["pattern"]: "length of training",
+    }
+    if field.get("pattern") in lengths:
+        return lengths[field["pattern"]]
     if "options" in field:
         return " or ".join(dict.fromkeys(_takes(option, definitions) for option in field["options"]))
     if "const" in field:

@@ -271,6 +271,19 @@ PHASES = (
 TERMINAL = frozenset({"Succeeded", "Failed"})
 
 
+class CodeStatus(StatusModel):
+    """What `spec.code` was at the job's first start."""
+
+    commit: str
+
+
+class ProfileStatus(StatusModel):
+    """A trace of the next steps that somebody has asked for, of the generation that ran then."""
+
+    id: str
+    generation: int
+
+
 class JobStatus(StatusModel):
     observed_generation: int = 0
     phase: str = "Pending"
@@ -278,6 +291,8 @@ class JobStatus(StatusModel):
     stopping_since: float | None = None
     conditions: list[Condition] = Field(default_factory=list)
     slots: list[SlotStatus] = Field(default_factory=list)
+    code: CodeStatus | None = None
+    profile: ProfileStatus | None = None
     world: WorldStatus | None = None
     recovery: RecoveryStatus | None = None
     handover: int | None = None  # the generation that is to stop because the successor of a leaving member is ready

@@ -25,13 +25,18 @@ def load_job(source: str | Path, sets: Sequence[str] = ()) -> TrainingJob:
 
     What its trainer.config extends is read from files relative to it; `sets` (`a.b=c`) are put into that.
     """
-    name = "stdin" if str(source) == "-" else str(source)
+    if str(source) == "-":
+        return load_job_text(_read(sys.stdin.buffer), sets)
     try:
-        data = _read(sys.stdin.buffer) if str(source) == "-" else _read_file(Path(source))
+        data = _read_file(Path(source))
     except OSError as error:
-        raise InvalidJob([Problem(name, f"cannot be read: {error.strerror or error}")]) from None
-    folder = Path.cwd() if name == "stdin" else Path(source).parent
-    return read_job(data, name, lambda config: resolved(config, folder, sets, CONFIG_PATH))
+        raise InvalidJob([Problem(str(source), f"cannot be read: {error.strerror or error}")]) from None
+    return read_job(data, str(source), lambda config: resolved(config, Path(source).parent, sets, CONFIG_PATH))
+
+
+def load_job_text(data: bytes, sets: Sequence[str] = ()) -> TrainingJob:
+    """As `load_job`, of what was read from standard input."""
+    return read_job(data, "stdin", lambda config: resolved(config, Path.cwd(), sets, CONFIG_PATH))
 
 
 def read_job(data: bytes, name: str = "", complete: Callable[[Any], Any] | None = None) -> TrainingJob:

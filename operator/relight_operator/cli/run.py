@@ -41,15 +41,29 @@ AGAIN_SECONDS = 0.1  # between two signals that are two wishes
 )
 @click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Put a value into trainer.config. May be repeated.")
 @click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="NAME=FOLDER",
+    help="A folder with the files of a Secret that the job's code.git.secretRef names. May be repeated.",
+)
+@click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="json: the final status on stdout."
 )
 def run_command(  # noqa: PLR0917  # click passes them by name
-    file: str, state_dir: Path | None, fresh: bool, faults: tuple[str, ...], sets: tuple[str, ...], output: str
+    file: str,
+    state_dir: Path | None,
+    fresh: bool,
+    faults: tuple[str, ...],
+    sets: tuple[str, ...],
+    secrets: tuple[str, ...],
+    output: str,
 ) -> int:
     """Run the TrainingJob in FILE (- is stdin) on this machine, its members as processes.
 
     The job goes on where an earlier run of it stopped. Ctrl-C saves and stops; pressed again, it does not wait for
-    that. A job's own script is looked for in FILE's folder.
+    that. SIGUSR1 has every worker trace its next steps. A job's own script is looked for in FILE's folder, or in what
+    spec.code names.
 
     \b
       relight run examples/digits.yaml
@@ -61,15 +75,23 @@ def run_command(  # noqa: PLR0917  # click passes them by name
         raise InvalidUsage("--state-dir: found the working folder; allowed: a folder that is the job's alone")
     job = load_job(file, sets)
     parsed = tuple(chaos.parse(f, nodes=job.spec.nodes, index=i) for i, f in enumerate(faults))
+    from relight_operator.local import code
     from relight_operator.local.runner import CHAOS_FILE, Listener, LocalRunner
     from relight_operator.local.start import begin
 
     folder = StateFolder((state_dir or default_state_dir(job.metadata.namespace, job.metadata.name)).absolute())
     workdir = Path.cwd() if file == "-" else Path(file).absolute().parent
-    check_script(job, workdir)
+    if job.spec.code is None:
+        check_script(job, workdir)
+    folders = code.secrets_of(secrets)
     display = Display(sys.stderr if output == "json" else sys.stdout)
     with folder.exclusively():
         stored, said = begin(folder, job, fresh=fresh)
+        stored = code.ensure(folder, stored, folders)
+        if stored.status.code is not None:
+            workdir = folder.path / code.FOLDER
+            check_script(job, workdir)
+            said.append(f"code at commit {stored.status.code.commit}")
         if idle := for_pods_only(job):
             said.append(f"not used without a cluster: {', '.join(idle)}")
         display.start(job, folder.path, said)
@@ -141,6 +163,7 @@ async def _run(runner: Any, display: Display) -> JobStatus:
         reader_gone()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, ask_again)
+    loop.add_signal_handler(signal.SIGUSR1, runner.ask_for_traces)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup
         loop.add_signal_handler(signal.SIGHUP, hang_up)
     status: JobStatus = await runner.run()

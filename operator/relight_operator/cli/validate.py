@@ -15,7 +15,7 @@ from relight_agent.exits import ExitCode
 from relight_operator.api.crd import render
 from relight_operator.api.job import JobSpec, TrainingJob
 from relight_operator.api.problems import Problem
-from relight_operator.api.validate import CONFIG_PATH, load_job
+from relight_operator.api.validate import CONFIG_PATH, load_job, load_job_text
 from relight_operator.errors import InvalidJob
 from relight_trainer import config as trainer_config
 from relight_trainer import config_file
@@ -25,6 +25,7 @@ from relight_trainer.problems import join, shown
 from relight_trainer.registry import NOT_IMPORTED
 from relight_trainer.settings.rate import rate_at
 from relight_trainer.shares import share
+from relight_trainer.yaml_loader import MAX_BYTES
 
 
 @click.command("validate")
@@ -114,10 +115,12 @@ class _Answer:
 
 def _answer(file: str, sets: tuple[str, ...]) -> _Answer:
     name = "stdin" if file == "-" else file
+    data = sys.stdin.buffer.read(MAX_BYTES + 1) if file == "-" else b""  # it can be read once
     try:
-        job = None if config_file.is_bare(file) else load_job(file, sets)
+        bare = config_file.is_bare_text(data) if file == "-" else config_file.is_bare(file)
+        job = None if bare else load_job_text(data, sets) if file == "-" else load_job(file, sets)
         if job is None:
-            config, path = config_file.load(file, sets), "config"
+            config, path = config_file.load_text(data, sets) if file == "-" else config_file.load(file, sets), "config"
         elif job.spec.trainer.config is None:
             return _Answer(name, job=job)
         else:

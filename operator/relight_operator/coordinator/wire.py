@@ -128,6 +128,7 @@ class Report(Wire):
     address: Word = ""
     furthest_step: Count = 0
     config_hash: Word = ""
+    commit: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})?$")] = ""
     torch: Word = ""
     python: Word = ""
     timings: Annotated[dict[Word, float], Field(max_length=8)] = Field(default_factory=dict)
@@ -176,8 +177,9 @@ def view(report: Report, *, heard_at: float) -> AgentView:
     return AgentView(
         state=report.state, generation=report.generation, terminating_at=instant(report.terminating_age),
         port=report.port, acknowledged=report.acknowledged, furthest_step=report.furthest_step, config_hash=report.config_hash,
-        protocol=report.protocol, torch=report.torch, progress=progress, spent=spent, outcome=outcome, stall=stall,
-        stacks_id=stacks.id, stacks=tuple(_stack(r) for r in stacks.ranks), pace=pace, heard_at=heard_at, notices=tuple(report.notices),
+        commit=report.commit, protocol=report.protocol, torch=report.torch, progress=progress, spent=spent, outcome=outcome,
+        stall=stall, stacks_id=stacks.id, stacks=tuple(_stack(r) for r in stacks.ranks), pace=pace, heard_at=heard_at,
+        notices=tuple(report.notices),
     )  # fmt: skip
 
 
@@ -198,4 +200,6 @@ def command_body(command: AgentCommand) -> dict[str, Any]:
     if command.world is not None:
         body["world"] = command.world.dump()
         body["committedStep"] = command.committed_step
+    if command.profile:
+        body["profile"] = command.profile
     return {"command": body}

@@ -12,6 +12,7 @@ class CreateMember:
     slot: int
     incarnation: int
     avoid: tuple[str, ...] = ()  # machines to which it is not to come
+    commit: str = ""  # of the job's code; "" before it is fixed
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ class AgentCommand:
     code: int = 0
     committed_step: int | None = None
     leaves: bool = False  # of a save: somebody else is to take this member's place
+    profile: str = ""  # the id of a trace that its workers are to make; a `run` says it, for who has missed the first
 
 
 def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> AgentCommand:
@@ -46,7 +47,9 @@ def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> 
         return AgentCommand(stall.command, "dump", generation)
     if status.handover == generation:
         return AgentCommand(f"save:{generation}", "save", generation, leaves=holder.successor is not None)
-    return AgentCommand(f"run:{generation}", "run", generation, world, committed_step=status.checkpoint.step)
+    profile = status.profile.id if status.profile is not None and status.profile.generation == generation else ""
+    name = f"run:{generation}" + (f":profile:{profile}" if profile else "")
+    return AgentCommand(name, "run", generation, world, committed_step=status.checkpoint.step, profile=profile)
 
 
 def _failed_code(status: JobStatus) -> int:

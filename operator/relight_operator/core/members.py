@@ -2,7 +2,7 @@
 
 from relight_operator.api.durations import seconds
 from relight_operator.api.status import TERMINAL, SlotStatus
-from relight_operator.core import blame
+from relight_operator.core import blame, code
 from relight_operator.core.actions import CreateMember, DeleteMember
 from relight_operator.core.draft import Draft
 from relight_operator.core.observed import SlotView
@@ -18,15 +18,16 @@ def creates(draft: Draft) -> list[CreateMember]:
     if status.phase in TERMINAL or status.stop is not None or acknowledged.stop is not None:
         return []
     wanted = {w for s in status.slots for w in _uncreated(s)}
+    commit = code.commit_to_fetch(draft)
     made = []
     for slot in acknowledged.slots:
         for number, incarnation in _uncreated(slot):
-            if (number, incarnation) not in wanted:
+            if (number, incarnation) not in wanted or not code.may_create(draft, number, incarnation):
                 continue
             if slot.not_before > draft.now:
                 draft.wakeups.append(slot.not_before - draft.now)
             else:
-                made.append(CreateMember(number, incarnation, blame.avoided(draft)))
+                made.append(CreateMember(number, incarnation, blame.avoided(draft), commit))
     return made
 
 

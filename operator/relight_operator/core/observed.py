@@ -99,6 +99,7 @@ class AgentView:
     acknowledged: str = ""  # the id of the last command that it took
     furthest_step: int = 0  # steps done in `generation`, by the heartbeats of its workers
     config_hash: str = ""
+    commit: str = ""  # of the job's code that it has
     protocol: int = 1
     torch: str = ""
     notices: tuple[str, ...] = ()
@@ -158,4 +159,5 @@ class Observed:
     members: tuple[SlotView, ...] = ()
     config_hash: str = ""
     stop: str | None = None  # the id of a stop asked for from outside the spec (Ctrl-C)
+    profile: str = ""  # the id of a trace asked for from outside the spec; "" for none
     progress_interval: float = 10.0  # seconds between status writes that carry nothing but progress

@@ -8,11 +8,13 @@ from relight_operator.api.status import TERMINAL, JobStatus
 from relight_operator.core import (
     account,
     blame,
+    code,
     endings,
     failures,
     handover,
     losses,
     members,
+    profiles,
     slots,
     stalls,
     steps,
@@ -44,6 +46,7 @@ def _decide(draft: Draft) -> None:
     status = draft.status
     slots.start(draft)
     slots.bind(draft)
+    code.pin(draft)
     steps.hear(draft)
     endings.complete(draft)
     if status.phase not in TERMINAL:
@@ -62,6 +65,7 @@ def _decide(draft: Draft) -> None:
         handover.hand_over,
         worlds.form,
         handover.ask,
+        profiles.ask,
     )
     for decide in decisions:
         if status.phase in TERMINAL or status.stop is not None:

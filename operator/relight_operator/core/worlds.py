@@ -187,6 +187,8 @@ def _alike(draft: Draft, members: list[SlotView]) -> bool:
     if strangers:
         names = ", ".join(draft.name(m.slot, m.incarnation) for m in strangers)
         problem = f"another configuration than the job's: {names}"
+    elif other_code := _other_code(draft, members):
+        problem = f"another commit of the job's code: {other_code}"
     elif len(versions) > 1:
         problem = f"different versions of torch: {', '.join(v or 'none' for v in versions)}"
     before = next((c for c in draft.status.conditions if c.type == "MembersDiffer"), None)
@@ -197,6 +199,15 @@ def _alike(draft: Draft, members: list[SlotView]) -> bool:
     elif before is not None and before.status == "True":
         draft.condition("MembersDiffer", "False", "MembersAlike", "")
     return not problem
+
+
+def _other_code(draft: Draft, members: list[SlotView]) -> str:
+    """The names of members whose code is not the job's."""
+    code = draft.status.code
+    if code is None:
+        return ""
+    others = (m for m in members if m.agent is not None and m.agent.commit != code.commit)
+    return ", ".join(draft.name(m.slot, m.incarnation) for m in others)
 
 
 def _gravity(cause: Cause) -> int:

@@ -216,8 +216,11 @@ def _ended_by_itself(code: int, why: str, words: str) -> tuple[Cause, Class, str
 
 def _not_prepared(container: Pod) -> tuple[Cause, Class, str]:
     terminated = container["state"]["terminated"]
-    words = str(terminated.get("message") or "").strip() or f"ended with {terminated['exitCode']}; see its log"
-    return _with_class(Cause.BAD_CONFIG, f"init container {container['name']}: {words}")
+    code = terminated["exitCode"]
+    words = str(terminated.get("message") or "").strip() or f"ended with {code}; see its log"
+    # A server of code that did not answer may answer the next one.
+    cause = Cause.STORAGE_FAILED if code == ExitCode.STORAGE_FAILED else Cause.BAD_CONFIG
+    return _with_class(cause, f"init container {container['name']}: {words}")
 
 
 def _disruption(pod: Pod, *, gone: bool, hints: frozenset[str], machine_ready: bool) -> tuple[Cause, str] | None:

@@ -11,6 +11,8 @@ SLOT_LABEL = f"{GROUP}/slot"
 INCARNATION_LABEL = f"{GROUP}/incarnation"
 LEADER_LABEL = f"{GROUP}/leader"
 CA_ANNOTATION = f"{GROUP}/coordinator-ca"
+PROFILE_ANNOTATION = f"{GROUP}/profile"  # on a TrainingJob, by a person: the id of a trace that is wanted
+MAX_PROFILE_ID = 63
 TOKEN_AUDIENCE = f"{GROUP}/coordinator"
 COMPONENT = "relight-operator"  # who posts events and owns field writes
 
@@ -19,6 +21,9 @@ METRICS_PORT = 9090
 MOUNT = "/var/run/relight"  # the job file, the coordinator's CA and the member's token
 JOB_FILE_KEY = "job.json"
 CHECKPOINTS = "/checkpoints"
+CODE = "/opt/relight-code"  # the volume of `spec.code`
+CODE_DIR = f"{CODE}/source"
+CODE_SECRET = "/var/run/relight-code"  # noqa: S105  # where the Secret's files are, for the init container alone
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,12 @@ class Owner:
             "controller": True,
             "blockOwnerDeletion": True,
         }
+
+
+def profile_of(job: Mapping[str, Any]) -> str:
+    """The id of the trace that a job's annotation asks for, "" for none. What people type is cut and cleaned."""
+    text = str((job["metadata"].get("annotations") or {}).get(PROFILE_ANNOTATION) or "")
+    return "".join(c for c in text if c.isascii() and (c.isalnum() or c in "-_.:"))[:MAX_PROFILE_ID]
 
 
 def pod_name(job: str, slot: int, incarnation: int) -> str:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from relight_agent.files import JobFile
-from relight_operator.api.job import OWN_RESOURCES, CheckpointSpec, JobSpec, TrainerSpec
+from relight_operator.api.job import OWN_RESOURCES, CheckpointSpec, GitSource, JobSpec, TrainerSpec
 from relight_operator.core.actions import CreateMember
 from relight_operator.kube import names
 from relight_operator.kube.names import Owner, pod_name
 
 UNREACHABLE_SECONDS = 30  # after which the cluster itself deletes a pod of a machine that does not answer
 INSTALLED = "/opt/relight-agent"  # in an image of the user's own: agent and client, from the installation's
+FETCH_SECONDS = 600  # how long a server of code may not answer before the member gives up
 TOKEN_SECONDS = 3600  # kubelet renews at 80 %; the agent reads the token anew for each request
 
 
@@ -95,6 +96,10 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
         volumes.append({"name": "agent", "emptyDir": {}})
         mounts.append({"name": "agent", "mountPath": INSTALLED, "readOnly": True})
         init.append(_install(trainer, defaults))
+    if spec.code is not None:
+        volumes += _code_volumes(spec.code.git)
+        mounts.append({"name": "code", "mountPath": names.CODE, "readOnly": True})
+        init.append(_fetch(spec.code.git, member, trainer, defaults))
     secrets = _pull_secrets(trainer, defaults)
     return {
         "apiVersion": "v1",
@@ -209,6 +214,32 @@ def _program(trainer: TrainerSpec, defaults: PodDefaults) -> dict[str, Any]:
 
 def _install(trainer: TrainerSpec, defaults: PodDefaults) -> dict[str, Any]:
     """The init container that gives agent and client to an image of the user's own."""
+    return {
+        "name": "install-agent",
+        "command": ["python3", "-m", "relight_agent.install", INSTALLED],
+        **_prepares(trainer, defaults),
+        "volumeMounts": [{"name": "agent", "mountPath": INSTALLED}],
+    }
+
+
+def _fetch(git: GitSource, member: CreateMember, trainer: TrainerSpec, defaults: PodDefaults) -> dict[str, Any]:
+    """The init container that checks out the job's code. The Secret's files are in it alone, and nowhere else."""
+    flags = [] if git.submodules else ["--no-submodules"]
+    mounts: list[dict[str, Any]] = [{"name": "code", "mountPath": names.CODE}, {"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108  # in the pod
+    if git.secret_ref is not None:
+        flags += ["--secret", names.CODE_SECRET]
+        mounts.append({"name": "code-secret", "mountPath": names.CODE_SECRET, "readOnly": True})
+    program = ["python3", "-m", "relight_trainer.code_source", f"--patience={FETCH_SECONDS}", *flags, "--"]
+    return {
+        "name": "fetch-code",
+        "command": [*program, git.url, member.commit or git.ref, names.CODE_DIR],
+        **_prepares(trainer, defaults),
+        "volumeMounts": mounts,
+    }
+
+
+def _prepares(trainer: TrainerSpec, defaults: PodDefaults) -> dict[str, Any]:
+    """What our init containers have in common."""
     resources = {
         kind: own
         for kind, amounts in _resources(trainer, defaults).items()
@@ -216,15 +247,19 @@ def _install(trainer: TrainerSpec, defaults: PodDefaults) -> dict[str, Any]:
         if (own := {name: amount for name, amount in amounts.items() if name in OWN_RESOURCES})
     }
     return {
-        "name": "install-agent",
         "image": defaults.image,
         "imagePullPolicy": defaults.image_pull_policy,
-        "command": ["python3", "-m", "relight_agent.install", INSTALLED],
         "resources": resources,
         "securityContext": _confined(read_only=True),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [{"name": "agent", "mountPath": INSTALLED}],
     }
+
+
+def _code_volumes(git: GitSource) -> list[dict[str, Any]]:
+    volumes: list[dict[str, Any]] = [{"name": "code", "emptyDir": {}}]
+    if git.secret_ref is not None:
+        volumes.append({"name": "code-secret", "secret": {"secretName": git.secret_ref.name, "defaultMode": 0o440}})
+    return volumes
 
 
 def _confined(*, read_only: bool) -> dict[str, Any]:

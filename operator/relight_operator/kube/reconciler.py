@@ -137,6 +137,7 @@ class _Round:
             status=self.status,
             members=seen.members,
             config_hash=frozen.job_file.config_hash,
+            profile=names.profile_of(self.body),
         )
         actions = plan(observed, self.now)
         after = self.status

@@ -43,7 +43,14 @@ def freeze(job: TrainingJob, owner: Owner, defaults: PodDefaults) -> Frozen:
     root = (checkpoint.uri or names.CHECKPOINTS).rstrip("/") if checkpoint else ""
     folder = f"{root}/{owner.namespace}/{owner.name}" if checkpoint else ""
     # Relative paths of a script are the image's business: its working folder is the agent's.
-    file = job_file(_resolved(job, defaults), uid=owner.uid, created=created, workdir=".", checkpoint_dir=folder)
+    file = job_file(
+        _resolved(job, defaults),
+        uid=owner.uid,
+        created=created,
+        workdir=".",
+        checkpoint_dir=folder,
+        code_dir=names.CODE_DIR if job.spec.code is not None else "",
+    )
     if has_own_image(job.spec.trainer, defaults) and "PYTHONPATH" in file.env:
         # The job's own would hide the client that was put beside its image.
         file = replace(file, env={**file.env, "PYTHONPATH": f"{INSTALLED}:{file.env['PYTHONPATH']}"})

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,12 @@ class ProcessMembers:
         member.deleting = True
         self._signal(member, signal.SIGTERM)
         asyncio.get_running_loop().call_later(grace, self._signal, member, signal.SIGKILL)
+
+    def ask_for_traces(self, uids: Collection[str]) -> None:
+        """Have the workers of these members trace their next steps. They have said something: their agents listen."""
+        for member in self._members.values():
+            if member.uid in uids:
+                self._signal(member, signal.SIGUSR1)
 
     def kill_all(self) -> None:
         for member in self._members.values():

@@ -29,6 +29,7 @@ from relight_operator.core.observed import AgentView, Observed, SlotView
 from relight_operator.core.plan import plan
 from relight_operator.frozen import config_hash, job_file
 from relight_operator.local.chaos import Fault
+from relight_operator.local.code import code_folder
 from relight_operator.local.members import ADDRESS, Member, ProcessMembers, token_of
 from relight_operator.local.state import StateFolder, StoredJob
 
@@ -96,6 +97,11 @@ class LocalRunner:
             self._stop_by = 0.0
             self._members.kill_all()
         self._wake.set()
+
+    def ask_for_traces(self) -> None:
+        """Every worker traces its next steps."""
+        members = self._members.all()
+        self._members.ask_for_traces({m.uid for m in members if self._mailbox.heard(self._key, m.uid) is not None})
 
     async def run(self) -> JobStatus:
         """The final status: Succeeded, Failed, or Suspended after a stop.
@@ -255,6 +261,7 @@ class LocalRunner:
             created=self.stored.created,
             workdir=str(self.workdir),
             checkpoint_dir=str(location or ""),
+            code_dir=str(code_folder(self.stored.job, self.folder.path) or ""),
         ).write(path)
         return path
 

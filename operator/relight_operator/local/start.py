@@ -105,5 +105,16 @@ def _ours(path: Path) -> list[Path]:
     """Only what Relight put there: somebody may have named a folder of theirs, which has a `members` too."""
     if not (path / "job.json").exists() and not (path / "job-file.json").exists():
         return []
-    names = ["members", "volumes", "job.json", "job.lock", "job-file.json", "secret", "coordinator.url", "chaos.json"]
+    names = [
+        "members",
+        "volumes",
+        "code",
+        "code.part",
+        "job.json",
+        "job.lock",
+        "job-file.json",
+        "secret",
+        "coordinator.url",
+        "chaos.json",
+    ]
     return [p for n in names if (p := path / n).exists()] + sorted(path.glob("chaos.json.*.fired"))

@@ -20,17 +20,28 @@ from relight_trainer import client
 
 
 class RelightSaver:
-    """`decreasing`: a smaller metric is better. What more the next step depends on is given by name."""
+    """`decreasing`: a smaller metric is better. What more the next step depends on is given by name.
 
-    def __init__(
+    Where timm's saver writes, and how many files it keeps, is the job's affair here: those arguments are taken, and mean
+    nothing.
+    """
+
+    def __init__(  # noqa: PLR0917  # timm's order
         self,
         model: nn.Module,
         optimizer: Any,
         args: Any = None,
         model_ema: Any = None,
         amp_scaler: Any = None,
-        *,
+        checkpoint_prefix: str = "",  # noqa: ARG002
+        recovery_prefix: str = "",  # noqa: ARG002
+        checkpoint_dir: str = "",  # noqa: ARG002
+        recovery_dir: str = "",  # noqa: ARG002
         decreasing: bool = False,
+        max_history: int = 0,  # noqa: ARG002
+        unwrap_fn: Any = None,  # noqa: ARG002
+        task: Any = None,
+        *,
         seed: int = 0,
         **more: Any,
     ) -> None:
@@ -38,7 +49,7 @@ class RelightSaver:
         self.best_metric: float | None = None
         self.best_epoch: int | None = None
         self._decreasing = decreasing
-        parts = {"model_ema": model_ema, "amp_scaler": amp_scaler, **more}
+        parts = {"model_ema": model_ema, "amp_scaler": amp_scaler, "task": task, **more}
         state = {name: part for name, part in parts.items() if part is not None}
         self._run = client.start(init=True, seed=seed, model=model, optimizer=optimizer, **state, saver=self)
         self._run.enter(self.start_epoch, self.start_batch)
@@ -71,6 +82,9 @@ class RelightSaver:
         self._boundary(epoch + 1, 0)
         return self.best_metric, self.best_epoch
 
+    def save_milestone(self, completed_epochs: int) -> None:
+        """Nothing: `spec.checkpoint` says what is kept."""
+
     def find_recovery(self) -> str:
         """Nothing: timm's scripts load this file; here everything has been loaded when the saver was made."""
         return ""
@@ -79,11 +93,14 @@ class RelightSaver:
         """Training is over: the final checkpoint is saved."""
         self._run.finish()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, epoch: int | None = None, metric: float | None = None) -> dict[str, Any]:  # noqa: ARG002
         return {"best_metric": self.best_metric, "best_epoch": self.best_epoch}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best_metric, self.best_epoch = state["best_metric"], state["best_epoch"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_metric, self.best_epoch = state_dict["best_metric"], state_dict["best_epoch"]
+
+    def load_state_dict_from_checkpoint(self, checkpoint_path: str) -> None:
+        """Nothing: what there was has been loaded when the saver was made."""
 
     def _boundary(self, epoch: int, batch: int) -> None:
         self._run.done(epoch=epoch, batch=batch)

@@ -78,6 +78,7 @@ class CheckpointFolder:
         created: float,
         config_hash: str,
         config: Mapping[str, Any] | None = None,
+        commit: str = "",
         keep: int = 3,
         best: Best | None = None,
         say: Callable[[str], None] = print,
@@ -88,6 +89,7 @@ class CheckpointFolder:
         self._created = created
         self._config_hash = config_hash
         self._config = config
+        self._commit = commit
         self._keep = max(keep, LEAST_KEPT)
         self._best = best
         self._say = say
@@ -108,6 +110,7 @@ class CheckpointFolder:
             created=job.created,
             config_hash=job.config_hash,
             config=job.entry.get("config"),
+            commit=job.commit(),
             keep=job.checkpoint_keep,
             best=Best(**job.checkpoint_best) if job.checkpoint_best else None,
             say=say,
@@ -248,6 +251,7 @@ class CheckpointFolder:
                     world=world,
                     config_hash=self._config_hash,
                     config=self._config,
+                    commit=self._commit,
                     files=files,
                 )
                 committed = self._place.commit(begun, name, text.encode(), lambda: self._refuse_if_fenced(generation))

@@ -69,6 +69,7 @@ def manifest_text(
     world: int,
     config_hash: str,
     config: Mapping[str, Any] | None,
+    commit: str,
     files: dict[str, FileRecord],
 ) -> str:
     body = {
@@ -80,7 +81,7 @@ def manifest_text(
         "cursor": json.loads(tagged.dumps(cursor)),
         "config_hash": config_hash,
         **({"config": config} if config is not None else {}),
-        "versions": {"torch": torch.__version__, "relight": _version()},
+        "versions": {"torch": torch.__version__, "relight": _version(), **({"code": commit} if commit else {})},
         "files": {name: record._asdict() for name, record in sorted(files.items())},
     }
     return json.dumps(sealed(body), indent=1)

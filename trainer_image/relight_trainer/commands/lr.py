@@ -59,8 +59,16 @@ def command(
 def _length(config: "TrainerConfig", samples: int | None) -> "Length":
     from relight_trainer.sampler import Sampler
     from relight_trainer.settings.position import Length
+    from relight_trainer.settings.spans import Time
 
     settings = config.train
+    if isinstance(settings.duration, Time):
+        click.echo(
+            f'train.duration: "{settings.duration}" is a time, and how many steps fit into it is not known here; '
+            "look at a length of your choice: --set train.duration=5000st",
+            err=True,
+        )
+        sys.exit(ExitCode.BAD_CONFIG)
     if samples is None:
         import torch
 

@@ -7,8 +7,8 @@ context (0.3-0.6 GiB), cuDNN's and cuBLAS's workspaces.
 """
 
 import weakref
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,6 +116,15 @@ def rows(batch: Any, count: int) -> Any:
         return torch.empty((count, *x.shape[1:]), dtype=x.dtype, device="meta")
 
     return tree_map(resized, batch)
+
+
+@contextmanager
+def on_shapes(make_model: Callable[[], nn.Module], batch: Any) -> Iterator[tuple[nn.Module, Any]]:
+    """The model and the batch without memory, while entered: what is computed has shapes, and no values."""
+    model = _shaped(make_model)
+    with FakeTensorMode():
+        _fake_parameters(model)
+        yield model, tree_map(_faked, batch)
 
 
 def _shaped(make: Callable[[], nn.Module]) -> nn.Module:

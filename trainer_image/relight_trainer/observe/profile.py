@@ -1,8 +1,10 @@
 """A trace of a few steps by torch's profiler, when somebody asks for one.
 
-    touch $RELIGHT_RUN_DIR/profile            (kubectl exec <pod> -- sh -c 'touch $RELIGHT_RUN_DIR/profile')
+    kubectl annotate trainingjob NAME relight.dev/profile=anything-new --overwrite         all members of the job
+    kill -USR1 <pid of `relight run`>                                                      the same, without a cluster
+    touch $RELIGHT_RUN_DIR/profile            (kubectl exec <pod> -- sh -c 'touch $RELIGHT_RUN_DIR/profile')  one member
 
-Each worker of that member then traces its next steps into `profiles/step-<n>-rank-<r>.json.gz` of the job's folder, for
+Each worker then traces its next steps into `profiles/step-<n>-rank-<r>.json.gz` of the job's folder, for
 chrome://tracing or https://ui.perfetto.dev. A number in the file is how many steps.
 """
 
@@ -13,11 +15,12 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity
 
+from relight_agent.files import PROFILE
 from relight_trainer.hooks import Hook
 from relight_trainer.observe.mirror import Mirror
 from relight_trainer.run import Run
 
-REQUEST = "profile"  # the file's name in the run folder
+REQUEST = PROFILE
 MOST_STEPS = 1000
 _LOOK_SECONDS = 0.5
 

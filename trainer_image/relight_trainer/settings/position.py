@@ -1,16 +1,18 @@
 """Places in a training as a person writes them: lengths from its start, or shares of the whole. Imports no torch."""
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, PlainSerializer, TypeAdapter, ValidationError, WithJsonSchema
 
-from relight_trainer.settings.spans import EpochSize, Span, TrainingSpan
+from relight_trainer.settings.spans import EpochSize, Span, TrainingSpan, is_time
 from relight_trainer.strict import problem
 
 POSITION_EXAMPLES = "epochs, optimizer steps, samples or a share of the training, such as 5ep, 500st, 64000sa or 10%"
 _PERCENT = r"(100|[1-9]?[0-9](\.[0-9]{1,6})?)%"
+UNKNOWN = sys.maxsize  # optimizer steps of a training whose length is a time
 _SPAN: TypeAdapter[Span] = TypeAdapter(TrainingSpan)
 PATTERN = f"^({_SPAN.json_schema()['pattern'].strip('^$')}|{_PERCENT})$"
 
@@ -30,6 +32,8 @@ def _position(value: Any) -> Any:
         return value
     if isinstance(value, str) and re.fullmatch(_PERCENT, value):
         return Percent(float(value[:-1]))
+    if is_time(value):  # ranks reach it in different steps, and a resume in another one
+        raise problem("position", "a time, where a place must follow from the step alone", allowed=POSITION_EXAMPLES)
     try:
         return _SPAN.validate_python(value)
     except ValidationError:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from relight_trainer.settings.spans import Span, TrainingSpan
+from relight_trainer.settings.spans import Span, TrainingLength
 from relight_trainer.strict import StrictModel, problem
 
 # apex's levels. Torch's autocast is what O1 was; weights are fp32 throughout, as O2's master weights were.
@@ -26,8 +26,8 @@ NumberOrAuto = Annotated[int | Literal["auto"], BeforeValidator(_number_or_auto)
 
 
 class Train(StrictModel):
-    duration: TrainingSpan = Field(
-        Span(15, "ep"), description="Epochs (15ep), optimizer steps (500st) or samples (1280000sa)."
+    duration: TrainingLength = Field(
+        Span(15, "ep"), description="Epochs (15ep), optimizer steps (500st), samples (1280000sa) or time (10m)."
     )
     global_batch: int = Field(64, ge=1, description="Samples of one optimizer step, over all workers together.")
     accumulate: NumberOrAuto = Field(
