@@ -17,7 +17,7 @@ from relight_agent.processes import descendants
 from relight_trainer import client
 from relight_trainer.checkpoint import weights_digest
 
-FOLDER, PATIENCE_SECONDS = Path(sys.argv[1]), 90.0
+FOLDER, PATIENCE_SECONDS = Path(sys.argv[1]), 300.0
 
 
 def freeze() -> None:
