@@ -14,13 +14,14 @@ from relight_operator.local.runner import run_root
 
 pytestmark = pytest.mark.timeout(300)
 
+PATIENCE = 200.0  # seconds: a thousand steps on a machine that has other things to do
 LONG = Job(name="leaving", steps=1000, every=5000)
 ALONE = Job(name="alone", nodes=1, steps=300, every=5000).with_spec(disruption={"gracePeriod": "20s"})
 
 
 @pytest.fixture(scope="module")
 def long_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return Home(tmp_path_factory.mktemp("undisturbed")).run(LONG).digest
+    return Home(tmp_path_factory.mktemp("undisturbed")).start(LONG).wait(PATIENCE).digest
 
 
 def announce(slot: int, *, at: int) -> tuple[str, str]:
@@ -54,7 +55,7 @@ def test_a_member_whose_machine_is_announced_to_go_is_replaced_between_two_steps
     run = home.start(LONG, announce(1, at=20))
     made = run.until(lambda s: slot_of(s, 1).get("successor", {}).get("uid"), "a successor")
     assert (made["phase"], made["world"]["generation"]) == ("Running", 1), "training goes on meanwhile"
-    result = run.wait()
+    result = run.wait(PATIENCE)
     assert result.digest == long_digest
     assert result.restarts["byCause"] == {"MachineLeaving": 1}
     goodput = result.final["goodput"]
@@ -72,7 +73,7 @@ def test_an_announcement_that_is_taken_back_costs_nothing_but_the_successor(home
     run.until(lambda s: slot_of(s, 0).get("successor"), "a successor")
     mark.unlink()
     run.until(lambda s: not slot_of(s, 0).get("successor"), "its being let go")
-    result = run.wait()
+    result = run.wait(PATIENCE)
     assert result.digest == long_digest
     assert (result.restarts["total"], result.final["world"]["generation"]) == (0, 1)
     assert [s["incarnation"] for s in result.final["slots"]] == [0, 0]
@@ -102,7 +103,7 @@ def test_a_member_that_hangs_when_it_is_told_to_go_leaves_its_last_snapshot(home
     ended = run.until(lambda s: slot_of(s, 0).get("exit"), "its end")["slots"][0]["exit"]
     assert ended["exitCode"] == 75, ended
     assert "the last snapshot is saved" in ended["message"]
-    result = run.wait()
+    result = run.wait(PATIENCE)
     assert result.digest == undisturbed
     assert result.final["goodput"]["lostSteps"] == 0
     assert result.final["checkpoint"]["resumedFromStep"] >= 20
