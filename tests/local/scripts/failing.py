@@ -1,5 +1,6 @@
 """`failing.py HOW [MENDED]`: ends badly in the way it is told to, until the file MENDED exists (it is made at the first
-failure where MENDED ends in ".once"). With HOW "step:N", trains with the client and fails after step N.
+failure where MENDED ends in ".once"). With HOW "step:N", trains with the client and the last rank fails after step N;
+with "leave:N" it ends there as if all had been done.
 """
 
 import os
@@ -38,7 +39,7 @@ def mended() -> bool:
     return False
 
 
-def train(steps: int, fails_at: int | None) -> None:
+def train(steps: int, fails_at: int | None, how: str) -> None:
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     run = client.start(model=model, optimizer=optimizer, init=True)
@@ -48,12 +49,13 @@ def train(steps: int, fails_at: int | None) -> None:
         replica(inputs).sum().backward()
         optimizer.step()
         if run.step + 1 == fails_at and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
-            end("raise", torch.distributed.get_rank())
+            end(how, torch.distributed.get_rank())
 
 
 how = sys.argv[1]
 fails = not mended()
-if how.startswith("step:"):
-    train(40, int(how.removeprefix("step:")) if fails else None)
+if how.startswith(("step:", "leave:")):
+    kind, _, step = how.partition(":")
+    train(40, int(step) if fails else None, "raise" if kind == "step" else "exit:0")
 elif fails:
     end(how, int(os.environ["RANK"]))
