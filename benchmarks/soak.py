@@ -4,11 +4,13 @@ The faults and their moments come from a seed, one a minute unless told otherwis
 its digest is the one to reach, and its pace says what a step takes. Beside what Relight did stands what the policy of the
 training operators' defaults would have done with the same faults: all pods made anew, back to a checkpoint a minute.
 That one is simulated, from the restart time that benchmarks/recovery.py measured of it (`torchrun-anew`, from the fault
-to the state restored), with checkpoints that cost nothing.
+to the state restored), with checkpoints that cost nothing and no fault after the last that Relight met.
 """
 
 import argparse
+import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -216,26 +218,23 @@ def soak(job: Job, every: float, rng: random.Random) -> tuple[list[dict[str, Any
 def simulated(work: float, faults: Sequence[float], restart: float, interval: float) -> float:
     """Seconds that `work` seconds of steps take where each fault costs a restart and all since the last checkpoint.
 
-    A checkpoint every `interval` seconds of training is free; a fault in a restart begins it anew. After the last of
-    `faults` they go on at the same mean distance.
+    A checkpoint every `interval` seconds of training is free; a fault in a restart begins it anew; after the last of
+    `faults` nothing happens any more.
     """
-    distance = faults[-1] / len(faults) if faults else 0.0
-    due = iter([*faults, *((faults[-1] + distance * k) for k in range(1, 10**5))] if faults else [])
-    fault = next(due, None)
-    now, kept, done, since = 0.0, 0.0, 0.0, 0.0
-    while done < work:
-        ends = now + min(work - done, interval - since)
-        if fault is not None and fault < ends:
-            now, done, since = max(now, fault) + restart, kept, 0.0
-            fault = next(due, None)
-            while fault is not None and fault < now:
-                now = fault + restart
-                fault = next(due, None)
+    due = itertools.chain(faults, itertools.repeat(math.inf))
+    fault, now, kept = next(due), 0.0, 0.0
+    while True:
+        span = min(interval, work - kept)
+        if now + span <= fault:
+            now, kept = now + span, kept + span
+            if span < interval or kept >= work:
+                return now
             continue
-        done, since, now = done + ends - now, since + ends - now, ends
-        if since >= interval:
-            kept, since = done, 0.0
-    return now
+        now = fault + restart
+        fault = next(due)
+        while fault < now:  # in the middle of a restart, which begins anew
+            now = fault + restart
+            fault = next(due)
 
 
 def measured_restart(results: Path) -> float | None:

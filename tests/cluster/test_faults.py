@@ -109,6 +109,7 @@ def test_a_pod_that_cannot_end_is_left_behind(job: Job, testbed: Cluster) -> Non
     assert status["goodput"]["lostSteps"] == 0
 
 
+@pytest.mark.long
 def test_a_member_killed_for_its_memory_is_retried_so_often_and_told_why(job: Job) -> None:
     hungry = ["python3", "-c", "held = []\nwhile True: held.append(bytearray(1 << 24))"]
     limits = {"memory": "256Mi", "nvidia.com/gpu": 8}
@@ -122,6 +123,7 @@ def test_a_member_killed_for_its_memory_is_retried_so_often_and_told_why(job: Jo
     assert "memory" in failure["message"]
 
 
+@pytest.mark.long
 def test_a_disruption_that_is_announced_and_withdrawn_changes_nothing(job: Job) -> None:
     """A server marks a pod before it deletes it, and may think better of it."""
     job.apply(spec("400ep"))
@@ -141,6 +143,7 @@ def test_a_disruption_that_is_announced_and_withdrawn_changes_nothing(job: Job) 
     assert (after["world"]["generation"], after["restarts"]["total"]) == (before["world"]["generation"], 0)
 
 
+@pytest.mark.long
 def test_what_happens_while_the_api_server_is_away_is_not_lost(job: Job, testbed: Cluster) -> None:
     job.apply(spec("400ep"))
     before = job.until_training()
@@ -169,6 +172,7 @@ def _after(job: Job, generation: int) -> dict[str, Any] | None:
     return status if world.get("generation", 0) > generation and world.get("recovered") else None
 
 
+@pytest.mark.long
 def test_a_job_that_is_suspended_while_a_member_leaves_drains_once_and_goes_on(
     job: Job, testbed: Cluster, claim: str, tmp_path: Path
 ) -> None:

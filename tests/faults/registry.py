@@ -41,6 +41,18 @@ SCENARIOS = (
     Scenario(2, "SIGTERM for all members at once", ("local/test_process_faults.py::test_all_members_are_told_to_leave_at_once",)),
     Scenario(3, "SIGTERM while the first world is being formed", ("local/test_process_faults.py::test_a_member_told_to_leave_before_it_has_begun_goes_at_once",)),
     Scenario(
+        4,
+        "SIGTERM in an evaluation, or in a wait for data",
+        (
+            "local/test_process_faults.py::test_a_member_told_to_leave_in_a_wait_of_the_users_code_leaves_within_its_grace",
+            "trainer/test_stop.py::test_random_victims_and_delays_end_in_one_step",
+        ),
+    ),
+    Scenario(
+        5, "SIGTERM while a checkpoint is written",
+        ("local/test_process_faults.py::test_a_member_told_to_leave_while_a_checkpoint_is_written",),
+    ),
+    Scenario(
         6, "a second SIGTERM in the grace period",
         ("local/test_process_faults.py::test_a_second_sigterm_changes_nothing_and_loader_processes_take_no_part",),
     ),
@@ -50,6 +62,10 @@ SCENARIOS = (
             "local/test_process_faults.py::test_a_second_sigterm_changes_nothing_and_loader_processes_take_no_part",
             "trainer/test_data_exact.py::test_loader_processes_ignore_sigterm_and_end_with_the_iterator",
         ),
+    ),
+    Scenario(
+        8, "a grace period too short for the save",
+        ("local/test_process_faults.py::test_a_grace_period_too_short_for_the_save_costs_no_more_than_the_last_checkpoint",),
     ),
     Scenario(9, "SIGKILL of a rank", ("local/test_process_faults.py::test_a_killed_rank_is_a_failure_that_costs_no_step",)),
     Scenario(
@@ -185,6 +201,14 @@ SCENARIOS = (
         ),
     ),
     Scenario(
+        34,
+        "4, then 2, then 8 ranks",
+        (
+            "trainer/test_train_worlds.py::test_four_ranks_then_two_then_eight_then_three_do_what_four_do",
+            "trainer/test_sampler.py::test_every_part_is_what_it_is_in_the_full_world",
+        ),
+    ),
+    Scenario(
         35, "resumed in mid-epoch with AMP, on 4 ranks",
         (
             "trainer/test_train_cut.py::test_a_training_with_everything_in_it_can_be_cut_after_any_step",
@@ -234,6 +258,17 @@ SCENARIOS = (
     ),
     Scenario(42, "a storm: twenty kills in ten minutes", ("local/test_process_faults.py::test_a_storm_of_kills",)),
     Scenario(
+        43,
+        "a member of an old generation wakes up",
+        (
+            "cluster/test_faults.py::test_a_member_that_is_cut_off_is_replaced_and_does_no_harm_when_it_is_back",
+            "trainer/test_launcher.py::test_a_store_of_another_run_is_not_joined",
+            "trainer/test_checkpoint_folder.py::test_a_zombie_may_not_save_once_a_newer_generation_has_begun",
+            "trainer/test_checkpoint_objects.py::test_zombies_are_shut_out",
+            "unit/test_commands.py::test_command",
+        ),
+    ),
+    Scenario(
         44, "the new generation's port is taken",
         (
             "local/test_process_faults.py::test_a_port_that_is_taken_costs_one_generation",
@@ -244,15 +279,10 @@ SCENARIOS = (
 
 # Scenarios without a test that brings them about as a whole, and what there is of it.
 OPEN: dict[int, str] = {
-    4: "SIGTERM in an evaluation, a wait for data, the first compilation",
-    5: "SIGTERM while a checkpoint is being saved",
-    8: "a grace period that is too short for the save",
     14: "a rank is stopped (SIGSTOP): hangs are not detected",
     15: "a loop that never ends in the user's step: hangs are not detected",
     26: "the same exception at the same step twice",
     28: "a crash loop before the first step",
-    34: "4, then 2, then 8 members",
     41: "a replacement that cannot be scheduled: jobs do not shrink",
-    43: "a member of an old generation wakes up",
     45: "a bad machine: nothing is avoided",
 }

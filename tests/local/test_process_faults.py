@@ -23,6 +23,7 @@ from relight_agent.processes import descendants, is_alive, processes
 pytestmark = pytest.mark.timeout(120)
 
 HOOKS = Path(__file__).parent / "hooks"
+WAIT_SECONDS = 60.0  # that tests/local/scripts/waiting.py waits
 JOB = Job()
 THREE = Job(nodes=3)
 WITH_LOADERS = replace(JOB, trainer={"config": JOB.config(loader={"workers": 2})})
@@ -121,6 +122,76 @@ def test_a_second_sigterm_changes_nothing_and_loader_processes_take_no_part(home
     assert "is killed by signal" not in logs
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("where", ["data", "evaluation"])
+def test_a_member_told_to_leave_in_a_wait_of_the_users_code_leaves_within_its_grace(home: Home, where: str) -> None:
+    waits, mended = home.path / "waits", home.path / "mended"
+    home.path.mkdir(parents=True)
+    grace = {"gracePeriod": "5s"}
+    run = home.start(Job(trainer=script("waiting.py", where, waits, mended)).with_spec(disruption=grace))
+    waited_for(waits.exists)
+    mended.touch()  # the next one does not wait
+    told = time.monotonic()
+    os.kill(agent_of(home, 1), signal.SIGTERM)
+    run.until(lambda s: s["slots"][1]["incarnation"] == 1, "its end")
+    assert time.monotonic() - told < WAIT_SECONDS / 2
+    result = run.wait()
+    assert result.code == 0, result.said
+    assert result.restarts["byCause"] == {"Preempted": 1}
+    assert result.final["goodput"]["lostSteps"] == 0
+    assert result.final["executedSteps"] == 40
+
+
+def test_a_member_told_to_leave_while_a_checkpoint_is_written(
+    home: Home, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.path.mkdir(parents=True)
+    slow = home.path / "slow"
+    slow.write_text("1")
+    monkeypatch.setenv("PYTHONPATH", str(HOOKS))
+    monkeypatch.setenv("TESTS_SLOW_DISK", str(slow))
+    run = home.start(JOB)
+    waited_for(lambda: list(home.state.glob("volumes/ckpt/default/*/tmp-*")))
+    agent = agent_of(home, 1)
+    os.kill(agent, signal.SIGTERM)
+    waited_for(lambda: not is_alive(agent))
+    slow.unlink()
+    result = run.wait()
+    goes_on_as_if_nothing_had_happened(result, digest)
+    assert result.restarts["byCause"] == {"Preempted": 1}
+    # Each that is there is whole, and none was written twice.
+    names = [path.name for path in home.checkpoints() if not path.name.endswith(".final")]
+    assert len({name.split(".")[0] for name in names}) == len(names)
+    assert all((path / "manifest.json").exists() for path in home.checkpoints())
+    assert not list(home.state.glob("volumes/ckpt/default/*/tmp-*"))
+
+
+@pytest.mark.long
+def test_a_grace_period_too_short_for_the_save_costs_no_more_than_the_last_checkpoint(
+    home: Home, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.path.mkdir(parents=True)
+    slow = home.path / "slow"
+    monkeypatch.setenv("PYTHONPATH", str(HOOKS))
+    monkeypatch.setenv("TESTS_SLOW_DISK", str(slow))
+    run = home.start(JOB.with_spec(disruption={"gracePeriod": "5s"}))
+    waited_for(home.checkpoints)
+    slow.write_text("20")
+    agents = [agent_of(home, slot) for slot in (0, 1)]
+    for agent in agents:
+        os.kill(agent, signal.SIGTERM)
+    told = time.monotonic()
+    waited_for(lambda: not any(is_alive(agent) for agent in agents))
+    assert time.monotonic() - told < 5 + 5
+    slow.unlink()
+    result = run.wait()
+    assert result.code == 0, result.said
+    assert result.digest == digest
+    assert result.final["checkpoint"]["resumedFromStep"] >= JOB.every
+    assert result.final["goodput"]["lostSteps"] <= JOB.steps - JOB.every
+    assert result.final["executedSteps"] == JOB.steps + result.final["goodput"]["lostSteps"]
+
+
 def test_a_killed_rank_is_a_failure_that_costs_no_step(home: Home, digest: str) -> None:
     run = home.start(JOB)
     run.until_step(10)
@@ -145,7 +216,7 @@ def test_a_killed_elastic_agent_leaves_no_orphans_and_costs_no_step(home: Home, 
     goes_on_as_if_nothing_had_happened(run.wait(), digest)
 
 
-@pytest.mark.parametrize("slot", [0, 1])
+@pytest.mark.parametrize("slot", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_killed_agent_takes_its_member_along_and_no_other(home: Home, digest: str, slot: int) -> None:
     run = home.start(JOB)
     run.until_step(10)
@@ -165,6 +236,7 @@ def test_a_killed_agent_takes_its_member_along_and_no_other(home: Home, digest: 
     assert [(m["rank"], m["slot"]) for m in result.final["world"]["members"]] == [(0, 0), (1, 1)]
 
 
+@pytest.mark.long
 def test_two_members_lost_at_once_and_another_in_the_recovery(home: Home, digest_of_three: str) -> None:
     run = home.start(THREE, kill(1, at=40), kill(2, at=40))
 
@@ -222,6 +294,7 @@ def test_a_wall_clock_that_jumps_changes_nothing(home: Home, digest: str, monkey
     assert {p.name for p in home.path.glob("clock.*")} >= {"clock.member"}, "nobody was told a wrong time"
 
 
+@pytest.mark.long
 def test_a_port_that_is_taken_costs_one_generation(home: Home, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setenv("PYTHONPATH", str(HOOKS))

@@ -1,7 +1,8 @@
 """Goes before every Python program of a job whose PYTHONPATH begins with this folder.
 
 `TESTS_CLOCK`: a file with the seconds by which the wall clock is wrong; who has been told a wrong time leaves its name
-beside it. `TESTS_PORT`: a port that each agent takes for free when it first looks for one. (Names that begin with
+beside it. `TESTS_PORT`: a port that each agent takes for free when it first looks for one.
+`TESTS_SLOW_DISK`: a file with the seconds that each fsync of a member takes longer, for as long as it is there. (Names that begin with
 RELIGHT_ do not reach members.)
 """
 
@@ -38,3 +39,16 @@ if (port := os.environ.get("TESTS_PORT")) and "RELIGHT_SLOT" in os.environ:
         return int(port)
 
     agent.free_port = _taken_at_first
+
+if slow := os.environ.get("TESTS_SLOW_DISK"):
+    _fsync = os.fsync
+
+    def _slow_fsync(descriptor: int) -> None:
+        try:
+            time.sleep(float(Path(slow).read_text(encoding="utf-8")))
+        except OSError:
+            pass  # the disk is as it was
+        _fsync(descriptor)
+
+    if "RELIGHT_SLOT" in os.environ:
+        os.fsync = _slow_fsync
