@@ -6,23 +6,27 @@ What a worker's memory held is not looked for again: each start goes on from the
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from relight_agent.files import GenerationFolder
 from relight_trainer import train
 from relight_trainer.context import WorkerContext
-from relight_trainer.peers import connect
 
 shared = Path(sys.argv[1])
 rank = int(os.environ["RANK"])
-store = connect("plain")
+# All ranks of a start know its master, no two starts have the same: by that they agree on its number.
+agreed = shared / f"start-{os.environ['MASTER_ADDR']}-{os.environ['MASTER_PORT']}"
 if rank == 0:
     number = shared / "generation"
     generation = int(number.read_text() if number.exists() else 0) + 1
-    number.write_text(str(generation))
-    store.set("generation", str(generation))
-store.wait(["generation"])
-generation = int(store.get("generation"))
+    for path in (number, agreed):
+        written = path.with_name(f".{path.name}")
+        written.write_text(str(generation))
+        written.rename(path)
+while not agreed.exists():
+    time.sleep(0.005)
+generation = int(agreed.read_text())
 folder = GenerationFolder.create(shared / "runs" / str(rank), generation)
 os.environ.update(
     RELIGHT_JOB_FILE=str(shared / "job.json"),

@@ -24,7 +24,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +46,8 @@ FAULTS = {
     "delete": (faults.delete, frozenset({"Deleted"}), True),
     "SIGKILL": (faults.kill_process, frozenset({"MachineUnhealthy"}), False),
 }
+# torch gives up on a master whose name is not known yet.
+NAMED = ("sh", "-c", 'until getent hosts "$0" > /dev/null; do sleep 0.1; done; exec "$@"')
 PLAIN_MOMENTS = ("fault", "detected", "pods created", "containers up", "process group formed", "restored", "first step")
 
 
@@ -132,7 +134,7 @@ class Plain:
         name, first = self.made[rank], self.made[0]
         where = (
             ["--rdzv-backend=c10d", f"--rdzv-endpoint={first}.plain:29400", "--rdzv-id=plain", "--max-restarts=1000",
-             "--rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=3,join_timeout=600"]
+             f"--rdzv-conf=is_host={int(rank == 0)},keep_alive_interval=1,keep_alive_max_attempt=3,join_timeout=600"]
             if self.elastic
             else [f"--node-rank={rank}", f"--master-addr={first}.plain", "--master-port=29500", "--max-restarts=0"]
         )  # fmt: skip
@@ -147,7 +149,7 @@ class Plain:
             "name": "agent",
             "image": self.image,
             "imagePullPolicy": "IfNotPresent",
-            "command": [*program, str(self.shared / "worker.py"), str(self.shared)],
+            "command": [*NAMED, f"{first}.plain", *program, str(self.shared / "worker.py"), str(self.shared)],
             "env": [{"name": k, "value": v} for k, v in environment.items()],
             "resources": {"limits": {"nvidia.com/gpu": 2}},
             "volumeMounts": [
@@ -301,6 +303,13 @@ def knows_spares(operator: Operator) -> bool:
         return bool(job.status()["phase"] != "Invalid")
 
 
+def runs_of(operator: Operator, variant: str, image: str, plan: Sequence[str], seed: int) -> Iterator[dict[str, Any]]:
+    rng = random.Random(f"{seed}/{variant}")
+    if variant.startswith("relight"):
+        return relight(operator, int(variant == "relight+spare"), plan, rng)
+    return plain(operator, image, variant == "torchrun-elastic", plan, rng)
+
+
 def moments_of(variant: str) -> tuple[str, ...]:
     return MOMENTS if variant.startswith("relight") else PLAIN_MOMENTS
 
@@ -365,14 +374,8 @@ def main() -> int:
             if variant == "relight+spare" and not knows_spares(operator):
                 left_out[variant] = "this Relight has no spares"
                 continue
-            rng = random.Random(f"{arguments.seed}/{variant}")
-            made: dict[str, Callable[[], Iterator[dict[str, Any]]]] = {
-                "relight": lambda rng=rng: relight(operator, 0, plan, rng),
-                "relight+spare": lambda rng=rng: relight(operator, 1, plan, rng),
-                "torchrun-anew": lambda rng=rng: plain(operator, image, False, plan, rng),
-                "torchrun-elastic": lambda rng=rng: plain(operator, image, True, plan, rng),
-            }
-            for number, found in enumerate(made[variant](), start=1):
+            found_all = runs_of(operator, variant, image, plan, arguments.seed)
+            for number, found in enumerate(found_all, start=1):
                 runs.append({"variant": variant, **found})
                 _runs.say(
                     f"{variant} {number}/{len(plan)} {found['fault']} of {found['slot']}: "
