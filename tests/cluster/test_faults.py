@@ -194,3 +194,23 @@ def test_a_job_that_is_suspended_while_a_member_leaves_drains_once_and_goes_on(
     faults.delete(job, job.pod(1))
     job.kubectl("delete", "trainingjob", job.name, "--timeout=10s")
     waited_for("the end of all pods", lambda: not job.pods())
+
+
+@pytest.mark.long
+def test_a_machine_on_which_members_are_killed_is_avoided(job: Job, testbed: Cluster) -> None:
+    del testbed  # its containers' processes can be seen from here
+    job.apply(spec("4000ep"))
+    status = job.until_training()
+    slot_0, killed = job.uids()[0], dict[str, int]()
+    while max(killed.values(), default=0) < 2:
+        pod = job.pod(1)
+        node = faults.node_of(job, pod)
+        faults.kill_process(job, pod)
+        killed[node] = killed.get(node, 0) + 1
+        status = job.until_training(status["world"]["generation"] + 1)
+    bad = next(node for node, times in killed.items() if times == 2)
+    assert faults.node_of(job, job.pod(1)) != bad
+    assert "MachineAvoided" in job.events()
+    assert any(c["type"] == "MachinesAvoided" and bad in c["message"] for c in status["conditions"])
+    assert job.uids()[0] == slot_0
+    assert (status["restarts"]["counted"], status["goodput"]["lostSteps"]) == (0, 0)

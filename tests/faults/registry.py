@@ -93,6 +93,22 @@ SCENARIOS = (
         ("local/test_process_faults.py::test_two_members_lost_at_once_and_another_in_the_recovery",),
     ),
     Scenario(
+        14,
+        "a rank is stopped (SIGSTOP)",
+        (
+            "local/test_stalls.py::test_a_stopped_worker_and_one_that_loops_with_the_gil_held_are_found_named_and_left_behind",
+            "unit/test_stalls.py::test_the_culprit_is_named_and_the_generation_ends_as_a_failure",
+        ),
+    ),
+    Scenario(
+        15,
+        "an endless loop in the user's step, the GIL held",
+        (
+            "local/test_stalls.py::test_a_stopped_worker_and_one_that_loops_with_the_gil_held_are_found_named_and_left_behind",
+            "unit/test_stalls.py::test_what_a_rank_is_at_shows_in_its_innermost_frame",
+        ),
+    ),
+    Scenario(
         16, "a member is cut off from the network",
         (
             "cluster/test_faults.py::test_a_member_that_is_cut_off_is_replaced_and_does_no_harm_when_it_is_back",
@@ -159,8 +175,25 @@ SCENARIOS = (
         ("local/test_process_faults.py::test_the_rank_that_raised_is_named_with_its_place_and_its_peers_are_not",),
     ),
     Scenario(
+        26,
+        "the same exception at the same step twice",
+        (
+            "unit/test_verdict.py::test_the_same_exception_at_the_same_step_again",
+            "unit/test_verdict.py::test_what_is_between_two_equal_exceptions_does_not_hide_them_but_a_rule_does",
+        ),
+    ),
+    Scenario(
         27, "one rank ends early with 0",
         ("local/test_process_faults.py::test_a_rank_that_ends_early_without_an_error_is_no_success",),
+    ),
+    Scenario(
+        28,
+        "a crash loop before the first step",
+        (
+            "local/test_failures.py::test_an_exception_is_retried_with_a_growing_wait_until_the_budget_is_spent",
+            "unit/test_verdict.py::test_no_progress_ends_what_the_budget_would_not",
+            "unit/test_verdict.py::test_backoff_doubles_up_to_its_maximum",
+        ),
     ),
     Scenario(
         29, "the newest checkpoint is damaged",
@@ -275,14 +308,18 @@ SCENARIOS = (
             "trainer/test_launcher.py::test_a_taken_store_port_is_told_and_another_order_works",
         ),
     ),
+    Scenario(
+        45,
+        "a machine on which members end again and again",
+        (
+            "cluster/test_faults.py::test_a_machine_on_which_members_are_killed_is_avoided",
+            "unit/test_blame.py::test_a_second_end_on_one_machine_makes_it_avoided_and_says_so",
+            "unit/test_kube_pods.py::test_a_member_is_kept_from_avoided_machines_by_their_names",
+        ),
+    ),
 )  # fmt: skip
 
 # Scenarios without a test that brings them about as a whole, and what there is of it.
 OPEN: dict[int, str] = {
-    14: "a rank is stopped (SIGSTOP): hangs are not detected",
-    15: "a loop that never ends in the user's step: hangs are not detected",
-    26: "the same exception at the same step twice",
-    28: "a crash loop before the first step",
     41: "a replacement that cannot be scheduled: jobs do not shrink",
-    45: "a bad machine: nothing is avoided",
 }
