@@ -25,6 +25,13 @@ test-peers: $(STAMP)  ## the tests with Lightning, transformers and an S3 server
 test-fast: $(STAMP)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" tests/unit $(PYTEST_FLAGS)
 
+.PHONY: faults soak
+faults: $(STAMP)  ## bring every fault about and say what came of it; FAULTS="1 9 14" some; on Kubernetes as root or with CLUSTER=existing
+	@$(BIN)/python -m tests.faults $(FAULTS) $(if $(CLUSTER),--cluster=$(CLUSTER))
+
+soak: $(STAMP)  ## a job under random faults: MINUTES=20, SEED=0; SOAK_FLAGS="--cluster --every 30" on the testbed
+	$(BIN)/python benchmarks/soak.py $(if $(MINUTES),--minutes=$(MINUTES)) $(if $(SEED),--seed=$(SEED)) $(SOAK_FLAGS)
+
 .PHONY: cluster cluster-down
 cluster: $(STAMP)  ## a Kubernetes cluster of three machines on this one (root; asks before it installs anything)
 	@$(BIN)/python -m tests.testbed up

@@ -3,6 +3,7 @@
 All instants are CLOCK_MONOTONIC seconds of this computer, which carries all machines of the testbed: one clock.
 """
 
+import argparse
 import json
 import re
 import secrets
@@ -14,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import _runs
@@ -24,6 +26,7 @@ sys.path.append(str(_runs.ROOT))  # the testbed is the tests' own
 from tests.cluster import faults
 from tests.cluster.relight import CHART, RELEASE, SYSTEM, Job, Operator, items, waited_for
 from tests.testbed import Cluster, ExistingCluster
+from tests.testbed.building import TARGETS, base_image, relight_image
 
 __all__ = ["RELEASE", "SYSTEM", "Job", "Operator", "faults", "items", "waited_for"]
 
@@ -31,6 +34,21 @@ JOBS = "/apis/relight.dev/v1alpha1/namespaces/{}/trainingjobs"
 PODS = "/api/v1/namespaces/{}/pods"
 Counters = dict[tuple[str, str], float]
 GPUS = "trainer.resources.limits.nvidia\\.com/gpu=8"
+
+
+def arguments(about: str | None, *, times: int, what: str, draws: str) -> argparse.ArgumentParser:
+    """What every program on a cluster can be told."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=times, help=f"{what} (default {times})")
+    parser.add_argument("--seed", type=int, default=0, help=f"draws {draws} (default 0)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE",
+        help="for Helm; with the images' names, those are used and not built from this checkout",
+    )  # fmt: skip
+    parser.add_argument(
+        "--results", type=Path, default=_runs.RESULTS, help="folder for the result (default: %(default)s)"
+    )
+    return parser
 
 
 def spec_of(steps: int) -> dict[str, Any]:
@@ -45,12 +63,21 @@ def spec_of(steps: int) -> dict[str, Any]:
 
 @contextmanager
 def installed(settings: Sequence[str]) -> Iterator[Operator]:
-    """Relight on the testbed that runs, or on one that is started for it; `settings` are Helm's KEY=VALUE."""
+    """Relight on the testbed that runs, or on one that is started for it; `settings` are Helm's KEY=VALUE.
+
+    Its images are built from this checkout unless `settings` name others.
+    """
+    images = {} if any("image." in s for s in settings) else {target: relight_image(target) for target in TARGETS}
     found = Cluster.running()
-    cluster = found or Cluster.up()
-    words = [word for setting in (GPUS, *settings) for word in ("--set", setting)]
-    cluster.helm("upgrade", "--install", RELEASE, CHART, f"-n={SYSTEM}", "--create-namespace", "--wait", *words)
+    cluster = found or Cluster.up(base_image(), *images.values())
     try:
+        words = [word for setting in (GPUS, *settings) for word in ("--set", setting)]
+        for target, where in (("operator", "image"), ("trainer", "trainer.image")):
+            if target in images:
+                cluster.load_image(images[target])
+                repository, _, tag = images[target].reference.rpartition(":")
+                words.append(f"--set-string={where}.repository={repository},{where}.tag={tag}")
+        cluster.helm("upgrade", "--install", RELEASE, CHART, f"-n={SYSTEM}", "--create-namespace", "--wait", *words)
         yield Operator(cluster)
     finally:
         if found is None:
@@ -58,7 +85,8 @@ def installed(settings: Sequence[str]) -> Iterator[Operator]:
 
 
 @contextmanager
-def applied(operator: Operator, spec: dict[str, Any]) -> Iterator["WatchedJob"]:
+def watched(operator: Operator, name: str) -> Iterator["WatchedJob"]:
+    """A namespace for a job of that name, and watches of what happens there; all of it ends with this."""
     namespace = f"relight-bench-{secrets.token_hex(4)}"
     operator.cluster.kubectl("create", "namespace", namespace)
     try:
@@ -66,11 +94,16 @@ def applied(operator: Operator, spec: dict[str, Any]) -> Iterator["WatchedJob"]:
             Watch(operator.cluster, JOBS.format(namespace)).open() as jobs,
             Watch(operator.cluster, PODS.format(namespace)).open() as pods,
         ):
-            job = WatchedJob(operator.cluster, namespace, "digits", jobs, pods)
-            job.apply(spec)
-            yield job
+            yield WatchedJob(operator.cluster, namespace, name, jobs, pods)
     finally:
         operator.cluster.kubectl("delete", "namespace", namespace, "--timeout=60s", check=False)
+
+
+@contextmanager
+def applied(operator: Operator, spec: dict[str, Any]) -> Iterator["WatchedJob"]:
+    with watched(operator, "digits") as job:
+        job.apply(spec)
+        yield job
 
 
 class Sight(NamedTuple):

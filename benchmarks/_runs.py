@@ -86,7 +86,7 @@ def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def write(folder: Path, name: str, result: dict[str, Any]) -> None:
+def write(folder: Path, name: str, result: dict[str, Any], *, quiet: bool = False) -> None:
     """`folder`/NAME.json, with what one must know of the machine to judge the numbers."""
     where = {
         "cpus": len(os.sched_getaffinity(0)),
@@ -100,4 +100,5 @@ def write(folder: Path, name: str, result: dict[str, Any]) -> None:
     path.write_text(
         json.dumps({**result, "machine": where, "at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}, indent=2) + "\n"
     )
-    say(f"written: {path}")
+    if not quiet:
+        say(f"written: {path}")

@@ -5,34 +5,16 @@ instant is when the API server shows it, or the SIGKILL; all instants are on one
 that carries the testbed's machines. It starts the testbed, or uses the one that runs.
 """
 
-import argparse
 import itertools
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import _cluster
 import _runs
-from _cluster import Job, Operator, Sight, WatchedJob, faults, items, waited_for
-from relight_agent.files import Progress
-
-# What happens, in order; each is an instant.
-MOMENTS = (
-    "fault", "detected", "pod created", "scheduled", "agent up", "launcher ready", "generation formed",
-    "process group formed", "restored", "first step",
-)  # fmt: skip
-
-
-class Fault(NamedTuple):
-    slot: int
-    act: Callable[[Job, str], None]
-    causes: frozenset[str]  # that name it right; before Kubernetes 1.26 an eviction is a deletion
-    undo: Callable[[Job, str], None] | None = None  # is given the machine
-    through_api: bool = True
-    may_lose_steps: bool = False
+from _cluster import Job, Operator, faults, items
+from _instants import MOMENTS, Fault, follow
 
 
 def uncordon(job: Job, node: str) -> None:
@@ -105,86 +87,6 @@ def meet(operator: Operator, name: str, steps: int, digest: str, rng: random.Ran
     }
 
 
-def follow(
-    job: WatchedJob, before: dict[str, Any], fault: Fault, began: float
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """The instants of the recovery, and the status after it."""
-    jobs, pods = job.jobs, job.sighted
-    generation = before["world"]["generation"]
-    holder = next(s for s in before["slots"] if s["slot"] == fault.slot)
-    survivor = next(s for s in before["slots"] if s["slot"] != fault.slot)
-    old = f"{job.name}-{fault.slot}-{holder['incarnation']}"
-    new = f"{job.name}-{fault.slot}-{holder['incarnation'] + 1}"
-
-    def slot_now(status: Mapping[str, Any]) -> Mapping[str, Any]:
-        return next((s for s in status.get("slots") or () if s["slot"] == fault.slot), {})
-
-    def status(s: Sight) -> dict[str, Any]:
-        return s.body.get("status") or {}
-
-    def is_new(s: Sight) -> bool:
-        return bool(s.body["metadata"]["name"] == new)
-
-    formed = waited_for(
-        "a new generation",
-        lambda: jobs.first(lambda s: (status(s).get("world") or {}).get("generation", 0) > generation),
-        240,
-    )
-    pid = waited_for("the replacement's agent", lambda: _cluster.agent_of(job.uids()[fault.slot]))
-    assert pid is not None
-    up = faults.started_at(pid)
-    number = job.status()["world"]["generation"]
-    progress = waited_for("a step", lambda: _first_step(survivor["uid"], number), 60)
-    assert progress is not None
-    assert progress.formed_at is not None
-    assert progress.restored_at is not None
-    assert progress.first_step_at is not None
-    shown = pods.first(
-        lambda s: (
-            s.body["metadata"]["name"] == old and ("deletionTimestamp" in s.body["metadata"] or s.kind == "DELETED")
-        ),
-        began,
-    )
-    found: dict[str, float | None] = {
-        "fault": shown if fault.through_api and shown is not None else began,
-        "detected": jobs.first(
-            lambda s: (
-                status(s).get("recovery")
-                or slot_now(status(s)).get("successor")
-                or slot_now(status(s)).get("incarnation") != holder["incarnation"]
-            ),
-            began,
-        ),
-        "pod created": pods.first(is_new, began),
-        "scheduled": pods.first(lambda s: is_new(s) and s.body["spec"].get("nodeName"), began),
-        "agent up": up,
-        "launcher ready": jobs.first(
-            lambda s: (
-                (
-                    slot_now(status(s)).get("incarnation") == holder["incarnation"] + 1
-                    and slot_now(status(s)).get("state") in {"Ready", "Running"}
-                )
-                or (slot_now(status(s)).get("successor") or {}).get("state") == "Ready"
-            ),
-            began,
-        ),
-        "generation formed": formed,
-        "process group formed": progress.formed_at,
-        "restored": progress.restored_at,
-        "first step": progress.first_step_at,
-    }
-    after = job.until_training(generation + 1)
-    assert formed is not None
-    # A status that says two things at once was the first to say either.
-    found["launcher ready"] = min(found["launcher ready"] or formed, formed)
-    return {m: v for m, v in found.items() if v is not None}, after
-
-
-def _first_step(uid: str, generation: int) -> Progress | None:
-    progress = _cluster.progress_of(uid, generation)
-    return progress if progress is not None and progress.first_step_at is not None else None
-
-
 def summary(runs: list[dict[str, Any]]) -> list[tuple[object, ...]]:
     """Medians of the phases per fault, in seconds."""
     spans = list(itertools.pairwise(MOMENTS))
@@ -213,17 +115,9 @@ def summary(runs: list[dict[str, Any]]) -> list[tuple[object, ...]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=5, help="each fault (default 5)")
+    parser = _cluster.arguments(__doc__, times=5, what="each fault", draws="the steps")
     parser.add_argument("--steps", type=int, default=2500, help="of a job, about 60 s on two cores (default 2500)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the steps (default 0)")
     parser.add_argument("--only", action="append", choices=list(FAULTS), help="this fault; may be repeated")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="for Helm, as the images' names"
-    )
-    parser.add_argument(
-        "--results", type=Path, default=_runs.RESULTS, help="folder for the result (default: %(default)s)"
-    )
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     runs: list[dict[str, Any]] = []

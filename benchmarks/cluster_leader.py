@@ -4,7 +4,6 @@ One job in a real cluster meets all of it. There must never be two pods of one s
 counted once, no step may be lost, and the job must end with the weights of a job that nobody disturbed.
 """
 
-import argparse
 import itertools
 import os
 import random
@@ -13,7 +12,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import _cluster
@@ -75,16 +73,8 @@ def wrong_in(end: dict[str, Any], losses: int, pods: Watch, digest: str) -> list
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=20, help="ends of a leader (default 20)")
+    parser = _cluster.arguments(__doc__, times=20, what="ends of a leader", draws="the moments")
     parser.add_argument("--steps", type=int, default=30000, help="of the job, enough to outlast them (default 30000)")
-    parser.add_argument("--seed", type=int, default=0, help="draws the moments (default 0)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="for Helm, as the images' names"
-    )
-    parser.add_argument(
-        "--results", type=Path, default=_runs.RESULTS, help="folder for the result (default: %(default)s)"
-    )
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     spec = _cluster.spec_of(arguments.steps)

@@ -22,9 +22,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the cluster for tests/cluster: the testbed (the default where CI=true), or what KUBECONFIG names; "
         "without one they are left out",
     )
+    parser.addoption("--long", action="store_true", help="the tests that take many minutes too, as `make faults` does")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
     here = [item for item in items if item.path.is_relative_to(CLUSTER)]
     if config.getoption("--cluster") is None:
         config.hook.pytest_deselected(items=here)

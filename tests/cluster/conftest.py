@@ -3,13 +3,15 @@
 Where the testbed cannot run, a laptop skips them with the reason; in CI that is a failure.
 """
 
+import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.cluster.relight import CHART, RELEASE, SYSTEM, Job, Operator
+from tests.faults.telling import tell_costs
 from tests.testbed import Cluster, ExistingCluster, TestbedUnavailableError
 from tests.testbed.building import TARGETS, base_image, relight_image
 from tests.testbed.cluster import prepare
@@ -130,8 +132,39 @@ def operator(cluster: ExistingCluster, values: list[str]) -> Iterator[Operator]:
 
 
 @pytest.fixture
-def job(operator: Operator, namespace: str) -> Iterator[Job]:
+def job(operator: Operator, namespace: str, record_property: Callable[[str, object], None]) -> Iterator[Job]:
     """A TrainingJob's name in a namespace of the test's own; it ends with the test."""
     made = Job(operator.cluster, namespace, "digits")
     yield made
+    tell_costs(record_property, made.status())
     made.kubectl("delete", "trainingjob", "digits", "--ignore-not-found", "--wait=false")
+
+
+@pytest.fixture
+def claim(testbed: Cluster, namespace: str, tmp_path: Path) -> Iterator[str]:
+    """A claim for many writers, backed by a folder of this computer: all machines of the testbed see the same."""
+    storage = tmp_path / "checkpoints"
+    storage.mkdir()
+    storage.chmod(0o777)
+    wanted = {"accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": namespace}
+    claimed = {"resources": {"requests": {"storage": "1Gi"}}, **wanted}
+    volume = {
+        "capacity": {"storage": "1Gi"},
+        "accessModes": ["ReadWriteMany"],
+        "persistentVolumeReclaimPolicy": "Retain",
+        "hostPath": {"path": str(storage)},
+    }
+    core = {"apiVersion": "v1"}
+    bodies = [
+        {**core, "kind": "PersistentVolume", "metadata": {"name": namespace}, "spec": volume},
+        {
+            **core,
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "checkpoints", "namespace": namespace},
+            "spec": claimed,
+        },
+    ]
+    for body in bodies:
+        testbed.kubectl("apply", "-f-", stdin=json.dumps(body))
+    yield "checkpoints"
+    testbed.kubectl("delete", "persistentvolume", namespace, "--wait=false")

@@ -2,13 +2,11 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cluster.relight import Job, Operator, waited_for
-from tests.testbed import Cluster
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -64,36 +62,6 @@ def test_a_job_applied_again_at_once_trains(job: Job) -> None:
     job.apply(spec("15ep"))
     end = job.until_phase("Succeeded")
     assert end["restarts"]["failures"] == 0
-
-
-@pytest.fixture
-def claim(testbed: Cluster, namespace: str, tmp_path: Path) -> Iterator[str]:
-    """A claim for many writers, backed by a folder of this computer: all machines of the testbed see the same."""
-    storage = tmp_path / "checkpoints"
-    storage.mkdir()
-    storage.chmod(0o777)
-    wanted = {"accessModes": ["ReadWriteMany"], "storageClassName": "", "volumeName": namespace}
-    claimed = {"resources": {"requests": {"storage": "1Gi"}}, **wanted}
-    volume = {
-        "capacity": {"storage": "1Gi"},
-        "accessModes": ["ReadWriteMany"],
-        "persistentVolumeReclaimPolicy": "Retain",
-        "hostPath": {"path": str(storage)},
-    }
-    core = {"apiVersion": "v1"}
-    bodies = [
-        {**core, "kind": "PersistentVolume", "metadata": {"name": namespace}, "spec": volume},
-        {
-            **core,
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": "checkpoints", "namespace": namespace},
-            "spec": claimed,
-        },
-    ]
-    for body in bodies:
-        testbed.kubectl("apply", "-f-", stdin=json.dumps(body))
-    yield "checkpoints"
-    testbed.kubectl("delete", "persistentvolume", namespace, "--wait=false")
 
 
 def test_two_jobs_share_a_claim_and_nothing_else(

@@ -34,15 +34,19 @@ class Job:
     trainer: dict[str, Any] = field(default_factory=dict)  # {}: the core's CNN; else spec.trainer
     spec: dict[str, Any] = field(default_factory=dict)  # more of spec
 
-    def write(self, folder: Path) -> Path:
-        config = {
+    def config(self, **more: Any) -> dict[str, Any]:
+        """spec.trainer.config of the core's CNN."""
+        return {
             "model": {"type": "digits_cnn", "width": 4},
             "data": {"type": "digits"},
             "train": {"duration": f"{self.steps}st", "global_batch": 32, "threads": 1, "log_every": 10},
+            **more,
         }
+
+    def write(self, folder: Path) -> Path:
         spec = {
             "nodes": self.nodes,
-            "trainer": self.trainer or {"config": config},
+            "trainer": self.trainer or {"config": self.config()},
             "checkpoint": {"persistentVolumeClaim": {"claimName": "ckpt"}, "interval": {"steps": self.every}},
             **self.spec,
         }

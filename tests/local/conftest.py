@@ -2,11 +2,12 @@
 
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from builders import SEED, Finished, Home, Job
+from tests.faults.telling import tell_costs
 
 
 def pytest_report_header() -> str:
@@ -26,9 +27,10 @@ def left_empty(home: Home) -> None:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
+def home(tmp_path: Path, record_property: Callable[[str, object], None]) -> Iterator[Home]:
     home = Home(tmp_path / "home")
     yield home
+    tell_costs(record_property, home.status())
     left_empty(home)
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(300)  # a loaded machine starves worlds of four
 CONFIG: dict[str, Any] = {
     "model": {"type": "little:Perceptron", "norm": True, "dropout": 0.3},
     "data": {"type": "little:samples", "count": 41},
-    "train": {"duration": "12st", "global_batch": 16, "accumulate": 2, "virtual_ranks": 4, "device": "cpu"},
+    "train": {"duration": "12st", "global_batch": 32, "accumulate": 2, "virtual_ranks": 8, "device": "cpu"},
     "observe": {"time_split": False},
     "hooks": [{"type": "little:Capture", "name": "end"}, {"type": "little:Seen"}],
 }
@@ -41,7 +41,7 @@ def fed(answers: list[Any]) -> dict[int, list[Any]]:
     return {step: sorted(row for inputs, _ in answers for row in inputs.get(step, [])) for step in steps}
 
 
-def test_four_ranks_then_two_then_three_do_what_four_do(tmp_path: Path) -> None:
+def test_four_ranks_then_two_then_eight_then_three_do_what_four_do(tmp_path: Path) -> None:
     def config(name: str) -> Any:
         root = tmp_path / name
         root.mkdir()
@@ -53,14 +53,14 @@ def test_four_ranks_then_two_then_three_do_what_four_do(tmp_path: Path) -> None:
     whole = worlds.run(until, 0, root=root, job=the_job, ranks=4, timeout=120)
     root, the_job = config("changing")
     seen: dict[int, list[Any]] = {}
-    for generation, (ranks, step) in enumerate([(4, 4), (2, 8), (3, 0)], 1):
+    for generation, (ranks, step) in enumerate([(4, 3), (2, 6), (8, 9), (3, 0)], 1):
         answers = worlds.run(until, step, root=root, job=the_job, generation=generation, ranks=ranks, timeout=120)
         assert not seen.keys() & fed(answers).keys()
         seen |= fed(answers)
-        for slot in range(1, 4):
+        for slot in range(1, ranks):
             shutil.rmtree(root / f"slot-{slot}", ignore_errors=True)
     assert seen == fed(whole)
     assert sorted(seen) == list(range(12))
-    assert all(len(rows) == 16 for rows in seen.values())
+    assert all(len(rows) == 32 for rows in seen.values())
     expected, found = whole[0][1], answers[0][1]
     assert max((torch.tensor(found[k]) - torch.tensor(expected[k])).abs().max().item() for k in found) <= 1e-12
