@@ -165,6 +165,8 @@ class Hooks:
 
     def _guarded(self, name: str, call: Callable[..., None]) -> Callable[..., None]:
         seconds, clock, hook = self.seconds, time.perf_counter, self._hooks[name]
+        if hook.on_error == "fail" and not hook.timed:
+            return call
 
         def guarded(*args: Any) -> None:
             try:

@@ -3,7 +3,8 @@
 import json
 from collections import OrderedDict
 from functools import lru_cache
-from typing import Any, Protocol
+from json.encoder import encode_basestring_ascii as _text
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -18,15 +19,23 @@ _Paths = list[tagged.Path]
 _Tensors = list[torch.Tensor]
 
 
+class Flat(NamedTuple):
+    """What `container.flatten` gives, with the text as a JSON string: each part of it is quoted once."""
+
+    quoted: str
+    paths: _Paths
+    tensors: _Tensors
+
+
 class _Section(Protocol):
     """A top-level entry of the state."""
 
-    text: str
+    quoted: str  # without the quotes around it
     paths: _Paths
     tensors: _Tensors
 
     def still(self, value: Any, base: int) -> bool:
-        """Bring the text up to date for `value`, with `base` tensors before its own. False: make another section."""
+        """Bring `quoted` up to date for `value`, with `base` tensors before its own. False: make another section."""
 
 
 class Flattener:
@@ -42,27 +51,31 @@ class Flattener:
         self._names: dict[str, str] = {}  # of sections, as JSON
         self._paths: _Paths = []
         self._tensors: _Tensors = []
+        self._made = False  # whether the two are of sections that are no more
 
-    def __call__(self, state: State) -> tuple[str, _Paths, _Tensors]:
+    def __call__(self, state: State) -> Flat:
         if state.keys() != self._names.keys():
             if any(type(key) is not str or key[:1] == "$" for key in state):
-                return flatten({key: v.state_dict() if isinstance(v, Live) else v for key, v in state.items()})
+                plain = {key: v.state_dict() if isinstance(v, Live) else v for key, v in state.items()}
+                text, paths, tensors = flatten(plain)
+                return Flat(_text(text), paths, tensors)
             self._names = {key: json.dumps(key) for key in state}
             self._sections = {}
         sections = self._sections
         texts: list[str] = []
-        base, made = 0, False
+        base = 0
         for key, value in state.items():
             section = sections.get(key)
             if section is None or not section.still(value, base):
+                self._made = True  # until it is looked at below, also where a later entry cannot be saved
                 section = sections[key] = _section(key, f"{self._names[key]}:", value, base)
-                made = True
-            texts.append(section.text)
+            texts.append(section.quoted)
             base += len(section.tensors)
-        if made:
+        if self._made:
             self._paths = [path for key in state for path in sections[key].paths]
             self._tensors = [tensor for key in state for tensor in sections[key].tensors]
-        return "{" + ",".join(texts) + "}", self._paths, self._tensors
+            self._made = False
+        return Flat(f'"{{{",".join(texts)}}}"', self._paths, self._tensors)
 
 
 def _section(key: str, name: str, value: Any, base: int) -> _Section:
@@ -81,13 +94,13 @@ class _OfNumbers:
         self._name = name
         self._value = value
         self._texts = texts
-        self.text = f"{name}{{{','.join(texts.values())}}}"
+        self.quoted = self._quoted()
 
     def still(self, value: Any, base: int) -> bool:  # noqa: ARG002  # none of its numbers is a tensor's
         seen = self._value
         if value == seen:
             return True
-        if type(value) is not dict or [*value] != [*seen]:
+        if type(value) is not dict or value.keys() != seen.keys():
             return False
         for key, item in value.items():
             if item != seen[key]:
@@ -96,8 +109,11 @@ class _OfNumbers:
                     return False
                 seen[key], text = plain
                 self._texts[key] = f"{_quoted(key)}:{text}"
-        self.text = f"{self._name}{{{','.join(self._texts.values())}}}"
+        self.quoted = self._quoted()
         return True
+
+    def _quoted(self) -> str:
+        return _inside(f"{self._name}{{{','.join(self._texts.values())}}}")
 
 
 class _OfValue:
@@ -105,7 +121,7 @@ class _OfValue:
 
     def __init__(self, key: str, name: str, value: Any, base: int) -> None:
         text, self.paths, self.tensors = _flat(key, value, base)
-        self.text = name + text
+        self.quoted = _inside(name + text)
         self._base = base
         try:
             self._value = _kept(value)
@@ -134,7 +150,7 @@ class _OfLive:
         for (place, number), after in zip(live.numbers(), between[1:], strict=True):
             self._places[place] = len(self._pieces)
             self._pieces += [tagged.dumps(number), after]
-        self.text = "".join(self._pieces)
+        self.quoted = _inside("".join(self._pieces))
         self._live = live
         self._base = base
 
@@ -148,7 +164,7 @@ class _OfLive:
             return False
         for place, number in numbers.items():
             self._pieces[self._places[place]] = tagged.dumps(number)
-        self.text = "".join(self._pieces)
+        self.quoted = _inside("".join(self._pieces))
         return True
 
 
@@ -164,8 +180,12 @@ def _flat(key: str, value: Any, base: int) -> tuple[str, _Paths, _Tensors]:
     return tagged.dumps(value, reference, (None, key)), paths, tensors
 
 
-_text = json.JSONEncoder().encode
 _quoted = lru_cache(1024)(_text)
+
+
+def _inside(text: str) -> str:
+    """What stands between the quotes where `text` is a JSON string."""
+    return _text(text)[1:-1]
 
 
 def _plain(value: Any) -> tuple[Any, str] | None:
@@ -173,8 +193,10 @@ def _plain(value: Any) -> tuple[Any, str] | None:
     kind = type(value)
     if kind is int or kind is float:
         return (value, repr(value)) if -_EXACT < value < _EXACT else None  # NaN compares as false
-    if kind is str or kind is bool or value is None:
+    if kind is str:
         return value, _text(value)
+    if kind is bool or value is None:
+        return value, json.dumps(value)
     items = _plain_items(value)
     return items and (items[0], "{" + ",".join(items[1].values()) + "}")
 

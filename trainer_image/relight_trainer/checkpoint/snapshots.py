@@ -54,17 +54,17 @@ class Snapshots:
         Raises `SnapshotsOff` where two such states do not fit, `UnsupportedState` where the state cannot be saved; the
         newest closed slot stays as it is.
         """
-        text, paths, tensors = self._flatten(state)
+        quoted, paths, tensors = self._flatten(state)
         self._lay_out(paths, tensors)
         if self._next is None:
             newest = self._newest()
             self._next = 1 - newest[1] if newest else 0
         slot, other = self._slots[self._next], self._slots[1 - self._next]
         slot.open()
-        words = json.dumps(text).encode()
+        words = quoted.encode()
         if (slot.layout is not self._layout and slot.layout != self._layout) or len(words) > slot.room:
             # Room for the numbers in it to grow, the same in each process for the same state.
-            least = len(self._head.bytes(text)) * 5 // 4
+            least = len(self._head.bytes(json.loads(quoted))) * 5 // 4
             head_bytes = max(_LEAST_HEAD, 1 << least.bit_length())
             try:
                 slot.map(self._layout, tensors, self._head, head_bytes)
