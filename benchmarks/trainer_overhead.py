@@ -8,8 +8,10 @@ here; how much of its cost that is, `accelerate, bare` shows, which cannot accum
 
 All train the same model on the same batches, in turns of some steps each, one after the other in each round. A round's
 overhead is the difference to the hand-written loop's turn in that same round, and what is told is the median over the
-rounds with its 95 % interval, so that what else the machine does meets all alike. Time is CPU time: for ours that of all
-its threads, which work on during the others' turns; for the others that of the one they have.
+rounds with its 95 % interval, so that what else the machine does meets all alike. Time is the CPU time of the thread
+that trains. Ours has others beside it that listen for a stop and the like; what share of a second they take each second
+is measured over the whole run, and that share is added to each of our steps. The store is served by a process of its
+own, as in a job.
 
 accelerate and Lightning take part where they are installed; `--peers FOLDER` is put on the path for them.
 """
@@ -17,11 +19,13 @@ accelerate and Lightning take part where they are installed; `--peers FOLDER` is
 import argparse
 import itertools
 import math
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -197,16 +201,52 @@ class Turns(Hook):
     steps: int
 
     def run_begin(self, _: Run) -> None:
-        self.began = time.process_time()
+        self.whole = _Beside()
+        self.began = time.thread_time()
 
     def step_end(self, run: Run) -> None:
         if run.step % Turns.steps:
             return
-        Turns.mine.seconds.append((time.process_time() - self.began) / Turns.steps)
+        Turns.mine.seconds.append((time.thread_time() - self.began) / Turns.steps)
         for other in Turns.others:
             other.measure(Turns.steps)
         Turns.others.append(Turns.others.pop(0))  # nobody is always next to ours
-        self.began = time.process_time()
+        self.began = time.thread_time()
+
+    def run_end(self, _: Run) -> None:
+        share = self.whole.share()
+        Turns.mine.seconds = [seconds * (1 + share) for seconds in Turns.mine.seconds]
+        print(f"the threads beside the training take {share:.2%} of a CPU")
+
+
+class _Beside:
+    """The CPU time of all threads but this one, since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic(), time.process_time(), time.thread_time()
+
+    def share(self) -> float:
+        wall, whole, own = self._began
+        return (time.process_time() - whole - time.thread_time() + own) / (time.monotonic() - wall)
+
+
+@contextmanager
+def store() -> Iterator[int]:
+    """The port of a store in a process of its own."""
+    told, tell = os.pipe()
+    ends, hold = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(hold)
+        server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(tell, str(server.port).encode())
+        os.read(ends, 1)  # until whoever asked for it has gone, however that ended
+        os._exit(0)
+    try:
+        yield int(os.read(told, 16))
+    finally:
+        os.close(hold)
+        os.waitpid(pid, 0)
 
 
 def ours(others: list[Contender], turns: int, steps: int) -> Contender:
@@ -221,7 +261,7 @@ def ours(others: list[Contender], turns: int, steps: int) -> Contender:
             "hooks": [{"type": "trainer_overhead:Turns"}],
         }
     )
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+    with store() as port, tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         run_dir = Path(memory)
         job = JobFile(
             namespace="default", name="overhead", uid="u", created=1.0, nodes=1, proc_per_node=1,
@@ -232,9 +272,8 @@ def ours(others: list[Contender], turns: int, steps: int) -> Contender:
             job=job, folder=GenerationFolder.create(run_dir, 1), run_dir=run_dir, generation=1, slot=0, rank=0,
             local_rank=0, world_size=1, local_world_size=1, node_rank=0,
         )  # fmt: skip
-        server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         sessions.connect = lambda prefix: torch.distributed.PrefixStore(  # type: ignore[assignment]
-            prefix, TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
+            prefix, TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
         )
         torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         device = train.prepare(config.train, 0)

@@ -128,7 +128,7 @@ class _LiveOptimizer(Live):
                 return None
             for key, value in group.items():
                 if value is not seen[key] and key != "params":
-                    if not (_is_number(key, value) and _is_number(key, seen[key])):
+                    if isinstance(seen[key], Tensor) or isinstance(value, Tensor) or not _cannot_change(value):
                         return None
                     found[i, key] = seen[key] = value
         return found
