@@ -1,21 +1,31 @@
 """What does a step of the training core cost over a loop written by hand?
 
 A tiny model on the CPU, one process, one thread: the step itself takes so little that what surrounds it shows. Ours
-does what it does in a job: snapshots, one a millisecond at most, the heartbeat, the stop agreement, checks for numbers
-that are not finite, logging, the hooks of the default configuration. The others do nothing of that but train and log.
-All train the same model on the same batches, in turns of some steps each. Time is the process's own on the CPU, all
-threads together, and of each contender the fastest turn counts: what the program costs, whatever else the machine does.
+does what it does in a job: snapshots, one a millisecond at most, the heartbeat, the stop agreement, the checkpoint
+timer, checks for numbers that are not finite, logging, the hooks of the default configuration. The others do nothing of
+that but train and log. accelerate has the form that its guide gives a loop whose accumulation is a setting, as it is
+here; how much of its cost that is, `accelerate, bare` shows, which cannot accumulate.
+
+All train the same model on the same batches, in turns of some steps each, one after the other in each round. A round's
+overhead is the difference to the hand-written loop's turn in that same round, and what is told is the median over the
+rounds with its 95 % interval, so that what else the machine does meets all alike. Time is the CPU time of the thread
+that trains. Ours has others beside it that listen for a stop and the like; what share of a second they take each second
+is measured over the whole run, and that share is added to each of our steps. The store is served by a process of its
+own, as in a job.
 
 accelerate and Lightning take part where they are installed; `--peers FOLDER` is put on the path for them.
 """
 
 import argparse
 import itertools
+import math
+import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,16 +71,29 @@ def batches() -> Iterator[tuple[Tensor, Tensor]]:
 class Contender:
     name: str
     turn: Callable[[int], object]  # do so many steps
-    seconds: list[float] = field(default_factory=list)  # of a step, in each turn
+    seconds: list[float] = field(default_factory=list)  # of a step, in each round
 
     def measure(self, steps: int) -> None:
-        began = time.process_time()
+        began = time.thread_time()
         self.turn(steps)
-        self.seconds.append((time.process_time() - began) / steps)
+        self.seconds.append((time.thread_time() - began) / steps)
 
-    @property
-    def best(self) -> float:
-        return min(self.seconds) * 1e6
+
+@dataclass(frozen=True)
+class Overhead:
+    """What a contender's step costs over `base`'s, in microseconds: the median over the rounds, its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, contender: Contender, base: Contender) -> "Overhead":
+        over = sorted((one - other) * 1e6 for one, other in zip(contender.seconds, base.seconds, strict=True))
+        # The sign test's: how many of the rounds lie below the true median is binomial.
+        reach = math.ceil(1.96 * math.sqrt(len(over)) / 2)
+        middle = len(over) // 2
+        return cls(statistics.median(over), over[max(0, middle - reach)], over[min(len(over) - 1, middle + reach)])
 
 
 def by_hand() -> Contender:
@@ -91,7 +114,7 @@ def by_hand() -> Contender:
     return Contender("by hand", turn)
 
 
-def accelerate() -> Contender | None:
+def accelerate(*, accumulates: bool = True) -> Contender | None:
     try:
         from accelerate import Accelerator
     except ImportError:
@@ -101,18 +124,25 @@ def accelerate() -> Contender | None:
     net, optimizer = accelerator.prepare(net, torch.optim.SGD(net.parameters(), lr=LR, momentum=0.9))
     source, steps = batches(), itertools.count(1)
 
+    def step(inputs: Tensor, labels: Tensor) -> Tensor:
+        loss = cross_entropy(net(inputs), labels)
+        accelerator.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
     def turn(count: int) -> None:
         for _ in range(count):
             inputs, labels = next(source)
-            with accelerator.accumulate(net):
-                loss = cross_entropy(net(inputs), labels)
-                accelerator.backward(loss)
-                optimizer.step()
-                optimizer.zero_grad()
+            if accumulates:
+                with accelerator.accumulate(net):
+                    loss = step(inputs, labels)
+            else:
+                loss = step(inputs, labels)
             if next(steps) % LOG_EVERY == 0:
                 loss.item()
 
-    return Contender("accelerate", turn)
+    return Contender("accelerate" if accumulates else "accelerate, bare", turn)
 
 
 def lightning() -> Contender | None:
@@ -141,7 +171,7 @@ def lightning() -> Contender | None:
             self.at: list[float] = []
 
         def on_train_batch_end(self, *_: Any) -> None:
-            self.at.append(time.process_time())
+            self.at.append(time.thread_time())
 
     class Batches:  # a list would be several loaders to it
         def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -171,20 +201,57 @@ class Turns(Hook):
     steps: int
 
     def run_begin(self, _: Run) -> None:
-        self.began = time.process_time()
+        self.whole = _Beside()
+        self.began = time.thread_time()
 
     def step_end(self, run: Run) -> None:
         if run.step % Turns.steps:
             return
-        Turns.mine.seconds.append((time.process_time() - self.began) / Turns.steps)
+        Turns.mine.seconds.append((time.thread_time() - self.began) / Turns.steps)
         for other in Turns.others:
             other.measure(Turns.steps)
-        self.began = time.process_time()
+        Turns.others.append(Turns.others.pop(0))  # nobody is always next to ours
+        self.began = time.thread_time()
+
+    def run_end(self, _: Run) -> None:
+        share = self.whole.share()
+        Turns.mine.seconds = [seconds * (1 + share) for seconds in Turns.mine.seconds]
+        print(f"the threads beside the training take {share:.2%} of a CPU")
+
+
+class _Beside:
+    """The CPU time of all threads but this one, since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic(), time.process_time(), time.thread_time()
+
+    def share(self) -> float:
+        wall, whole, own = self._began
+        return (time.process_time() - whole - time.thread_time() + own) / (time.monotonic() - wall)
+
+
+@contextmanager
+def store() -> Iterator[int]:
+    """The port of a store in a process of its own."""
+    told, tell = os.pipe()
+    ends, hold = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(hold)
+        server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(tell, str(server.port).encode())
+        os.read(ends, 1)  # until whoever asked for it has gone, however that ended
+        os._exit(0)
+    try:
+        yield int(os.read(told, 16))
+    finally:
+        os.close(hold)
+        os.waitpid(pid, 0)
 
 
 def ours(others: list[Contender], turns: int, steps: int) -> Contender:
     """Train for `turns` turns; `others` have theirs in between."""
-    Turns.others, Turns.mine, Turns.steps = others, Contender("ours", lambda _: None), steps
+    Turns.others, Turns.mine, Turns.steps = list(others), Contender("ours", lambda _: None), steps
     config = parse(
         {
             "model": {"type": "trainer_overhead:model"},
@@ -194,19 +261,19 @@ def ours(others: list[Contender], turns: int, steps: int) -> Contender:
             "hooks": [{"type": "trainer_overhead:Turns"}],
         }
     )
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+    with store() as port, tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         run_dir = Path(memory)
         job = JobFile(
             namespace="default", name="overhead", uid="u", created=1.0, nodes=1, proc_per_node=1,
             entry={"kind": "config", "config": {}}, config_hash="c",
+            checkpoint_dir=str(run_dir / "checkpoints"), checkpoint_seconds=600.0,
         )  # fmt: skip
         context = WorkerContext(
             job=job, folder=GenerationFolder.create(run_dir, 1), run_dir=run_dir, generation=1, slot=0, rank=0,
             local_rank=0, world_size=1, local_world_size=1, node_rank=0,
         )  # fmt: skip
-        server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         sessions.connect = lambda prefix: torch.distributed.PrefixStore(  # type: ignore[assignment]
-            prefix, TCPStore("127.0.0.1", server.port, is_master=False, wait_for_workers=False)
+            prefix, TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
         )
         torch.distributed.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         device = train.prepare(config.train, 0)
@@ -218,7 +285,7 @@ def ours(others: list[Contender], turns: int, steps: int) -> Contender:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=40, help="of each contender")
+    parser.add_argument("--turns", type=int, default=60, help="of each contender, one in each round")
     parser.add_argument("--steps", type=int, default=100, help="in a turn")
     parser.add_argument("--peers", help="a folder with accelerate and Lightning, as `pip install --target` makes it")
     parser.add_argument("--results", type=Path, default=_runs.RESULTS, help="folder for the JSON of the numbers")
@@ -227,19 +294,30 @@ def main() -> None:
         sys.path.append(arguments.peers)
     torch.set_num_threads(1)
     hand = by_hand()
-    others = [contender for contender in (hand, accelerate(), lightning()) if contender]
+    others = [c for c in (hand, accelerate(), accelerate(accumulates=False), lightning()) if c]
     everybody = [*others, ours(others, arguments.turns, arguments.steps)]
-    for contender in everybody:
-        median = statistics.median(contender.seconds) * 1e6
-        print(f"{contender.name:<12} {contender.best:7.1f} us/step (median of the turns {median:7.1f})")
-    over = {c.name: round(c.best - hand.best) for c in everybody}
+    over = {c.name: Overhead.of(c, hand) for c in everybody}
+    medians = {c.name: statistics.median(c.seconds) * 1e6 for c in everybody}
+    for name, cost in over.items():
+        print(
+            f"{name:<16} {medians[name]:7.1f} us/step, over by hand {cost.median:6.1f} ({cost.low:.1f}..{cost.high:.1f})"
+        )
     _runs.write(
         arguments.results,
         "trainer_overhead",
-        {"us_per_step": {c.name: round(c.best, 1) for c in everybody}, "over_by_hand": over},
+        {
+            "us_per_step": {name: round(median, 1) for name, median in medians.items()},
+            "over_by_hand": {
+                name: {"median": round(cost.median, 1), "interval": [round(cost.low, 1), round(cost.high, 1)]}
+                for name, cost in over.items()
+            },
+            "rounds": arguments.turns,
+            "steps_in_a_turn": arguments.steps,
+        },
     )
-    peers = ", ".join(f"{name} {over.get(name, 'not installed')}" for name in ("accelerate", "Lightning"))
-    print(f"overhead {over['ours']} us/step ({peers})")
+    whole = {name: f"{cost.median:.0f}" for name, cost in over.items()}
+    peers = ", ".join(f"{name} {whole.get(name, 'not installed')}" for name in ("accelerate", "Lightning"))
+    print(f"overhead {whole['ours']} us/step ({peers})")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A state flattened again and again is what it is flattened afresh."""
 
+import json
 from collections import deque
 from typing import Any
 
@@ -12,9 +13,9 @@ from relight_trainer.checkpoint.repeated import Flattener
 
 
 def same(flattener: Flattener, state: dict[str, Any]) -> None:
-    text, paths, tensors = flattener(state)
+    quoted, paths, tensors = flattener(state)
     expected = flatten(state)
-    assert text == expected[0]
+    assert json.loads(quoted) == expected[0]
     assert paths == expected[1]
     assert all(one is other for one, other in zip(tensors, expected[2], strict=True))
 

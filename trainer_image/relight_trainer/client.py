@@ -246,7 +246,7 @@ class Run:
         if reached is None:
             return
         if self._session is not None:
-            reached = replace(reached, metrics=self._session.cursor.metrics)
+            reached = reached._replace(metrics=self._session.cursor.metrics)
             self._session.step_done(reached)
         self._cursor = reached
 

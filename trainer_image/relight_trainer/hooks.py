@@ -132,12 +132,11 @@ class Hooks:
             name = _free(type(hook).__name__, self._hooks)
             self._hooks[name] = hook
             self.seconds[name] = 0.0
-        for point in self.POINTS:
-            self._bind(point)
+        self._bind_all()
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the hooks that have one, by name."""
-        states = {name: hook.state_dict() for name, hook in self._hooks.items()}
+        states = {name: self._hooks[name].state_dict() for name in self._stateful}
         return {name: state for name, state in states.items() if state}
 
     def load_state_dict(self, states: dict[str, Any], /) -> None:
@@ -145,6 +144,11 @@ class Hooks:
         for name, state in states.items():
             if name in self._hooks:
                 self._hooks[name].load_state_dict(state)
+
+    def _bind_all(self) -> None:
+        self._stateful = [name for name, hook in self._hooks.items() if type(hook).state_dict is not Hook.state_dict]
+        for point in self.POINTS:
+            self._bind(point)
 
     def _bind(self, point: str) -> None:
         calls = [
@@ -161,6 +165,8 @@ class Hooks:
 
     def _guarded(self, name: str, call: Callable[..., None]) -> Callable[..., None]:
         seconds, clock, hook = self.seconds, time.perf_counter, self._hooks[name]
+        if hook.on_error == "fail" and not hook.timed:
+            return call
 
         def guarded(*args: Any) -> None:
             try:
@@ -183,8 +189,7 @@ class Hooks:
     def _leave_out(self, name: str, error: Exception) -> None:
         del self._hooks[name]
         self._say(f"the hook {name} is left out from now on: {type(error).__name__}: {error}")
-        for point in self.POINTS:
-            self._bind(point)
+        self._bind_all()
 
 
 def _nothing(*_: Any) -> None: ...

@@ -48,6 +48,8 @@ class Objective:
         self._sums = getattr(criterion, "reduction", None) == "sum"
 
     def output(self, replica: nn.Module, batch: Any, run: "Run") -> Any:  # noqa: ARG002  # for `training_step`
+        if isinstance(batch, (tuple, list)) and len(batch) > 1:  # what `split` says, at once
+            return replica(*batch[:-1])
         arguments, keywords, _ = split(batch)
         return replica(*arguments, **keywords)
 
@@ -64,7 +66,8 @@ class Objective:
         return (loss.sum(), 1) if loss.dim() else (loss, samples)
 
     def _compared(self, output: Any, batch: Any) -> Tensor:
-        return self._criterion(output, split(batch)[2])
+        pair = isinstance(batch, (tuple, list)) and len(batch) > 1
+        return self._criterion(output, batch[-1] if pair else split(batch)[2])
 
 
 class OwnStep(nn.Module):

@@ -70,7 +70,9 @@ def _build(
 def set_rates(optimizer: Optimizer, rates: Rates) -> None:
     """Set learning rate and momentum of the next step in all parameter groups."""
     for group in optimizer.param_groups:
-        group["lr"] = rates.lr * group["lr_scale"]
+        lr = rates.lr * group["lr_scale"]
+        if group["lr"] != lr:  # another float of the same value would be news to each snapshot
+            group["lr"] = lr
         if rates.momentum is None:
             continue
         if "betas" in group:

@@ -50,17 +50,18 @@ class Sampler:
 
     def consumed(self, step: int) -> int:
         """Samples consumed once `step` steps are done."""
-        epochs, batches = self.place(step)
+        epochs, batches = divmod(step, self.epoch.steps)
         return epochs * self.epoch.samples + batches * self.epoch.batch
 
     def size(self, step: int) -> int:
         """Samples of `step` (0 is the first)."""
-        return min(self.epoch.batch, self.epoch.samples - self.place(step).batch * self.epoch.batch)
+        steps, samples, batch = self.epoch
+        return min(batch, samples - step % steps * batch)
 
     def batch_of(self, step: int) -> npt.NDArray[np.int64]:
         """The samples of `step`, as indices into the training set."""
-        epoch, batch = self.place(step)
+        steps, samples, size = self.epoch
+        epoch, batch = divmod(step, steps)
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, permutation(self._count, stream(self._seed, "data", epoch))
-        start = batch * self.epoch.batch
-        return self._order[1][start : min(start + self.epoch.batch, self.epoch.samples)]
+        return self._order[1][batch * size : min(batch * size + size, samples)]

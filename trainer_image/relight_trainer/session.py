@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from torch import Tensor, nn
@@ -25,11 +25,13 @@ from relight_trainer.chaos import Chaos
 from relight_trainer.checkpoint import (
     Checkpoint,
     CheckpointFolder,
+    Live,
     Saver,
     Snapshots,
     SnapshotsOff,
     State,
     StorageFailed,
+    live,
     pack,
     weights_digest,
 )
@@ -55,15 +57,14 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any, /) -> Any: ...
 
 
-@dataclass(frozen=True)
-class Cursor:
+class Cursor(NamedTuple):
     """Where training stands after `step` optimizer steps. `weights_digest` is set in the final state, and only there."""
 
     step: int = 0
     epoch: int = 0
     batch: int = 0  # batches consumed in this epoch
     samples: int = 0  # samples consumed by the whole job
-    metrics: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, str] = {}  # noqa: RUF012  # replaced, never changed
     weights_digest: str = ""
 
 
@@ -153,6 +154,8 @@ class Session:
         self._due = CheckpointDue(job, rank=context.rank, exchange=self._exchange)
         self._chaos = Chaos(context)
         self._objects: Mapping[str, Stateful] = {}
+        self._live: dict[str, Live] = {}
+        self._others: list[tuple[str, Stateful]] = []
         self._buffers: EqualBuffers | None = None
 
     @property
@@ -189,6 +192,8 @@ class Session:
         """
         context = self._context
         self._objects = objects
+        self._live = {name: found for name, o in objects.items() if (found := live(o)) is not None}
+        self._others = [(name, o) for name, o in objects.items() if name not in self._live]
         self._buffers = EqualBuffers(modules, self.peers.device)
         restored = newest_state(
             self.peers,
@@ -262,7 +267,7 @@ class Session:
 
     def log(self, metrics: Mapping[str, str]) -> None:
         """Add to the metrics that progress, checkpoints and the end of the job show; values are text."""
-        self.cursor = replace(self.cursor, metrics=dict([*{**self.cursor.metrics, **metrics}.items()][-MAX_METRICS:]))
+        self.cursor = self.cursor._replace(metrics=dict([*{**self.cursor.metrics, **metrics}.items()][-MAX_METRICS:]))
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
@@ -298,7 +303,7 @@ class Session:
         differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
         if differing:
             raise RanksDiffer(f"at the end ranks {differing} hold other weights than rank 0")
-        self.cursor = replace(self.cursor, weights_digest=digest)
+        self.cursor = self.cursor._replace(weights_digest=digest)
         self._write_snapshot()
         if self._saver:
             self._save_checkpoint(self._saver, final=True)
@@ -330,7 +335,15 @@ class Session:
         return command is not None and command.op in {"save", "stop"}
 
     def _state(self) -> State:
-        return {**{name: _state_of(o) for name, o in self._objects.items()}, "loop": {**vars(self.cursor)}}
+        return {**{name: o.state_dict() for name, o in self._objects.items()}, "loop": self.cursor._asdict()}
+
+    def _live_state(self) -> State:
+        """The state as snapshots take it, which look themselves for what has changed in it."""
+        state: State = {**self._live}
+        for name, stateful in self._others:
+            state[name] = stateful.state_dict()
+        state["loop"] = self.cursor._asdict()
+        return state
 
     def _load(self, state: State) -> None:
         missing = sorted(set(self._objects) - set(state))
@@ -345,7 +358,7 @@ class Session:
             return
         self.before_saving()
         try:
-            self._snapshots.write(self._state(), generation=self._context.generation, step=self.cursor.step)
+            self._snapshots.write(self._live_state(), generation=self._context.generation, step=self.cursor.step)
         except SnapshotsOff as error:
             self._snapshots = None
             self.say(f"training goes on without snapshots: {error}")
@@ -363,7 +376,7 @@ class Session:
         self._heartbeat.beat(_CHECKPOINT, self.cursor.step)
         if self._ledger.kind != DRAIN:
             self._ledger.turn_to(CHECKPOINT)
-        generation, step, cursor = self._context.generation, self.cursor.step, asdict(self.cursor)
+        generation, step, cursor = self._context.generation, self.cursor.step, self.cursor._asdict()
         if saver.writing is None:
             self._save_time.begin()
         with self.saving():
@@ -468,13 +481,6 @@ class Session:
         if not self.batches_per_epoch:
             return str(self.cursor.epoch)
         return f"{self.cursor.epoch + self.cursor.batch / self.batches_per_epoch:.2f}"
-
-
-def _state_of(stateful: Stateful) -> dict[str, Any]:
-    if isinstance(stateful, nn.Module) and type(stateful).state_dict is nn.Module.state_dict:
-        # The tensors themselves, not views made for this call: those of the next step are the same objects.
-        return stateful.state_dict(keep_vars=True)
-    return stateful.state_dict()
 
 
 def _nothing() -> None: ...

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from relight_trainer.backward import Backward
 from relight_trainer.finite import FiniteWatch, NonFiniteLoss
 from relight_trainer.modes import mode
 from relight_trainer.objective import Objective
@@ -60,9 +61,12 @@ class Step:
         self._run = run
         self._objective = objective
         self._autocast = autocast
+        self._backward = Backward()
         self._clip = clip
         self._buffers = VirtualBuffers(run.model, run.device) if passed_on else None
         self._parameters = list(run.model.parameters())
+        dtypes = {p.dtype for p in self._parameters}
+        self._by_type = [(dtype, [p for p in self._parameters if p.dtype is dtype]) for dtype in dtypes]
         self._unused = unused
         self._found = torch.zeros((), device=run.device)
         self._one = torch.ones((), device=run.device)
@@ -121,8 +125,7 @@ class Step:
         if not (self._scaled or self._skips):
             self.watch.note("loss", shown, run.step)
         run.hooks.forward_end(run)
-        scaled: Tensor = run.scaler.scale(loss) if self._scaled else loss
-        scaled.backward(weight.seed)  # type: ignore[no-untyped-call]
+        self._backward(run.scaler.scale(loss) if self._scaled else loss, weight.seed)
         return shown
 
     def _forward(self, part: Part, share: float) -> tuple[Tensor, "_Weight"]:
@@ -188,23 +191,18 @@ class Step:
 
         Raises NonFiniteLoss, or leaves that to the watch, where a job ends with numbers that are not finite.
         """
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for parameter in self._parameters:
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            if gradient.is_sparse:
-                gradient = gradient._values()  # noqa: SLF001  # as GradScaler does: `values()` wants it coalesced
-            if (dtype := gradient.dtype).is_complex:
-                gradient = torch.view_as_real(gradient)
-                dtype = gradient.dtype
-            if dtype in by_type:
-                by_type[dtype].append(gradient)
-            else:
-                by_type[dtype] = [gradient]
-        for gradients in by_type.values():
-            # As GradScaler looks for them: one pass over all gradients, which are multiplied by one.
-            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
+        for dtype, parameters in self._by_type:
+            # Of a sparse gradient its values, as GradScaler does: `values()` wants it coalesced.
+            gradients = [
+                g._values() if g.is_sparse else g  # noqa: SLF001
+                for p in parameters
+                if (g := p.grad) is not None
+            ]
+            if dtype.is_complex:
+                gradients = [torch.view_as_real(g) for g in gradients]
+            if gradients:
+                # As GradScaler looks for them: one pass over all gradients, which are multiplied by one.
+                torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)
         if self._skips:
             found = bool(self._found.item())
             if found:
@@ -236,15 +234,13 @@ class _Weight:
     def __init__(self, share: float, times: int, loss: Tensor) -> None:
         seed = torch.full_like(loss, share, requires_grad=False) * times
         self._share, self._times = share, times
-        self._weight = seed
-        one = bool(seed == 1)
-        self.seed = None if one else seed  # torch's own, which it takes without a look, is one
+        self.seed = seed
         # Products with powers of two are exact, so that one of them undoes the other.
-        self._undone = one and times.bit_count() == 1
+        self._undone = bool(seed == 1) and times.bit_count() == 1
 
     def of(self, loss: Tensor) -> Tensor:
         """The weighted loss, detached."""
         shown = loss.detach()
         if self._undone:
             return shown
-        return shown * self._weight if self._times == 1 else shown * self._times * self._share
+        return shown * self.seed if self._times == 1 else shown * self._times * self._share

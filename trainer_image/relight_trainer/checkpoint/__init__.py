@@ -2,7 +2,8 @@
 
     pack(state) -> bytearray                       one container; unpack(buffer) -> state
     Snapshots(folder, job_uid=, config_hash=)
-        .write(state, generation=, step=)          raises SnapshotsOff where two states do not fit
+        .write(state, generation=, step=)          raises SnapshotsOff where two states do not fit; a `Live` state may
+                                                   stand for what its state_dict() gives
         .newest() -> Position | None
         .read() -> memoryview                      what unpack() takes; writable, private, valid until the second
                                                    write() after it
@@ -36,6 +37,7 @@ from relight_trainer.checkpoint.errors import (
 )
 from relight_trainer.checkpoint.exchange import Exchange
 from relight_trainer.checkpoint.folder import CheckpointFolder
+from relight_trainer.checkpoint.live import Live, live
 from relight_trainer.checkpoint.manifest import Checkpoint, Position
 from relight_trainer.checkpoint.retention import Best
 from relight_trainer.checkpoint.saver import Saver
@@ -49,6 +51,7 @@ __all__ = [
     "ConfigChanged",
     "Exchange",
     "Fenced",
+    "Live",
     "NoUsableCheckpoint",
     "Position",
     "Saver",
@@ -57,6 +60,7 @@ __all__ = [
     "State",
     "StorageFailed",
     "UnsupportedState",
+    "live",
     "pack",
     "unpack",
     "weights_digest",

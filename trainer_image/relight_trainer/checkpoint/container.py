@@ -177,10 +177,14 @@ class Head:
         self._before = '{"__metadata__":' + _json({"format": "pt", **metadata})[:-1] + ',"relight.state":'
         self._after = "}" + (f",{_json(places)[1:]}" if places else "}")
 
-    def bytes(self, state: str, reserve: int = 0) -> bytes:
-        """Everything before the first tensor's bytes, padded with spaces to at least `reserve` bytes."""
+    def framed(self, size: int) -> tuple[bytes, bytes]:
+        """What stands before and after the state, a JSON string and spaces, in a head of `size` bytes."""
+        return _LENGTH.pack(size - _LENGTH.size) + self._before.encode(), self._after.encode()
+
+    def bytes(self, state: str) -> bytes:
+        """Everything before the first tensor's bytes."""
         text = f"{self._before}{json.dumps(state)}{self._after}".encode()
-        size = -(-max(_LENGTH.size + len(text), reserve) // _ALIGNMENT) * _ALIGNMENT
+        size = -(-(_LENGTH.size + len(text)) // _ALIGNMENT) * _ALIGNMENT
         return _LENGTH.pack(size - _LENGTH.size) + text.ljust(size - _LENGTH.size)
 
     @classmethod

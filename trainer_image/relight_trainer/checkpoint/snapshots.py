@@ -12,19 +12,22 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from relight_agent.files import read_json, write_json
 from relight_trainer.checkpoint import room, tagged
 from relight_trainer.checkpoint.container import Head, Layout, State
 from relight_trainer.checkpoint.errors import SnapshotsOff
 from relight_trainer.checkpoint.manifest import Position
+from relight_trainer.checkpoint.memory import bytes_of
 from relight_trainer.checkpoint.repeated import Flattener
 
 _LEAST_HEAD = 4096
-_BLANK = b" " * 1024  # of a mark: no JSON
+_SMALL = 1 << 14  # bytes; torch copies more than that as fast, and without holding up other threads
+_MARK_BYTES = 1024
+_OPEN = ord(" ")  # what a mark begins with that is none
 
 
 class Snapshots:
@@ -33,10 +36,13 @@ class Snapshots:
     def __init__(self, folder: Path, *, job_uid: str, config_hash: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._owner = {"job_uid": job_uid, "config_hash": config_hash}
+        self._mark = json.dumps(self._owner)[:-1]
         self._slots = (_Slot(folder / "slot-0"), _Slot(folder / "slot-1"))
         self._next: int | None = None
         self._flatten = Flattener()
-        self._key: object = None
+        self._tensors: Sequence[Tensor] = ()
+        self._dtypes: list[torch.dtype] = []
+        self._geometry: object = None
         self._layout = Layout((), (), ())
         self._head = Head((), {})
 
@@ -48,26 +54,26 @@ class Snapshots:
         Raises `SnapshotsOff` where two such states do not fit, `UnsupportedState` where the state cannot be saved; the
         newest closed slot stays as it is.
         """
-        text, paths, tensors = self._flatten(state)
+        quoted, paths, tensors = self._flatten(state)
         self._lay_out(paths, tensors)
         if self._next is None:
             newest = self._newest()
             self._next = 1 - newest[1] if newest else 0
         slot, other = self._slots[self._next], self._slots[1 - self._next]
         slot.open()
-        head = self._head.bytes(text, slot.head_bytes)
-        if slot.layout != self._layout or len(head) != slot.head_bytes:
+        words = quoted.encode()
+        if (slot.layout is not self._layout and slot.layout != self._layout) or len(words) > slot.room:
             # Room for the numbers in it to grow, the same in each process for the same state.
-            least = len(self._head.bytes(text)) * 5 // 4
-            head = self._head.bytes(text, max(_LEAST_HEAD, 1 << least.bit_length()))
+            least = len(self._head.bytes(json.loads(quoted))) * 5 // 4
+            head_bytes = max(_LEAST_HEAD, 1 << least.bit_length())
             try:
-                slot.map(self._layout, tensors, len(head), len(head) + self._head.data_bytes)
-                other.reserve(len(head) + self._head.data_bytes)
+                slot.map(self._layout, tensors, self._head, head_bytes)
+                other.reserve(head_bytes + self._head.data_bytes)
             except SnapshotsOff:
                 slot.drop()
                 raise
-        slot.copy(head, tensors)
-        slot.close({**self._owner, "generation": generation, "step": step, "bytes": slot.bytes})
+        slot.copy(words, tensors, self._geometry)
+        slot.close(f'{self._mark},"generation":{generation},"step":{step},"bytes":{slot.bytes}}}'.encode())
         self._next = 1 - self._next
 
     def newest(self) -> Position | None:
@@ -89,26 +95,34 @@ class Snapshots:
         closed = ((slot.position(self._owner), i) for i, slot in enumerate(self._slots))
         return max(((position, i) for position, i in closed if position is not None), default=None)
 
-    def _lay_out(self, paths: Sequence[tagged.Path], tensors: Sequence[torch.Tensor]) -> None:
+    def _lay_out(self, paths: Sequence[tagged.Path], tensors: Sequence[Tensor]) -> None:
+        if tensors is not self._tensors:
+            self._tensors, self._dtypes = tensors, [t.dtype for t in tensors]
         # The same addresses and geometry are the same aliases; working those out takes longer than to compare.
-        key = [(t.data_ptr(), t.dtype, t.shape, t.stride()) for t in tensors]
-        if key == self._key:
+        geometry = (
+            [*map(Tensor.data_ptr, tensors)], [*map(Tensor.size, tensors)], [*map(Tensor.stride, tensors)], self._dtypes,
+        )  # fmt: skip
+        if geometry == self._geometry:
             return
         layout = Layout.of(paths, tensors)
         if layout != self._layout:
             self._layout, self._head = layout, Head.of(layout)
-        self._key = key
+        self._geometry = geometry
 
 
 class _Slot:
     def __init__(self, stem: Path) -> None:
         self.path = stem.with_suffix(".safetensors")
         self.layout: Layout | None = None
-        self.head_bytes = 0
+        self.room = 0  # for the state's text
         self.bytes = 0
         self._closed = stem.with_suffix(".json")
         self._memory: mmap.mmap | None = None
-        self._targets: list[torch.Tensor] = []
+        self._words_at = self._words = 0  # where the text begins, and how long the longest was
+        self._targets: list[Tensor] = []
+        self._geometry: object = None  # of the tensors that the next two are for
+        self._small: list[tuple[memoryview, memoryview]] = []
+        self._large: list[int] = []
         self._mark: mmap.mmap | None = None
 
     def position(self, owner: dict[str, str]) -> Position | None:
@@ -127,27 +141,27 @@ class _Slot:
         if self._mark is None:
             self._closed.unlink(missing_ok=True)
         else:
-            self._mark[:] = _BLANK
+            self._mark[0] = _OPEN
 
-    def close(self, mark: dict[str, Any]) -> None:
-        """JSON in memory that outlives this process: what is cut short while it is written is none."""
+    def close(self, mark: bytes) -> None:
+        """JSON in memory that outlives this process. Its first byte comes last, so that what is cut short is none."""
         if self._mark is None:
             write_json(self._closed, None)
             with self._closed.open("r+b") as file:
-                file.truncate(len(_BLANK))
-                self._mark = mmap.mmap(file.fileno(), len(_BLANK))
-        text = json.dumps(mark).encode()
-        assert len(text) < len(_BLANK)
-        self._mark[:] = text.ljust(len(_BLANK))
+                file.truncate(_MARK_BYTES)
+                self._mark = mmap.mmap(file.fileno(), _MARK_BYTES)
+        self._mark[1:] = mark[1:].ljust(_MARK_BYTES - 1)
+        self._mark[0] = mark[0]
 
     def reserve(self, size: int) -> None:
         """Take the memory for a first write, so that a lack of it is known now and not as a SIGBUS in mid-copy."""
         if not self.path.exists():
             _allocate(self.path, size)
 
-    def map(self, layout: Layout, tensors: Sequence[torch.Tensor], head_bytes: int, size: int) -> None:
-        """Make this slot `size` bytes large and lay the entries of `layout` over it."""
-        self.layout, self._memory, self._targets = None, None, []
+    def map(self, layout: Layout, tensors: Sequence[Tensor], head: Head, head_bytes: int) -> None:
+        """Make this slot as large as it must be and lay the entries of `layout` over it."""
+        self._let_go()
+        size = head_bytes + head.data_bytes
         if not self.path.exists() or self.path.stat().st_size != size:
             # A new file, never another size for the old one: whoever reads the old one keeps it whole.
             self.drop()
@@ -155,25 +169,54 @@ class _Slot:
         with self.path.open("r+b") as file:
             # Faulting the pages in one by one would cost the first write five times a copy.
             self._memory = mmap.mmap(file.fileno(), size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        before, after = head.framed(head_bytes)
+        self.room = self._words = head_bytes - len(before) - len(after)
+        self._words_at = len(before)
+        self._memory[:head_bytes] = before + b" " * self.room + after
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)
         at = head_bytes
         for i, entry in enumerate(layout.entries):
             self._targets.append(layout.target(i, whole[at : at + entry.bytes], tensors))
             at += entry.bytes
-        self.layout, self.head_bytes, self.bytes = layout, head_bytes, size
+        self.layout, self.bytes = layout, size
 
     def drop(self) -> None:
         """Give the memory back."""
-        self.layout, self._memory, self._targets = None, None, []
+        self._let_go()
         self.path.unlink(missing_ok=True)
 
-    def copy(self, head: bytes, tensors: Sequence[torch.Tensor]) -> None:
+    def copy(self, words: bytes, tensors: Sequence[Tensor], geometry: object) -> None:
+        """Copy the state's text and `tensors` in; `geometry` is another object where their memory is another."""
         assert self.layout is not None
         assert self._memory is not None
-        self._memory[: len(head)] = head
-        with torch.no_grad():
-            if self._targets:  # one call for all of them
-                torch._foreach_copy_(self._targets, self.layout.all_sources(tensors))
+        if geometry is not self._geometry:
+            self._aim(tensors)
+            self._geometry = geometry
+        self._words = max(self._words, len(words))
+        self._memory[self._words_at : self._words_at + self._words] = words.ljust(self._words)
+        self._words = len(words)
+        for target, source in self._small:
+            target[:] = source
+        if self._large:
+            sources = [self.layout.source(i, tensors) for i in self._large]
+            with torch.no_grad():  # one call for all of them
+                torch._foreach_copy_([self._targets[i] for i in self._large], sources)
+
+    def _aim(self, tensors: Sequence[Tensor]) -> None:
+        """Tell apart what torch copies and what is copied sooner than torch is called."""
+        assert self.layout is not None
+        sources = self.layout.all_sources(tensors)
+        small = [
+            s.device.type == "cpu" and e.bytes <= _SMALL for s, e in zip(sources, self.layout.entries, strict=True)
+        ]
+        self._large = [i for i, is_small in enumerate(small) if not is_small]
+        self._small = [
+            (bytes_of(self._targets[i]), bytes_of(sources[i])) for i, is_small in enumerate(small) if is_small
+        ]
+
+    def _let_go(self) -> None:
+        self.layout, self._memory, self._geometry, self.room = None, None, None, 0
+        self._targets, self._small, self._large = [], [], []
 
 
 def _allocate(path: Path, size: int) -> None:

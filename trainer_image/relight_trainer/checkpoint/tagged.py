@@ -47,11 +47,6 @@ def dumps(value: Any, reference: Callable[[torch.Tensor, Path], Any] | None = No
         raise UnsupportedState("the state is nested too deeply, or contains itself") from None
 
 
-def plain(value: Any) -> str:
-    """`value`, in which nothing needs a tag, as tagged JSON text."""
-    return _JSON.encode(value)
-
-
 def spell(path: Path) -> str:
     """A path as a person writes it.
 

@@ -32,10 +32,11 @@ class Identity:
 
     def __init__(self, parts: Mapping[str, Known], *, allow_change: bool) -> None:
         self.parts = dict(parts)
+        self._state = {name: known._asdict() for name, known in parts.items()}
         self._allow_change = allow_change
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: known._asdict() for name, known in self.parts.items()}
+        return self._state
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         before = {name: Known(known["samples"], known["fingerprint"]) for name, known in state.items()}
