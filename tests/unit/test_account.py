@@ -203,3 +203,23 @@ def test_what_a_stall_took_is_the_hang_from_when_it_was_known() -> None:
     spent = ledger({"productive": 60.0}, until=NOW - 40)
     views = [member(i, agent=trained(over("failed", 72, at=NOW), spent)) for i in range(2)]
     assert counted(status, *views) == {"hang": 60.0}
+
+
+# -- the record of what was mended
+
+
+def test_a_recovery_is_told_of_the_member_that_was_lost_and_not_of_the_first_that_stopped() -> None:
+    world = training()
+    stopped = after(seen(world, member(0, agent=over("stopped", at=NOW - 2)), member(1, agent=busy())))
+    assert stopped.recovery is not None
+    assert stopped.recovery.member == "job-0-0"
+    lost = member(1, agent=over("stopped", at=NOW - 2), end=ended(Cause.PREEMPTED, 75))
+    status = after(seen(stopped, member(0, agent=over("stopped", at=NOW - 2)), lost))
+    ready = member(0, agent=over("stopped", at=NOW - 2)), member(1, "u9", incarnation=1)
+    for _ in range(3):
+        status = after(seen(status, *ready), NOW + 5)
+    assert status.world is not None
+    assert status.world.generation == 2
+    [record] = status.history
+    assert (record.generation, record.cause, record.member, record.machine) == (1, "Preempted", "job-1-0", "m")
+    assert (record.losses, record.formed, record.restored) == (1, 7.0, None)
