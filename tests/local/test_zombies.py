@@ -42,7 +42,9 @@ def test_who_wakes_up_after_its_generation_commits_nothing_and_ends(home: Home) 
     until(lambda: all(map(is_stopped, tree)), "all its processes are stopped")
     (home.state / "lost-small-0-0").touch()
     running.until(
-        lambda s: s.get("progress", {}).get("step", 0) >= 20 and s["world"]["generation"] == 2, "generation 2"
+        lambda s: s.get("progress", {}).get("step", 0) >= 20 and s["world"]["generation"] == 2,
+        "generation 2",
+        timeout=150,
     )
 
     # Without its agent, which would end it: it is free to do what it was doing.
