@@ -85,11 +85,7 @@ def with_lightning(folder: Path, accumulate: int, **options: Any) -> None:
     trainer.fit(Module(), relight.loader(DataLoader(data(), 8 // world, sampler=sampler)), DataLoader(data(), 16))
 
 
-def with_transformers_in_ddp(folder: Path, accumulate: int) -> None:
-    with_transformers(folder, accumulate, ddp_backend="gloo", per_device_train_batch_size=4)
-
-
-def with_transformers(folder: Path, accumulate: int, **options: Any) -> None:
+def with_transformers(folder: Path, accumulate: int) -> None:
     from transformers import Trainer, TrainingArguments
 
     from relight_trainer.adapters.transformers import RelightCallback
@@ -107,9 +103,8 @@ def with_transformers(folder: Path, accumulate: int, **options: Any) -> None:
     net = Model()
     relight = RelightCallback(net)
     args = TrainingArguments(
-        output_dir=str(folder / "out"), num_train_epochs=3, save_strategy="no", use_cpu=True,
+        output_dir=str(folder / "out"), num_train_epochs=3, per_device_train_batch_size=8, save_strategy="no", use_cpu=True,
         gradient_accumulation_steps=accumulate, logging_steps=1, report_to="none", disable_tqdm=True, learning_rate=0.01,
-        **{"per_device_train_batch_size": 8, **options},
     )  # fmt: skip
     trainer = Trainer(model=net, args=args, train_dataset=rows, callbacks=[relight])
     trainer.train(resume_from_checkpoint=relight.resume())
@@ -212,17 +207,11 @@ def test_a_training_that_is_cut_ends_with_the_same_weights(tmp_path: Path, name:
         assert end.result["weightsDigest"] == whole.result["weightsDigest"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("with_lightning_in_ddp", marks=needs("lightning")),
-        pytest.param("with_transformers_in_ddp", marks=needs("transformers")),
-    ],
-)
-def test_in_ddp_it_ends_with_the_same_weights(tmp_path: Path, name: str) -> None:
-    ends = [run(tmp_path / "whole", name, 1, [-1], ranks=2)[0]]
+@needs("lightning")
+def test_lightning_in_ddp_ends_with_the_same_weights(tmp_path: Path) -> None:
+    ends = [run(tmp_path / "whole", "with_lightning_in_ddp", 1, [-1], ranks=2)[0]]
     for generation, cut in enumerate([7, 0, -1], 1):
-        ends += run(tmp_path / "cut", name, 1, [cut], first=generation, ranks=2)
+        ends += run(tmp_path / "cut", "with_lightning_in_ddp", 1, [cut], first=generation, ranks=2)
 
     whole, died, stopped, end = ends
     assert (whole.kind, whole.step, died, stopped.kind) == ("completed", 18, "died", "stopped"), ends

@@ -69,7 +69,7 @@ def made(
 ) -> dict[str, Any]:
     defaults = replace(DEFAULTS, **changes)
     spec = JobSpec(nodes=2, trainer=trainer, code=code, checkpoint=CLAIM)
-    return pod(OWNER, CreateMember(1, 3, commit), JOB, spec, defaults, "digits-spec-0123456789", COORDINATOR)
+    return pod(OWNER, CreateMember(1, 3, commit=commit), JOB, spec, defaults, "digits-spec-0123456789", COORDINATOR)
 
 
 def theirs() -> dict[str, Any]:

@@ -4,24 +4,21 @@
     trainer = Trainer(model=model, args=TrainingArguments(save_strategy="no", ...), callbacks=[relight], ...)
     trainer.train(resume_from_checkpoint=relight.resume())
 
-On several ranks `model` is not wrapped in DDP by you: the Trainer does that.
+For one rank: on several the Trainer under it does not yet end with equal weights on all, which `finish` refuses.
 The Trainer positions its data itself, by samples. What a data set draws at random while it is read is not part of it.
 """
 
 # ruff: noqa: ARG002  # the signatures are the trainer's
 
-import gc
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from relight_trainer import client
-from relight_trainer.replicas import warm_up
 from relight_trainer.seeds import seed_everything, stream
 
 _STATE, _WEIGHTS, _OPTIMIZER, _SCHEDULER = "trainer_state.json", "pytorch_model.bin", "optimizer.pt", "scheduler.pt"
@@ -71,8 +68,6 @@ class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self._parts["scheduler"].object = kwargs["lr_scheduler"]
         self._parts["trainer"].object = _Json(state)
         self.run.expect(steps=state.max_steps, batches=0)
-        for replica in self._replicas():
-            warm_up(replica)
 
     def on_epoch_begin(
         self,
@@ -113,10 +108,6 @@ class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     ) -> None:
         self._step_is_over(state)
         self.run.finish()
-
-    def _replicas(self) -> list[DistributedDataParallel]:
-        """What the Trainer has wrapped the model in, which it shows to no callback."""
-        return [o for o in gc.get_objects() if isinstance(o, DistributedDataParallel) and o.module is self._model]
 
     def _step_is_over(self, state: TrainerState) -> None:
         if state.global_step != self._steps:
