@@ -20,6 +20,7 @@ from tests.faults.telling import FD, LOST, RECOVERY
 ROOT = Path(__file__).parents[2]
 COLUMNS = ("#", "scenario", "made", "outcome", "recovery s", "lost steps")
 AS_EXPECTED = "as expected"
+LINES = 20  # of a failure
 
 
 @dataclass
@@ -80,7 +81,8 @@ class Board:
         test = event["test"]
         if event["outcome"] != "passed":
             self._told[test] = "skipped" if event["outcome"] == "skipped" else "failed"
-            self._say.line(f"--- {test}, {event['when']}: {event['outcome']}\n{event['why']}")
+            why = "\n".join(event["why"].splitlines()[-LINES:])  # all of it is in the log
+            self._say.line(f"--- {test}, {event['when']}: {event['outcome']}\n{why}")
         if event["when"] != "teardown":
             return
         for seen in self.mine(test):
