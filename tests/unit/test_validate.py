@@ -175,7 +175,7 @@ def test_all_problems_are_said_at_once_in_the_order_of_the_file(tmp_path: Path) 
         + """\
 spec:
   nodes: 0
-  health: {}
+  data: []
   trainer:
     script: [5]
     config:
@@ -188,7 +188,7 @@ spec:
         load_job(file)
     assert [(p.line, p.path) for p in caught.value.problems] == [
         (5, "spec.nodes"),
-        (6, "spec.health"),
+        (6, "spec.data"),
         (7, "spec.trainer"),
         (8, "spec.trainer.script[0]"),
         (10, "spec.trainer.config.modl"),
