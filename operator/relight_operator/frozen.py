@@ -7,14 +7,21 @@ from relight_operator.api.durations import seconds
 from relight_operator.api.job import JobSpec, TrainingJob
 from relight_trainer import config as trainer_config
 
-# Everything else is frozen at the first start.
+# Everything else is frozen at the first start, but for `nodes` of an elastic job.
 MUTABLE = frozenset({"suspend", "retry", "disruption", "health", "activeDeadlineSeconds"})
 
 
 def frozen_changes(old: JobSpec, new: JobSpec) -> list[str]:
     """The paths of frozen fields that differ, the deepest that tells them apart."""
     before, after = (s.model_dump(mode="json", by_alias=True, exclude_none=True) for s in (old, new))
-    return [p for p in _differences(before, after, "spec") if p.split(".")[1] not in MUTABLE]
+    mutable = MUTABLE | {"nodes"} if may_scale(old, new.nodes) else MUTABLE
+    return [p for p in _differences(before, after, "spec") if p.split(".")[1] not in mutable]
+
+
+def may_scale(frozen: JobSpec, nodes: int) -> bool:
+    """Whether a job that was started as `frozen` may be given this many nodes: inside the bounds of that time."""
+    bounds = frozen.elastic
+    return bounds is not None and bounds.min_nodes <= nodes <= bounds.max_nodes
 
 
 def _differences(old: object, new: object, path: str) -> list[str]:
@@ -48,7 +55,7 @@ def job_file(
         name=job.metadata.name,
         uid=uid,
         created=created,
-        nodes=spec.nodes,
+        nodes=spec.most_nodes,
         proc_per_node=spec.workers_per_node,
         entry=_entry(spec),
         config_hash=config_hash(spec),

@@ -92,6 +92,7 @@ class Member:
     deleting: bool = False
     announced: bool = False  # its machine is to go
     was_announced: bool = False  # ... or was, once: what a controller saw may be old
+    placed: bool = False  # a machine has been found for it
     seq: int = 0
     waiting: bool = False
     machine: str = ""  # "": the scheduler has found none, since then
@@ -177,6 +178,7 @@ class Cluster:
         self.checkpoint: int | None = None
         self.profile = ""  # the trace that somebody wants
         self.branch = 0  # how often somebody has pushed to where the job's code comes from
+        self.machines = 99  # for so many members
         self.changes = 0  # moves whenever anything happens: two equal values mean that all is quiet
         self._uids = 0
 
@@ -199,6 +201,14 @@ class Cluster:
         else:
             member.unplaced_since = self.now
         self.changes += 1
+        self.place()
+
+    def place(self) -> None:
+        """The scheduler: machines for as many living members as there are."""
+        for member in self.living():
+            if not member.placed and sum(m.placed for m in self.living()) < self.machines:
+                member.placed = True
+                self.changes += 1
 
     def end(self, member: Member, cause: Cause, code: int | None = None, message: str = "") -> None:
         """The member ends, and all that it keeps in memory with it."""
@@ -245,7 +255,7 @@ class Cluster:
 
     def boot(self, member: Member) -> None:
         """The agent's launcher has become warm."""
-        if member.alive and member.machine and member.agent.state == "Starting":
+        if member.alive and member.placed and member.machine and member.agent.state == "Starting":
             member.agent.spoke = True
             member.agent.state = "Ready"
             self.changes += 1
@@ -500,7 +510,7 @@ class Cluster:
         for member in self.members.values():
             if member.slot not in stale or (member.uid in recorded and member.uid not in controller.cache):
                 controller.cache[member.uid] = SlotView(
-                    member.slot, member.incarnation, member.uid, member.machine, "10.0.0.1", member.deleting,
+                    member.slot, member.incarnation, member.uid, member.machine * member.placed, "10.0.0.1", member.deleting,
                     member.leaving(), member.end, unplaced_since=member.unplaced_since, avoids=member.avoids,
                 )  # fmt: skip
         views = tuple(
@@ -567,6 +577,7 @@ class Cluster:
         The agents of `frozen` slots are slow: they neither speak nor act in this round, while their workers train on.
         """
         self.start_controller()
+        self.place()
         self.now += 0.01
         awake = [m for m in self.living() if m.slot not in frozen]
         for member in awake:
@@ -593,6 +604,7 @@ class Cluster:
     def quiet_down(self, limit: int = 600) -> None:
         """Rounds until the job has ended and everyone has gone. Time passes only as `plan()` asks for it."""
         self.network.clear()
+        self.machines = 99
         while self.old_leaders:
             self.apply_late()
         for _ in range(limit):

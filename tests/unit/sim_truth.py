@@ -86,6 +86,7 @@ class Truth:
             places = {p.incarnation: p.uid for p in (slot, slot.successor) if p is not None}
             assert action.incarnation in places
             assert places[action.incarnation] is None
+            assert not slot.released
             assert status.phase not in TERMINAL, "created after the end"
 
     def check_delete(self, member: Member) -> None:
@@ -115,7 +116,8 @@ class Truth:
         if new.phase == "Succeeded":
             assert new.world is not None
             assert goodput.reached_step == self._cluster.total
-            assert all(s.completed == new.world.generation for s in new.slots)
+            seated = {m.slot for m in new.world.members}
+            assert all(s.completed == new.world.generation for s in new.slots if s.slot in seated)
 
     def _check_buckets(self, old: JobStatus, new: JobStatus) -> None:
         """Every second of every slot is in one bucket, once."""
@@ -156,15 +158,20 @@ class Truth:
         assert after.generation == (before.generation if before else 0) + 1
         assert old.stop is None
         assert new.stop is None
-        slots = {s.slot: s.uid for s in new.slots}
-        assert [m.rank for m in after.members] == list(range(len(slots)))
-        assert {m.slot: m.uid for m in after.members} == slots
+        slots = {s.slot: s.uid for s in new.slots if not s.released}
+        self._check_size(after)
+        assert [m.rank for m in after.members] == list(range(len(after.members)))
+        assert len({m.slot for m in after.members}) == len(after.members), "two members of one slot"
+        assert all(slots.get(m.slot) == m.uid for m in after.members), "a member that holds no slot"
         assert before is None or old.recovery is not None or new.recovery is None
         commits = {self._cluster.members[m.uid].agent.commit for m in after.members if m.uid in self._cluster.members}
         assert commits <= {new.code.commit if new.code is not None else ""}, "members with other code than the job's"
         self.worlds[after.generation] = after
         if before is None:
             return
+        ranks = {m.uid: m.rank for m in after.members}
+        kept = [m for m in before.members if m.uid in ranks and m.rank < len(after.members)]
+        assert all(ranks[m.uid] == m.rank for m in kept), "a survivor's rank has changed"
         old_uids = {m.uid for m in before.members}
         for member in self._cluster.living():
             still = member.agent.running and member.agent.generation <= before.generation
@@ -181,6 +188,11 @@ class Truth:
                 assert new.goodput.reached_step == self.position, "steps of a survivor were not counted"
             heard = survived or before.resumed_from_step is not None
             self.exact = self.exact and heard and new.goodput.reached_step == self.position
+
+    def _check_size(self, world: WorldStatus) -> None:
+        elastic, size = self._cluster.spec.elastic, len(world.members)
+        assert size <= world.wanted, "a spare holds a rank"
+        assert size == world.wanted or (elastic is not None and size >= elastic.min_nodes), "smaller than allowed"
 
     def _check_slots(self, old: JobStatus, new: JobStatus) -> list[SlotStatus]:
         """Returns the slots, as they were, whose incarnation is raised."""
@@ -213,6 +225,9 @@ class Truth:
         if old.stop is not None:
             assert counted == 0, "something was counted during a stop"
             return
+        # Who is released because the job has become smaller is no loss; who had been lost before that is one.
+        causes = {s.slot: s.exit.cause for s in new.slots if s.exit is not None}
+        raised = [s for s in raised if causes.get(s.slot) != "Resized"]
         dead = [s for s in raised if not self._lives(s)]
         handed = [s for s in raised if self._lives(s) and self._has_left(s, old.world)]
         judged = counted - len(dead) - len(handed)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kube_fake import _merge
 
 from relight_operator.__main__ import main
-from relight_operator.api.job import TrainingJob
+from relight_operator.api.job import ElasticSpec, TrainingJob
 from relight_operator.api.status import Condition, JobStatus, ProgressStatus, RecoveryRecord, RecoveryStatus, Restarts
 from relight_operator.kube import status as wire
 from relight_operator.kube.machines import Machines
@@ -282,6 +282,21 @@ def test_what_may_change_is_taken_from_the_live_spec_and_the_rest_is_named() -> 
     live = JOB.spec.model_copy(update={"suspend": True, "nodes": 7})
     spec, late = effective(JOB.spec, live)
     assert (spec.suspend, spec.nodes, late) == (True, 2, ["spec.nodes"])
+
+
+@pytest.mark.parametrize(("nodes", "late"), [(4, []), (5, ["spec.nodes"]), (1, ["spec.nodes"])])
+def test_an_elastic_jobs_nodes_may_change_inside_the_bounds_of_its_start(nodes: int, late: list[str]) -> None:
+    elastic = ElasticSpec(min_nodes=2, max_nodes=4)
+    frozen = JOB.spec.model_copy(update={"elastic": elastic})
+    spec, found = effective(frozen, frozen.model_copy(update={"nodes": nodes}))
+    assert (spec.nodes, found) == (2 if late else nodes, late)
+    # Moving the bounds afterwards does not help.
+    wider = ElasticSpec(min_nodes=1, max_nodes=9)
+    spec, found = effective(frozen, frozen.model_copy(update={"nodes": nodes, "elastic": wider}))
+    assert spec.elastic == elastic
+    assert set(late) < set(found)
+    job = JOB.model_copy(update={"spec": frozen})
+    assert freeze(job, OWNER, DEFAULTS).job_file.nodes == 4, "a step is divided as the largest world would"
 
 
 @pytest.mark.parametrize("data", [{}, {"job.json": "{}", "spec.json": "{}"}, {"job.json": "x", "spec.json": "y"}])

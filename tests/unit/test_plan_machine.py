@@ -1,15 +1,17 @@
 """`plan()` under every interleaving that hypothesis can think of, with a crash between any two actions."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from sim_cluster import Cluster, Member
+from sim_cluster import CHECKPOINT_EVERY, Cluster, Member
 
 from relight_agent.exits import Cause, ExitCode
 from relight_operator.api.job import JobSpec
+from relight_operator.api.status import JobStatus
 
 AGENT_ACTS = ["boot", "begin_wait", "answer_wait", "report", "leave", "notice", "watch", "complete"]
 PICK = st.integers(0, 7)
@@ -50,8 +52,22 @@ RETRY = st.fixed_dictionaries(
 )
 
 
-def spec(nodes: int, retry: dict[str, Any], code: str | None) -> JobSpec:
-    value: dict[str, Any] = {"nodes": nodes, "trainer": {"script": ["train.py"]}, "retry": retry}
+def spec(
+    nodes: int, retry: dict[str, Any], spares: int = 0, least: int | None = None, code: str | None = None
+) -> JobSpec:
+    """`least`: of an elastic job, which may have one member more than it has at first."""
+    elastic = None
+    if least is not None:
+        bounds = {"minNodes": min(least, nodes), "maxNodes": nodes + 1, "batch": "Flexible"}
+        elastic = {**bounds, "replacementTimeout": "50ms", "growCooldown": "20ms"}
+    value: dict[str, Any] = {
+        "nodes": nodes,
+        "spares": spares,
+        "elastic": elastic,
+        "disruption": {"holdSurvivors": "300ms"},
+        "trainer": {"script": ["train.py"]},
+        "retry": retry,
+    }
     if code is not None:
         value["code"] = {"git": {"url": "https://git/x.git", "ref": code}}
     return JobSpec.model_validate(value)
@@ -64,12 +80,23 @@ class Faults(RuleBasedStateMachine):
     @initialize(
         nodes=st.integers(1, 3),
         retry=RETRY,
+        spares=st.sampled_from([0, 0, 1]),
+        least=st.sampled_from([None, None, 1, 2]),
         total=st.sampled_from([60, 30, 10, 1]),
         rounds=st.sampled_from([0, 2, 6, 10]),
         code=st.sampled_from([None, "main", None, "f" * 40]),
     )
-    def begin(self, nodes: int, retry: dict[str, Any], total: int, rounds: int, code: str | None) -> None:
-        self.cluster = Cluster(spec(nodes, retry, code), total)
+    def begin(  # noqa: PLR0917  # hypothesis passes them by name
+        self,
+        nodes: int,
+        retry: dict[str, Any],
+        spares: int,
+        least: int | None,
+        total: int,
+        rounds: int,
+        code: str | None,
+    ) -> None:
+        self.cluster = Cluster(spec(nodes, retry, spares, least, code), total)
         self.cluster.start_controller()
         self.go(rounds)
 
@@ -212,6 +239,30 @@ class Faults(RuleBasedStateMachine):
         self.cluster.spec = self.cluster.spec.model_copy(update={"suspend": suspend})
         self.go(rounds, frozen)
 
+    @precondition(lambda self: self.cluster.spec.elastic is not None)
+    @rule(pick=PICK, rounds=ROUNDS, frozen=FROZEN)
+    def job_is_scaled(self, pick: int, rounds: int, frozen: frozenset[int]) -> None:
+        bounds = self.cluster.spec.elastic
+        assert bounds is not None
+        self.cluster.machines = 99
+        nodes = bounds.min_nodes + pick % (bounds.max_nodes - bounds.min_nodes + 1)
+        self.cluster.spec = self.cluster.spec.model_copy(update={"nodes": nodes})
+        self.go(rounds, frozen)
+
+    @rule(pick=PICK, seconds=st.sampled_from([0.1, 10.0]), back=st.booleans(), rounds=ROUNDS, frozen=FROZEN)
+    def a_machine_is_gone_for_a_while(
+        self, pick: int, seconds: float, back: bool, rounds: int, frozen: frozenset[int]
+    ) -> None:
+        if (member := self.member(pick)) is not None:
+            self.cluster.end(member, Cause.MACHINE_LOST)
+        self.cluster.machines = len(self.cluster.living())
+        self.go(6)
+        self.cluster.now += seconds
+        self.go(rounds, frozen)
+        if back:
+            self.cluster.machines = 99
+            self.go(6)
+
     # -- in the end
 
     def teardown(self) -> None:
@@ -241,7 +292,7 @@ class Faults(RuleBasedStateMachine):
         elif reason == "NoProgress":
             assert restarts.without_progress >= retry.no_progress_limit
         elif reason == "StartFailed":
-            assert max(s.failed_starts for s in self.cluster.store.status.slots) == 5
+            assert max(s.failed_starts for s in self.cluster.store.status.slots) >= 5
         elif reason == "StorageFailed":
             assert restarts.by_cause["StorageFailed"] > retry.failures
         elif reason == "DeterministicFailure":
@@ -283,3 +334,50 @@ def test_plan_survives_many_more_interleavings() -> None:
             max_examples=300, stateful_step_count=60, deadline=None, print_blob=True, suppress_health_check=CHECKS
         ),
     )
+
+
+def test_the_simulated_job_shrinks_grows_is_scaled_and_gives_its_machines_back() -> None:
+    """What chance brings about rarely: each change of size in one life of a job, with every write checked."""
+    cluster = Cluster(spec(2, {}, least=2), 400)
+
+    def until(condition: Callable[[JobStatus], object]) -> JobStatus:
+        for _ in range(80):
+            cluster.round()
+            if condition(cluster.store.status):
+                return cluster.store.status
+        raise AssertionError(cluster.describe())
+
+    def runs_as(size: int) -> Callable[[JobStatus], object]:
+        return lambda s: s.world and s.world.recovered and not s.recovery and len(s.world.members) == size
+
+    def scale(nodes: int) -> None:
+        cluster.spec = cluster.spec.model_copy(update={"nodes": nodes})
+
+    first = until(runs_as(2)).world
+    scale(3)
+    larger = until(runs_as(3)).world
+    assert first is not None
+    assert larger is not None
+    assert [m.uid for m in larger.members[:2]] == [m.uid for m in first.members]
+    cluster.end(next(m for m in cluster.living() if m.slot == 0), Cause.MACHINE_LOST)
+    cluster.machines = 2
+    until(runs_as(2))
+    cluster.machines = 3
+    until(runs_as(3))
+    scale(2)
+    until(runs_as(2))
+    until(lambda s: [x.released for x in s.slots].count(True) == 1 and len(cluster.living()) == 2)
+    cluster.end(cluster.living()[0], Cause.MACHINE_LOST)
+    cluster.machines = 1
+    held = until(lambda s: s.hold is not None)
+    assert held.stop == "hold-1"
+    waiting = until(lambda s: s.hold is not None and s.hold.until is not None)
+    assert (waiting.phase, cluster.living()) == ("Pending", [])
+    assert waiting.goodput.lost_steps == 0
+    cluster.quiet_down()
+    status = cluster.store.status
+    lost = status.goodput.lost_steps
+    assert lost < CHECKPOINT_EVERY, "simulated agents do not flush their snapshots: see tests/local/test_elastic.py"
+    assert (status.phase, status.goodput.executed_steps) == ("Succeeded", 400 + lost)
+    assert status.restarts.by_cause == {"MachineLost": 2}
+    assert status.exactness == "approximate"

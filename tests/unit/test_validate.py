@@ -175,7 +175,7 @@ def test_all_problems_are_said_at_once_in_the_order_of_the_file(tmp_path: Path) 
         + """\
 spec:
   nodes: 0
-  spares: 1
+  data: []
   trainer:
     script: [5]
     config:
@@ -188,7 +188,7 @@ spec:
         load_job(file)
     assert [(p.line, p.path) for p in caught.value.problems] == [
         (5, "spec.nodes"),
-        (6, "spec.spares"),
+        (6, "spec.data"),
         (7, "spec.trainer"),
         (8, "spec.trainer.script[0]"),
         (10, "spec.trainer.config.modl"),
@@ -247,6 +247,15 @@ def rule(rules: str) -> str:
         (rule("{match: {cause: Exception}, action: Retry}, {match: {exitCodes: [3]}, action: Fail}"), "spec.retry.rules[1].match: never matches"),
         (GOOD.replace("nodes: 2", "retry: {avoidMachines: {for: 0s}}"), 'spec.retry.avoidMachines.for: out of range; found "0s"; allowed: more than 0s'),
         (GOOD.replace("nodes: 2", "retry: {avoidMachines: {afterFailures: 0}}"), "spec.retry.avoidMachines.afterFailures: out of range; found 0; allowed: 1 or more"),
+        (GOOD.replace("nodes: 2", "nodes: 2, elastic: {minNodes: 1}"), "spec.elastic.maxNodes: missing"),
+        (GOOD.replace("nodes: 2", "nodes: 2, elastic: {minNodes: 3, maxNodes: 2}"), "spec.elastic.minNodes: more than maxNodes; found 3; allowed: 2 or less"),
+        (GOOD.replace("nodes: 2", "nodes: 2, elastic: {minNodes: 3, maxNodes: 5}"), "spec.nodes: outside elastic's bounds; found 2; allowed: 3 to 5"),
+        (GOOD.replace("nodes: 2", "nodes: 2, elastic: {minNodes: 1, maxNodes: 65}"), "too small for elastic.maxNodes 65 x procPerNode 1 = 65 workers"),
+        (GOOD.replace("nodes: 2", "nodes: 2, elastic: {minNodes: 1, maxNodes: 2, replacementTimeout: 15m}"), "spec.disruption.holdSurvivors: survivors would be released before they may go on as fewer"),
+        (HEAD + "spec: {nodes: 2, elastic: {minNodes: 1, maxNodes: 4}, trainer: {config: {train: {virtual_ranks: 2}}}}", "train.virtual_ranks: fewer than elastic.maxNodes 4 x procPerNode 1 = 4 workers; found 2; allowed: auto, 4 or more"),
+        (HEAD + "spec: {nodes: 2, elastic: {minNodes: 1, maxNodes: 2}, trainer: {script: [a.py]}}", "spec.elastic.batch: the batch of an own script"),
+        (HEAD + "spec: {nodes: 1000, spares: 1, trainer: {script: [a.py]}}", "spec.spares: too many beside nodes 1000: 1000 members at most; found 1; allowed: 0 or less"),
+        (GOOD.replace("nodes: 2", "disruption: {holdSurvivors: 0s}"), "allowed: more than 0s"),
     ],
 )  # fmt: skip
 def test_other_wrong_files(text: str, message: str) -> None:
@@ -288,10 +297,10 @@ def test_a_bare_configuration_is_taken_from_standard_input() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "managedBy", "elastic", "spares", "data", "scheduling", "networkPolicy", "ttlSecondsAfterFinished", "cleanPods",
+        "managedBy", "data", "scheduling", "networkPolicy", "ttlSecondsAfterFinished", "cleanPods",
         "trainer.configMapRef", "trainer.template", "trainer.resources.claims",
         "checkpoint.secretRef", "checkpoint.resume",
-        "disruption.holdSurvivors", "disruption.podDisruptionBudget",
+        "disruption.podDisruptionBudget",
     ],
 )  # fmt: skip
 def test_a_field_of_the_api_that_is_not_built_yet_is_refused_as_such(path: str) -> None:
@@ -381,6 +390,7 @@ SPECS = st.fixed_dictionaries(
             "disruption",
             "activeDeadlineSeconds",
             "elastic",
+            "spares",
         ),
         VALUES,
     ),

@@ -49,6 +49,7 @@ class Cause(str, enum.Enum):
     LIMIT_EXCEEDED = "LimitExceeded"  # a limit of its own, other than memory's
     VANISHED = "Vanished"
     SUSPENDED = "Suspended"
+    RESIZED = "Resized"
 
     def __str__(self) -> str:
         return self.value
@@ -104,6 +105,7 @@ CAUSE_CLASS: Dict[Cause, Class] = {
     Cause.LIMIT_EXCEEDED: Class.COUNTED,
     Cause.VANISHED: Class.DISRUPTION,
     Cause.SUSPENDED: Class.DISRUPTION,
+    Cause.RESIZED: Class.DISRUPTION,
 }
 
 # What a rule about retries may name: failures of the job or its storage, and ends for which a machine is to blame.

@@ -317,7 +317,7 @@ class JobFile:
     name: str
     uid: str
     created: float  # unix seconds: the first key of the order of checkpoints
-    nodes: int
+    nodes: int  # of the largest world that the job may have: a step is divided as that world would divide it
     proc_per_node: int
     entry: Dict[str, Any]
     config_hash: str

@@ -95,7 +95,8 @@ def _steps(training: Training, feed: Feed) -> None:
 
 def _log_loss(run: Run) -> None:
     assert run.loss is not None
-    loss = run.loss.clone()
+    # Of one type on all ranks: where some run several parts of a step and others one, their sums are of two.
+    loss = run.loss.to(torch.float64, copy=True)
     if run.world > 1:
         dist.all_reduce(loss)
     run.log({"loss": f"{loss.item() / run.world:.6g}"})

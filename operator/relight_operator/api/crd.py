@@ -162,6 +162,8 @@ def _add_cel(spec: Schema) -> None:
     name["x-kubernetes-validations"] = [{"rule": f"!self.matches('^({reserved})$')", "message": "set by Relight"}]
     backoff = properties["retry"]["properties"]["backoff"]
     rule = "duration(self.initial) <= duration(self.max)"
+    bounds = "!has(self.elastic) || (self.elastic.minNodes <= self.nodes && self.nodes <= self.elastic.maxNodes)"
+    spec["x-kubernetes-validations"] = [{"rule": bounds, "message": "nodes must lie within elastic's bounds"}]
     backoff["x-kubernetes-validations"] = [{"rule": rule, "message": "initial must not be longer than max"}]
 
 
@@ -179,6 +181,7 @@ def _status() -> Schema:
         },
         readyNodes=count,
         nodesReady=text,
+        exactness=text,
         selector=text,
         restarts=_open(total=count, disruptions=count, failures=count, counted=count),
         progress=_open(

@@ -546,7 +546,7 @@ class DeadMachine(ApiModel):
 class DisruptionSpec(ApiModel):
     """What the job does when a member is taken away."""
 
-    not_yet: ClassVar = frozenset({"holdSurvivors", "podDisruptionBudget"})
+    not_yet: ClassVar = frozenset({"podDisruptionBudget"})
 
     grace_period: Duration = Field(
         "2m", description="How long a member may take to save after it has been told to end."
@@ -558,6 +558,11 @@ class DisruptionSpec(ApiModel):
     )
     dead_machine: DeadMachine = Field(
         DeadMachine(), description="When a machine that does not answer is taken for dead."
+    )
+    hold_survivors: Annotated[Duration, AfterValidator(_positive)] = Field(
+        "10m",
+        description="How long members wait for a machine that is missing. Then the state is saved, all members are released, "
+        "and it is tried again later: two jobs that each lack one machine do not wait for each other for ever.",
     )
 
 
@@ -584,16 +589,48 @@ class HealthSpec(ApiModel):
     )
 
 
+class ElasticSpec(ApiModel):
+    """The job may go on with fewer members, and grow back."""
+
+    min_nodes: int = Field(ge=1, le=MAX_NODES, description="The fewest members with which the job goes on.")
+    max_nodes: int = Field(
+        ge=1,
+        le=MAX_NODES,
+        description="The most that `nodes` may be set to. A step is divided as these would divide it, whatever the size: "
+        "`train.virtual_ranks: auto` is maxNodes x procPerNode.",
+    )
+    replacement_timeout: Duration = Field(
+        "2m", description="How long a lost member's replacement is waited for before the job goes on without."
+    )
+    grow_cooldown: Duration = Field(
+        "10m", description="How long a smaller world runs before it takes in who has become ready since."
+    )
+    batch: Literal["Exact", "Flexible"] = Field(
+        "Exact",
+        description="Exact: only sizes at which each step is trained as the configuration says. Flexible: others too; sync_bn's "
+        "forward passes may exceed `micro_batch`, and the batch of an own script follows its world.",
+    )
+
+
 class JobSpec(ApiModel):
     not_yet: ClassVar = frozenset(
         {
-            "managedBy", "elastic", "spares", "data", "scheduling", "networkPolicy",
+            "managedBy", "data", "scheduling", "networkPolicy",
             "ttlSecondsAfterFinished", "cleanPods",
         }
     )  # fmt: skip
 
     suspend: bool = Field(False, description="Save, release all machines and wait until it is false again.")
     nodes: int = Field(1, ge=1, le=MAX_NODES, description="Members of the job: torchrun's nodes.")
+    elastic: ElasticSpec | None = Field(
+        None, description="Between which sizes the job may change; without it, `nodes` is frozen."
+    )
+    spares: int = Field(
+        0,
+        ge=0,
+        lt=MAX_NODES,
+        description="Members beyond `nodes` that wait, everything imported, to take a lost one's place at once.",
+    )
     proc_per_node: int | None = Field(
         None, ge=1, description=f"Workers in each member; without it, the limit of {GPU}, else 1."
     )
@@ -628,6 +665,11 @@ class JobSpec(ApiModel):
     @property
     def world_size(self) -> int:
         return self.nodes * self.workers_per_node
+
+    @property
+    def most_nodes(self) -> int:
+        """Members of the largest world that the job may ever have."""
+        return self.elastic.max_nodes if self.elastic is not None else self.nodes
 
 
 class Metadata(ApiModel):

@@ -61,10 +61,13 @@ class SlotStatus(StatusModel):
     incarnation: int = 0
     uid: str | None = None
     machine: str = ""
-    state: str = "Pending"  # Pending | Starting | Ready | Running | Stopping | Completed | Ended
+    # Pending | Starting | Ready | Spare (ready, and not in the world that runs) | Running | Stopping | Completed | Ended
+    # | Released (not wanted any more)
+    state: str = "Pending"
     completed: int | None = None  # the generation that this slot's agent reported completed
     failed_starts: int = 0  # incarnations in a row that could not start
     not_before: float = 0.0  # unix seconds: the next incarnation is not created earlier
+    released: bool = False  # the job has become smaller: no member is wanted here, until it grows again
     exit: ExitStatus | None = None
     successor: SuccessorStatus | None = None
     last_incarnation: int = 0  # the highest ever announced: a successor that came to nothing has used up its number
@@ -76,6 +79,7 @@ class MemberStatus(StatusModel):
     uid: str
     address: str
     machine: str = ""
+    since: int = 0  # the generation from which on this member has been in each: whoever is longest holds the state
 
 
 class HealthStatus(StatusModel):
@@ -95,6 +99,8 @@ class WorldStatus(StatusModel):
     master_address: str
     master_port: int
     members: list[MemberStatus]
+    wanted: int = 0  # spec.nodes when it was formed
+    resized: bool = False  # of another size than the generation before it
     previous_furthest_step: int = 0  # the furthest step any earlier generation had done
     resumed_from_step: int | None = None  # what this generation restored; None until one of its members has said so
     resumed_kind: str | None = None
@@ -141,6 +147,20 @@ class RecoveryRecord(StatusModel):
     resumed_step: int | None = None
     resumed_kind: str | None = None
     lost_steps: int = 0
+
+
+class ResizeStatus(StatusModel):
+    """Generation `generation` is to stop at a step that its members agree on: the next one will be of another size."""
+
+    generation: int
+    since: float  # unix seconds
+
+
+class HoldStatus(StatusModel):
+    """How often in a row all members were released because a machine was missing, and until when they stay so."""
+
+    attempts: int
+    until: float | None = None  # unix seconds; None: they have not all gone yet, or are back
 
 
 class Restarts(StatusModel):
@@ -296,6 +316,12 @@ class JobStatus(StatusModel):
     world: WorldStatus | None = None
     recovery: RecoveryStatus | None = None
     handover: int | None = None  # the generation that is to stop because the successor of a leaving member is ready
+    resize: ResizeStatus | None = None
+    hold: HoldStatus | None = None
+    nodes_at_start: int = 0  # spec.nodes at the job's first look
+    # Against a run in one world of `nodesAtStart`: bit-equal, sample-exact (the same samples in each step, rounded in another
+    # order: a generation was of another size), or approximate (elastic.batch Flexible: an own script's batch has changed).
+    exactness: str = ""
     ready_nodes: int = 0
     nodes_ready: str = ""
     selector: str = ""

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from pydantic import ValidationError
 
 from relight_operator.api.durations import seconds
+from relight_operator.api.elastic import of_division, of_sizes
 from relight_operator.api.job import API_VERSION, KIND, TrainingJob
 from relight_operator.api.problems import Problem, join, problems_of, shown
 from relight_operator.errors import InvalidJob
@@ -94,6 +95,7 @@ def validate(job: TrainingJob) -> list[Problem]:
     problems = _of_config(spec.trainer.config)
     if spec.trainer.config is not None and not problems:
         problems += _of_batch(job, trainer_config.parse(spec.trainer.config, CONFIG_PATH))
+    problems += of_sizes(spec)
     backoff = spec.retry.backoff
     if seconds(backoff.initial) > seconds(backoff.max):
         allowed = f"{backoff.max} (the maximum) or less"
@@ -117,14 +119,13 @@ def _of_config(value: Any) -> list[Problem]:
 
 def _of_batch(job: TrainingJob, config: trainer_config.TrainerConfig) -> list[Problem]:
     spec, batch = job.spec, config.train.global_batch
-    if batch >= spec.world_size:
-        return []
-    workers = f"nodes {spec.nodes} x procPerNode {spec.workers_per_node} = {spec.world_size} workers"
-    return [
-        Problem(
-            f"{CONFIG_PATH}.train.global_batch", f"too small for {workers}", shown(batch), f"{spec.world_size} or more"
-        )
-    ]
+    most = spec.most_nodes * spec.workers_per_node
+    if batch >= most:
+        return of_division(spec, config, CONFIG_PATH)
+    field = "nodes" if spec.elastic is None else "elastic.maxNodes"
+    workers = f"{field} {spec.most_nodes} x procPerNode {spec.workers_per_node} = {most} workers"
+    path = f"{CONFIG_PATH}.train.global_batch"
+    return [Problem(path, f"too small for {workers}", shown(batch), f"{most} or more")]
 
 
 def _identity(value: Mapping[str, Any]) -> Iterator[Problem]:

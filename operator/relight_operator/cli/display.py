@@ -121,9 +121,9 @@ class Display:
         spec = job.spec
         processes = spec.workers_per_node
         nodes = "1 node" if spec.nodes == 1 else f"{spec.nodes} nodes"
-        self.line(
-            f"{job.metadata.name}: {nodes} x {processes} process{'es' if processes > 1 else ''}, state in {state}"
-        )
+        spares = f", {spec.spares} spare{'s' if spec.spares > 1 else ''}" if spec.spares else ""
+        each = f"{processes} process{'es' if processes > 1 else ''}"
+        self.line(f"{job.metadata.name}: {nodes} x {each}{spares}, state in {state}")
         for text in said:
             self.line(text)
 
@@ -182,6 +182,10 @@ def summary(job: TrainingJob, status: JobStatus, state: Path, again: list[str]) 
             lines.append(f"  cost        {goodput.lost_steps} steps lost, {goodput.executed_steps} executed{back}")
     if status.result is not None and status.result.weights_digest:
         lines.append(f"  weights     sha256 {status.result.weights_digest}")
+        if status.exactness not in {"", "bit-equal"}:
+            lines.append(
+                f"  exactness   {status.exactness}: not all generations were of {status.nodes_at_start} members"
+            )
     for notice in status.checkpoint.notices:
         lines.append(f"  note        {notice}")
     if status.phase == "Suspended":

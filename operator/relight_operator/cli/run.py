@@ -37,7 +37,8 @@ AGAIN_SECONDS = 0.1  # between two signals that are two wishes
     "faults",
     multiple=True,
     metavar="FAULT",
-    help="Break something at an exact step: preempt-node:SLOT@step:N or kill-node:SLOT@step:N. May be repeated.",
+    help="Break something at an exact step: preempt-node:SLOT@step:N, kill-node:SLOT@step:N, or lose-node:SLOT@step:N[,for:30s], "
+    "whose replacement does not come (so soon). May be repeated.",
 )
 @click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Put a value into trainer.config. May be repeated.")
 @click.option(
@@ -74,7 +75,7 @@ def run_command(  # noqa: PLR0917  # click passes them by name
     if state_dir is not None and str(state_dir) == ".":  # what an empty argument, an unset variable, becomes
         raise InvalidUsage("--state-dir: found the working folder; allowed: a folder that is the job's alone")
     job = load_job(file, sets)
-    parsed = tuple(chaos.parse(f, nodes=job.spec.nodes, index=i) for i, f in enumerate(faults))
+    parsed = tuple(chaos.parse(f, nodes=job.spec.most_nodes + job.spec.spares, index=i) for i, f in enumerate(faults))
     from relight_operator.local import code
     from relight_operator.local.runner import CHAOS_FILE, Listener, LocalRunner
     from relight_operator.local.start import begin

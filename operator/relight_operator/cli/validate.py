@@ -101,7 +101,9 @@ class _Answer:
         else:
             lines = [f"{self.file}: a valid trainer configuration"]
         if self.config:
-            lines.append(f"  {arithmetic(self.config, self.workers)}")
+            spec = self.job.spec if self.job else None
+            most = spec.most_nodes * spec.workers_per_node if spec else None
+            lines.append(f"  {arithmetic(self.config, self.workers, most)}")
         if self.memory:
             lines.append(f"  memory: at most {amount(self.memory['peak'])} on each worker's device")
         return "\n".join([*lines, *(f"  not checked here: {text}" for text in self.unknown)])
@@ -188,13 +190,13 @@ def _why(error: Exception) -> str:
     return str(error) if hasattr(error, "exit_code") else f"{type(error).__name__}: {error}"
 
 
-def arithmetic(config: TrainerConfig, workers: int) -> str:
-    """How a step's samples are dealt out, and what rate that makes.
+def arithmetic(config: TrainerConfig, workers: int, most: int | None = None) -> str:
+    """How a step's samples are dealt out, and what rate that makes. `most`: the workers of the largest world.
 
     `a step: 64 samples = 2 workers x 1 micro-batch x 32 samples; lr 0.1`
     """
     train = config.train
-    ranks = workers if train.virtual_ranks == "auto" else train.virtual_ranks
+    ranks = (most or workers) if train.virtual_ranks == "auto" else train.virtual_ranks
     micro = train.micro_batches(ranks)
     sizes = {len(range(train.global_batch)[share(train.global_batch, n, ranks * micro)]) for n in range(ranks * micro)}
     each = " or ".join(map(str, sorted(sizes)))
@@ -209,7 +211,12 @@ def summary(spec: JobSpec) -> str:
 
     `2 nodes x 1 process, digits_cnn on digits for 15 epochs, a checkpoint every 100 steps`
     """
-    parts = [f"{_count(spec.nodes, 'node')} x {_count(spec.workers_per_node, 'process', 'processes')}", _work(spec)]
+    size = f"{_count(spec.nodes, 'node')} x {_count(spec.workers_per_node, 'process', 'processes')}"
+    if spec.elastic is not None:
+        size += f" (elastic, {spec.elastic.min_nodes} to {spec.elastic.max_nodes})"
+    if spec.spares:
+        size += f" and {_count(spec.spares, 'spare')}"
+    parts = [size, _work(spec)]
     if spec.checkpoint is None:
         parts.append("no checkpoints")
     else:

@@ -45,7 +45,8 @@ def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> 
     stall = status.stall
     if stall is not None and stall.collecting and stall.generation == generation:
         return AgentCommand(stall.command, "dump", generation)
-    if status.handover == generation:
+    resizing = status.resize is not None and status.resize.generation == generation
+    if resizing or status.handover == generation:
         return AgentCommand(f"save:{generation}", "save", generation, leaves=holder.successor is not None)
     profile = status.profile.id if status.profile is not None and status.profile.generation == generation else ""
     name = f"run:{generation}" + (f":profile:{profile}" if profile else "")

@@ -16,6 +16,10 @@ def describe(draft: Draft) -> None:
     status.ready_nodes = running
     status.nodes_ready = f"{running}/{draft.seen.spec.nodes}"
     status.selector = f"relight.dev/job={draft.seen.name}"
+    if not over:
+        for slot in status.slots:
+            if slot.state == "Ready" and not draft.in_world(slot.uid):
+                slot.state = "Spare"
     if status.phase not in TERMINAL and status.phase != "Suspended":
         status.phase = _phase(draft, running)
 
@@ -34,8 +38,12 @@ def _phase(draft: Draft, running: int) -> str:
     if world is None or (recovery is not None and recovery.cause == Cause.SUSPENDED.value):
         return "Starting" if any(s.uid is not None for s in draft.status.slots) else "Pending"
     if recovery is not None:
-        return "Recovering"
+        return "Resizing" if recovery.cause == Cause.RESIZED.value else "Recovering"
+    if draft.status.resize is not None:
+        return "Resizing"
     silent = draft.status.progress is None  # a script without the client says nothing of its steps
     if world.recovered or (silent and running == len(world.members)):
         return "Running"
-    return "Starting" if world.recovering_since is None else "Recovering"
+    if world.recovering_since is None:
+        return "Starting"
+    return "Resizing" if world.resized else "Recovering"

@@ -89,7 +89,7 @@ def _lose_one(draft: Draft, slot: SlotStatus, member: SlotView | None, end: Memb
         backoff = failures.count(draft, end.cause, end.klass, failure, recovery=recovery, code=end.exit_code)
         if not in_world:  # else the next generation waits, and its member may start meanwhile
             slot.not_before = max(slot.not_before, draft.now + backoff)
-    if slot.failed_starts >= MAX_FAILED_STARTS and draft.status.phase not in TERMINAL:
+    if slot.failed_starts >= MAX_FAILED_STARTS and not _can_do_without(draft) and draft.status.phase not in TERMINAL:
         message = f"slot {slot.slot}: {slot.failed_starts} members in a row ended before they were ready: "
         endings.fail(draft, "StartFailed", message + (end.message or str(end.cause)), failure)
 
@@ -102,5 +102,15 @@ def count_disruption(draft: Draft, cause: Cause) -> None:
     restarts.by_cause[str(cause)] = restarts.by_cause.get(str(cause), 0) + 1
 
 
+def _can_do_without(draft: Draft) -> bool:
+    """Whether the job goes on though a slot's members cannot start: without its spare, or as a smaller world."""
+    status, elastic = draft.status, draft.seen.spec.elastic
+    if status.world is not None and status.recovery is None:
+        return True
+    heard = [s for s in status.slots if (m := draft.member(s)) is not None and m.alive and m.agent is not None]
+    least = draft.seen.spec.nodes if elastic is None else elastic.min_nodes
+    return len(heard) >= least
+
+
 def _start_backoff(failed_starts: int) -> float:
-    return float(min(START_BACKOFF_SECONDS * 2.0 ** (failed_starts - 1), START_BACKOFF_MAX_SECONDS))
+    return float(min(START_BACKOFF_SECONDS * 2.0 ** min(failed_starts - 1, 30), START_BACKOFF_MAX_SECONDS))

@@ -32,7 +32,7 @@ def creates(draft: Draft) -> list[CreateMember]:
 
 
 def _uncreated(slot: SlotStatus) -> list[tuple[int, int]]:
-    places = (slot, slot.successor)
+    places = () if slot.released else (slot, slot.successor)
     return [(slot.slot, p.incarnation) for p in places if p is not None and p.uid is None]
 
 
@@ -68,6 +68,8 @@ def _delete_at(draft: Draft, member: SlotView, slot: SlotStatus, grace: float) -
     if acknowledged.completion_time is not None and acknowledged.phase in TERMINAL:
         return acknowledged.completion_time + LINGER_SECONDS
     if acknowledged.stop is not None and acknowledged.stopping_since is not None:
+        if not member.machine:
+            return draft.now  # it has nothing to save
         # Who has completed does not leave for a stop: it waits to hear that the job has. Here it never will.
         return draft.now if _waits_in_vain(draft, slot) else acknowledged.stopping_since + grace + LINGER_SECONDS
     return None

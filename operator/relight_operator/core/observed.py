@@ -161,3 +161,4 @@ class Observed:
     stop: str | None = None  # the id of a stop asked for from outside the spec (Ctrl-C)
     profile: str = ""  # the id of a trace asked for from outside the spec; "" for none
     progress_interval: float = 10.0  # seconds between status writes that carry nothing but progress
+    jitter: float = 0.5  # drawn from [0, 1) anew for each look: what is tried again is not tried by all jobs at once

@@ -12,9 +12,11 @@ from relight_operator.core import (
     endings,
     failures,
     handover,
+    holding,
     losses,
     members,
     profiles,
+    resizing,
     slots,
     stalls,
     steps,
@@ -63,9 +65,12 @@ def _decide(draft: Draft) -> None:
         blame.let_back,
         endings.deadline,
         handover.hand_over,
+        slots.release,
         worlds.form,
         handover.ask,
         profiles.ask,
+        resizing.resize,
+        holding.give_back,
     )
     for decide in decisions:
         if status.phase in TERMINAL or status.stop is not None:

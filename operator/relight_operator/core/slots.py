@@ -1,19 +1,74 @@
-"""The slots and who holds them."""
+"""The slots and who holds them: `nodes` for the world and `spares` beside it, whichever they are."""
 
+from relight_agent.exits import Cause, Class
 from relight_operator.api.status import ExitStatus, JobStatus, SlotStatus, SuccessorStatus
 from relight_operator.core.draft import Draft
 from relight_operator.core.observed import MemberEnd
 
+# A script without the client never says that it has restored.
+RESTORE_SECONDS = 60.0
+
 
 def start(draft: Draft) -> None:
-    """A job's first look: its slots, and the clock of its active time."""
-    status = draft.status
+    """A job's first look, or one after its `nodes` have grown: its slots, and the clock of its active time."""
+    status, spec = draft.status, draft.seen.spec
     if status.start_time is None:
         status.start_time = draft.now
-    if status.active_since is None and status.phase != "Suspended":
+    if status.nodes_at_start == 0:
+        status.nodes_at_start = spec.nodes
+    away = status.phase == "Suspended" or (status.hold is not None and status.hold.until is not None)
+    if status.active_since is None and not away:
         status.active_since = draft.now
+    wanted = spec.nodes + spec.spares
+    for slot in status.slots:
+        if slot.released and len(wanted_slots(draft)) < wanted:
+            slot.released, slot.state = False, "Pending"
+            slot.failed_starts, slot.not_before = 0, 0.0
     known = {s.slot for s in status.slots}
-    status.slots += [SlotStatus(slot=i) for i in range(draft.seen.spec.nodes) if i not in known]
+    missing = wanted - len(wanted_slots(draft))
+    fresh = (number for number in range(len(known) + wanted) if number not in known)
+    status.slots += [SlotStatus(slot=next(fresh)) for _ in range(missing)]
+
+
+def wanted_slots(draft: Draft) -> list[SlotStatus]:
+    return [s for s in draft.status.slots if not s.released]
+
+
+def release(draft: Draft) -> None:
+    """Give up the slots that the job has too many of, the present world's apart: those it leaves first.
+
+    Of the rest, those that cannot take part yet go first, then those of the highest numbers.
+    """
+    spec = draft.seen.spec
+    wanted = wanted_slots(draft)
+    surplus = len(wanted) - spec.nodes - spec.spares
+    if surplus <= 0 or _may_be_needed(draft):
+        return
+    known = {(s.slot, p.incarnation) for s in draft.seen.status.slots for p in (s, s.successor) if p is not None}
+    idle = [s for s in wanted if not draft.in_world(s.uid)]
+    for slot in sorted(idle, key=lambda s: (_ready(draft, s), -s.slot))[:surplus]:
+        name = draft.name(slot.slot, slot.incarnation)
+        slot.successor = None
+        if (slot.slot, slot.incarnation) in known:  # else nobody can have created it
+            replace(slot, MemberEnd(Cause.RESIZED, Class.DISRUPTION, draft.now, message="the job has become smaller"))
+        slot.released, slot.state = True, "Released"
+        draft.event("MemberReleased", f"{name}: the job wants {spec.nodes} members and {spec.spares} spares")
+
+
+def _may_be_needed(draft: Draft) -> bool:
+    """Whether the present world has yet to restore: who was in the last one may alone hold its state."""
+    world = draft.status.world
+    if world is None or draft.status.recovery is not None or world.resumed_from_step is not None:
+        return False
+    left = (world.formed_at or 0.0) + RESTORE_SECONDS - draft.now
+    if left > 0:
+        draft.wakeups.append(left)
+    return left > 0
+
+
+def _ready(draft: Draft, slot: SlotStatus) -> bool:
+    member = draft.member(slot)
+    return member is not None and member.agent is not None and member.agent.state == "Ready"
 
 
 def bind(draft: Draft) -> None:

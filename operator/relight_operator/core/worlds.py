@@ -11,7 +11,7 @@ from relight_operator.api.status import (
     RecoveryStatus,
     WorldStatus,
 )
-from relight_operator.core import steps
+from relight_operator.core import holding, sizes, slots, steps
 from relight_operator.core.draft import Draft, outcome_in
 from relight_operator.core.observed import SlotView
 
@@ -59,8 +59,11 @@ def hear_ends(draft: Draft) -> None:
             cause = exit_of(outcome.exit_code).cause
             over(draft, cause, outcome.at, outcome.message, loss=False, member=name, machine=member.machine)
         elif outcome.kind == "stopped":
+            resize = draft.status.resize
+            asked = resize is not None and resize.generation == world.generation and member.alive
+            cause = Cause.RESIZED if asked else Cause.STOPPED
             text = f"stopped at step {outcome.step}"
-            over(draft, Cause.STOPPED, outcome.at, text, loss=False, member=name, machine=member.machine)
+            over(draft, cause, outcome.at, text, loss=False, member=name, machine=member.machine)
 
 
 def settled(draft: Draft) -> bool:
@@ -83,14 +86,16 @@ def _settled(member: SlotView, world: WorldStatus) -> bool:
 
 
 def form(draft: Draft) -> None:
-    """The next generation, when there is none that runs and every slot has a member that can start one."""
+    """The next generation, when there is none that runs and enough members can start one.
+
+    Who was in the last one goes before spares and replacements, and keeps its node rank where the size allows.
+    """
     status, spec = draft.status, draft.seen.spec
     recovery, old = status.recovery, status.world
     if old is not None and (recovery is None or not recovery.judged):
         return
-    slots = [s for s in status.slots if s.slot < spec.nodes]
-    members = [m for s in slots if (m := draft.member(s)) is not None and can_run(m)]
-    if len(members) < spec.nodes or not _alike(draft, members):
+    members = _seated(draft, sizes.enough(draft, _candidates(draft)))
+    if not members or not _alike(draft, members):
         return
     if recovery is not None and recovery.not_before > draft.now:
         draft.wakeups.append(recovery.not_before - draft.now)
@@ -100,6 +105,7 @@ def form(draft: Draft) -> None:
     master = survivors[0] if survivors and spec.trainer.command is None else members[0]
     assert master.agent is not None
     generation = old.generation + 1 if old is not None else 1
+    since = {m.uid: m.since for m in old.members} if old is not None else {}
     steps.close(draft)
     furthest = max(old.previous_furthest_step, status.goodput.reached_step) if old is not None else 0
     status.world = WorldStatus(
@@ -109,9 +115,18 @@ def form(draft: Draft) -> None:
         master_address=master.address,
         master_port=master.agent.port,
         members=[
-            MemberStatus(rank=i, slot=m.slot, uid=m.uid, address=m.address, machine=m.machine)
+            MemberStatus(
+                rank=i,
+                slot=m.slot,
+                uid=m.uid,
+                address=m.address,
+                machine=m.machine,
+                since=since.get(m.uid, generation),
+            )
             for i, m in enumerate(members)
         ],
+        wanted=spec.nodes,
+        resized=old is not None and len(old.members) != len(members),
         previous_furthest_step=furthest,
         recovering_since=_recovering_since(old, recovery),
         health=HealthStatus(
@@ -122,12 +137,17 @@ def form(draft: Draft) -> None:
         formed_at=draft.now,
     )
     status.handover = IN_VAIN if old is not None and _changed_nothing(draft, old, members) else None
+    sizes.note(draft, len(members))
     _remember(draft, recovery)
     status.recovery = None
+    status.resize = None
+    holding.is_over(draft)
     status.result = None
-    for slot in slots:
+    seated = {m.slot for m in members}
+    for slot in status.slots:
         slot.completed = None
-        slot.failed_starts = 0
+        if slot.slot in seated:
+            slot.failed_starts = 0
     draft.event("GenerationFormed", f"generation {generation}: {len(members)} members, master on slot {master.slot}")
 
 
@@ -154,6 +174,35 @@ def _remember(draft: Draft, recovery: RecoveryStatus | None) -> None:
 
 def _after(since: float, at: float) -> float:
     return round(max(0.0, at - since), 3)
+
+
+def _candidates(draft: Draft) -> list[SlotView]:
+    """Who can start the next generation, best first: who has been in the last ones longest, then by rank, then by slot.
+
+    So where the world becomes smaller before it has restored, those stay that hold the state.
+    """
+    old = draft.status.world
+    places = {m.uid: (0, m.since, m.rank) for m in old.members} if old is not None else {}
+    ready = [m for s in slots.wanted_slots(draft) if (m := draft.member(s)) is not None and can_run(m)]
+    return sorted(ready, key=lambda m: places.get(m.uid, (1, 0, m.slot)))
+
+
+def _seated(draft: Draft, members: list[SlotView]) -> list[SlotView]:
+    """`members` in the order of their node ranks: survivors keep theirs, a replacement takes its slot's, others any."""
+    old = draft.status.world
+    seats: dict[int, SlotView] = {}
+    before = old.members if old is not None else []
+    by_uid, by_slot = {m.uid: m.rank for m in before}, {m.slot: m.rank for m in before}
+    left = []
+    for member in sorted(members, key=lambda m: m.uid not in by_uid):
+        rank = by_uid.get(member.uid, by_slot.get(member.slot))
+        if rank is not None and rank < len(members) and rank not in seats:
+            seats[rank] = member
+        else:
+            left.append(member)
+    free = (rank for rank in range(len(members)) if rank not in seats)
+    seats |= dict(zip(list(free), left, strict=True))
+    return [seats[rank] for rank in range(len(members))]
 
 
 def _recovering_since(old: WorldStatus | None, recovery: RecoveryStatus | None) -> float | None:

@@ -1,6 +1,7 @@
 """One round for one job: observe, plan, apply, one status write, events."""
 
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -138,6 +139,7 @@ class _Round:
             members=seen.members,
             config_hash=frozen.job_file.config_hash,
             profile=names.profile_of(self.body),
+            jitter=random.random(),  # noqa: S311  # no secret
         )
         actions = plan(observed, self.now)
         after = self.status
@@ -263,7 +265,7 @@ class _Round:
     # -- what is said
 
     def _current(self, seen: Seen, after: JobStatus) -> list[Body | None]:
-        records = [seen.records.get(s.uid or "") for s in after.slots]
+        records = [seen.records.get(s.uid or "") for s in after.slots if not s.released]
         return [r.body if r is not None and not r.gone else None for r in records]
 
     async def _write(self, noted: Annotated, beside: Body) -> bool:

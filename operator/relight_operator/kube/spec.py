@@ -9,7 +9,7 @@ from typing import Any
 from relight_agent.files import JobFile, from_dict
 from relight_operator.api.job import JobSpec, Resources, TrainingJob
 from relight_operator.api.problems import Problem
-from relight_operator.frozen import MUTABLE, frozen_changes, job_file
+from relight_operator.frozen import MUTABLE, frozen_changes, job_file, may_scale
 from relight_operator.kube import names
 from relight_operator.kube.names import Owner
 from relight_operator.kube.pods import INSTALLED, PodDefaults, has_own_image, job_labels
@@ -103,8 +103,12 @@ def load(config_map: Mapping[str, Any]) -> Frozen:
 
 
 def effective(frozen: JobSpec, live: JobSpec) -> tuple[JobSpec, list[str]]:
-    """The spec to go by, and the paths of edits that came too late: only `MUTABLE` fields may change after the start."""
+    """The spec to go by, and the paths of edits that came too late: only `MUTABLE` fields, and the number of an elastic
+    job's nodes, may change after the start.
+    """
     mutable = {n: getattr(live, n) for n, f in JobSpec.model_fields.items() if (f.alias or n) in MUTABLE}
+    if may_scale(frozen, live.nodes):
+        mutable["nodes"] = live.nodes
     return frozen.model_copy(update=mutable), frozen_changes(frozen, live)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import os
+import random
 import secrets
 import shutil
 import tempfile
@@ -28,7 +29,7 @@ from relight_operator.core.actions import Action, CreateMember, DeleteMember, Em
 from relight_operator.core.observed import AgentView, Observed, SlotView
 from relight_operator.core.plan import plan
 from relight_operator.frozen import config_hash, job_file
-from relight_operator.local.chaos import Fault
+from relight_operator.local.chaos import Fault, away_until
 from relight_operator.local.code import code_folder
 from relight_operator.local.members import ADDRESS, Member, ProcessMembers, token_of
 from relight_operator.local.state import StateFolder, StoredJob
@@ -172,6 +173,10 @@ class LocalRunner:
         delay = RESYNC_SECONDS
         for action in actions:
             if isinstance(action, CreateMember):
+                away = away_until(self.faults, self.folder.path / CHAOS_FILE, action.slot) - self._now()
+                if away > 0:
+                    delay = min(delay, away)
+                    continue
                 self._members.create(self._name, action.slot, action.incarnation)
                 self._wake.set()
             elif isinstance(action, DeleteMember):
@@ -199,6 +204,7 @@ class LocalRunner:
             status=self.status,
             members=tuple(self._view(m) for m in self._members.all()),
             config_hash=config_hash(self.stored.job.spec),
+            jitter=random.random(),  # noqa: S311  # no secret
             stop=self.stop,
             progress_interval=PROGRESS_SECONDS,
         )
