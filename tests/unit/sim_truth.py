@@ -272,9 +272,11 @@ class Truth:
 
     def _has_left(self, slot: SlotStatus, world: WorldStatus | None) -> bool:
         """Whether a member that lives may hand its slot over: what it did in the generation that ran is safe."""
-        member = self._cluster.members[slot.uid or ""]
+        member = self._cluster.members.get(slot.uid or "")
+        if member is None or slot.successor is None:
+            return False
         outcome = self._outcomes.get((member.uid, world.generation)) if world is not None else None
-        if slot.successor is None or (outcome is not None and outcome.kind == "failed"):
+        if outcome is not None and outcome.kind == "failed":
             return False
         assert member.agent.leaving or member.was_announced, "a member that was to stay was replaced"
         assert not member.agent.running, "replaced in the middle of training"
@@ -283,8 +285,8 @@ class Truth:
 
     def _waits_for_a_machine(self, slot: SlotStatus) -> bool:
         """Its member was created to avoid machines, and there is no other: it may be made anew."""
-        member = self._cluster.members.get(slot.uid or "")
-        return member is not None and member.unplaced_since is not None
+        place = slot.slot, slot.incarnation
+        return any((m.slot, m.incarnation) == place and m.unplaced_since is not None for m in self._cluster.living())
 
     def _lives(self, slot: SlotStatus) -> bool:
         member = self._cluster.members.get(slot.uid or "")

@@ -95,7 +95,9 @@ def _places(slot: SlotStatus) -> tuple[Place, ...]:
 
 def _waits_since(draft: Draft, place: Place) -> float | None:
     member = draft.member(place)
-    return member.unplaced_since if member is not None and member.alive and member.avoids else None
+    if member is None or not member.alive or member.deleting or member.leaving is not None:
+        return None  # on its way out: whoever comes after it is waited for
+    return member.unplaced_since if member.avoids else None
 
 
 def _is_avoided(machine: BlamedMachine, limits: AvoidMachines, now: float) -> bool:
