@@ -66,6 +66,8 @@ class Training:
     def furthest_step(self) -> int:
         return 3
 
+    def spent(self, **_: Any) -> None: ...
+
 
 def test_the_agent_tells_its_workers_once_and_not_before_they_listen(tmp_path: Path) -> None:
     job = JobFile("default", "t", "u", 0.0, 1, 1, {"kind": "config", "config": {}}, "hash")
