@@ -170,6 +170,7 @@ SCENARIOS = (
         26,
         "the same exception at the same step twice",
         (
+            "local/test_failures.py::test_the_same_exception_at_the_same_step_twice_is_given_up",
             "unit/test_verdict.py::test_the_same_exception_at_the_same_step_again",
             "unit/test_verdict.py::test_what_is_between_two_equal_exceptions_does_not_hide_them_but_a_rule_does",
         ),
@@ -182,7 +183,7 @@ SCENARIOS = (
         28,
         "a crash loop before the first step",
         (
-            "local/test_failures.py::test_an_exception_is_retried_with_a_growing_wait_until_the_budget_is_spent",
+            "local/test_failures.py::test_a_failure_before_anything_is_done_is_given_up_once_it_has_come_often_enough",
             "unit/test_verdict.py::test_no_progress_ends_what_the_budget_would_not",
             "unit/test_verdict.py::test_backoff_doubles_up_to_its_maximum",
         ),
