@@ -8,6 +8,7 @@ different, but for two of one equal number, which are told apart as soon as it m
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -97,13 +98,16 @@ class _LiveOptimizer(Live):
         state = optimizer.state_dict()
         self._seen, self._groups = None, []
         if not (before or after or "state_dict" in vars(optimizer)) and self._is_plain():
-            self._seen = [{p: {**own} for p, own in optimizer.state.items()}, before.copy(), after.copy()]
-            self._groups = [{**group, "params": [*group["params"]]} for group in optimizer.param_groups]
+            parameters = [[*group["params"]] for group in optimizer.param_groups]
+            self._seen = [{p: {**own} for p, own in optimizer.state.items()}, before.copy(), after.copy(), parameters]
+            self._groups = [{**group} for group in optimizer.param_groups]
         return state
 
     def same(self) -> bool:
-        optimizer = self._optimizer
-        return _equal([optimizer.state, *self._hooks()], self._seen) and _equal(optimizer.param_groups, self._groups)
+        return self._same_parameters() and all(
+            group.keys() == seen.keys() and all(map(is_, group.values(), seen.values()))
+            for group, seen in zip(self._optimizer.param_groups, self._groups, strict=True)
+        )
 
     def numbers(self) -> Iterator[tuple[Place, Any]]:
         for i, group in enumerate(self._groups):
@@ -118,13 +122,11 @@ class _LiveOptimizer(Live):
         return {**state, "param_groups": groups}
 
     def changed(self) -> dict[Place, Any] | None:
-        optimizer = self._optimizer
-        groups = optimizer.param_groups
-        if not _equal([optimizer.state, *self._hooks()], self._seen) or len(groups) != len(self._groups):
+        if not self._same_parameters():
             return None
         found: dict[Place, Any] = {}
-        for i, (group, seen) in enumerate(zip(groups, self._groups, strict=True)):
-            if [*group] != [*seen] or not _equal(group["params"], seen["params"]):
+        for i, (group, seen) in enumerate(zip(self._optimizer.param_groups, self._groups, strict=True)):
+            if [*group] != [*seen]:
                 return None
             for key, value in group.items():
                 if value is not seen[key] and key != "params":
@@ -132,6 +134,12 @@ class _LiveOptimizer(Live):
                         return None
                     found[i, key] = seen[key] = value
         return found
+
+    def _same_parameters(self) -> bool:
+        """Whether parameters, their states and their groups are what they were, but for the groups' settings."""
+        optimizer = self._optimizer
+        parameters = [group["params"] for group in optimizer.param_groups]
+        return _equal([optimizer.state, *self._hooks(), parameters], self._seen)
 
     def _is_plain(self) -> bool:
         optimizer = self._optimizer
