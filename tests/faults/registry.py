@@ -96,7 +96,7 @@ SCENARIOS = (
         14,
         "a rank is stopped (SIGSTOP)",
         (
-            "local/test_stalls.py::test_a_stopped_worker_and_one_that_loops_with_the_gil_held_are_found_named_and_left_behind",
+            "local/test_stalled_workers.py::test_a_stopped_worker_and_one_that_loops_with_the_gil_held_are_found_named_and_left_behind",
             "unit/test_stalls.py::test_the_culprit_is_named_and_the_generation_ends_as_a_failure",
         ),
     ),
@@ -104,7 +104,7 @@ SCENARIOS = (
         15,
         "an endless loop in the user's step, the GIL held",
         (
-            "local/test_stalls.py::test_a_stopped_worker_and_one_that_loops_with_the_gil_held_are_found_named_and_left_behind",
+            "local/test_stalled_workers.py::test_a_stopped_worker_and_one_that_loops_with_the_gil_held_are_found_named_and_left_behind",
             "unit/test_stalls.py::test_what_a_rank_is_at_shows_in_its_innermost_frame",
         ),
     ),
