@@ -32,7 +32,8 @@ def test_gradients_are_those_of_loss_backward_to_the_bit(
     monkeypatch: pytest.MonkeyPatch, seed: float, loss_of: Any, there: bool
 ) -> None:
     if not there:  # as in a torch that has none, or another one
-        monkeypatch.setattr(torch.autograd.Variable, "_execution_engine", None)
+        monkeypatch.delattr(torch.autograd.graph, "_engine_run_backward")
+    assert (Backward()._run is not None) is there
     found, expected = gradients(Backward(), loss_of, seed), gradients(torchs, loss_of, seed)
     assert len(found) == 4
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

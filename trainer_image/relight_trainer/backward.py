@@ -30,7 +30,7 @@ class Backward:
 def _engine() -> _Engine | None:
     """What `loss.backward` calls in the end, where a small sum comes out right."""
     try:
-        run: _Engine = torch.autograd.Variable._execution_engine.run_backward  # noqa: SLF001
+        run: _Engine = torch.autograd.graph._engine_run_backward  # noqa: SLF001
         leaf = torch.ones((), requires_grad=True)
         run((leaf * 2,), (torch.full((), 3.0),), False, False, (), allow_unreachable=True, accumulate_grad=True)
     except (AttributeError, TypeError, RuntimeError):
