@@ -56,7 +56,7 @@ def spec_of(steps: int) -> dict[str, Any]:
     config = {
         "model": {"type": "digits_cnn", "width": 16},
         "data": {"type": "digits"},
-        "train": {"duration": f"{steps}st", "global_batch": 64, "seed": 0, "threads": 1},
+        "train": {"duration": f"{steps}st", "global_batch": 64, "seed": 0, "threads": 1, "device": "cpu"},
     }
     return {"nodes": 2, "procPerNode": 1, "trainer": {"config": config}, "disruption": {"gracePeriod": "20s"}}
 

@@ -50,7 +50,7 @@ def spec_of(steps: int, nodes: int) -> dict[str, Any]:
     config = {
         "model": {"type": "digits_cnn", "width": 16},
         "data": {"type": "digits"},
-        "train": {"duration": f"{steps}st", "global_batch": 64, "seed": 0, "threads": 1},
+        "train": {"duration": f"{steps}st", "global_batch": 64, "seed": 0, "threads": 1, "device": "cpu"},
     }
     retry = {"failures": 10**6, "noProgressLimit": 100, "backoff": {"initial": "0s"}}  # killed ranks count as failures
     return {"nodes": nodes, "trainer": {"config": config}, "retry": retry, "disruption": {"gracePeriod": "20s"}}

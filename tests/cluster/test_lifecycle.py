@@ -17,7 +17,7 @@ def spec(duration: str, **more: Any) -> dict[str, Any]:
     config = {
         "model": {"type": "digits_cnn", "width": 16},
         "data": {"type": "digits"},
-        "train": {"duration": duration, "global_batch": 64, "seed": 0, "threads": 1},
+        "train": {"duration": duration, "global_batch": 64, "seed": 0, "threads": 1, "device": "cpu"},
     }
     return {"nodes": 2, "procPerNode": 1, "trainer": {"config": config}, "disruption": {"gracePeriod": "20s"}, **more}
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(600)
 CONFIG = {
     "model": {"type": "digits_cnn", "width": 16},
     "data": {"type": "digits"},
-    "train": {"duration": "400ep", "global_batch": 64, "seed": 0, "threads": 1},
+    "train": {"duration": "400ep", "global_batch": 64, "seed": 0, "threads": 1, "device": "cpu"},
 }
 LONG = {"nodes": 2, "procPerNode": 1, "trainer": {"config": CONFIG}, "disruption": {"gracePeriod": "20s"}}
 SHORT = {**LONG, "trainer": {"config": {**CONFIG, "train": {**CONFIG["train"], "duration": "15ep"}}}}

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -261,14 +261,15 @@ class LocalRunner:
     def _write_job_file(self) -> Path:
         path = self.folder.path / "job-file.json"
         location = checkpoint_folder(self.stored.job, self.folder.path)
-        job_file(
+        file = job_file(
             self.stored.job,
             uid=self.stored.uid,
             created=self.stored.created,
             workdir=str(self.workdir),
             checkpoint_dir=str(location or ""),
             code_dir=str(code_folder(self.stored.job, self.folder.path) or ""),
-        ).write(path)
+        )
+        replace(file, gpus=0).write(path)  # resources are a pod's: here members take what the computer has
         return path
 
 
