@@ -113,7 +113,7 @@ def test_a_job_that_lost_members_accounts_for_every_second(home: Home, lifetimes
     text = explained(home)
     assert "\x1b" not in text, "colours where there is no terminal"
     happened = text[text.index("What happened") :]
-    assert happened.index(f" on local: {preempted}") < happened.index("MachineLost") < happened.index("Succeeded")
+    assert happened.index(f" on slot-1: {preempted}") < happened.index("MachineLost") < happened.index("Succeeded")
     assert "2 nodes" in happened
     assert f"{goodput['lostSteps']} steps lost" in happened
     told = json.loads(explained(home, "-o", "json"))
