@@ -168,6 +168,7 @@ class TimeSplit(Hook):
     """Splits the time of training into phases and tells what holds it up. Earliest of all hooks."""
 
     order = 0
+    on_error = "warn"
     timed = False
 
     def __init__(self, clock: Clock, *, node_rank: int, tell: bool, window: float = 10.0) -> None:
