@@ -268,7 +268,9 @@ def test_the_rank_that_raised_is_named_with_its_place_and_its_peers_are_not(home
 
 
 def test_a_rank_that_ends_early_without_an_error_is_no_success(home: Home) -> None:
-    result = home.run(Job(trainer=script("failing.py", "leave:7"), spec={"retry": {"backoff": {"initial": "0s"}}}))
+    home.path.mkdir(parents=True)
+    trainer = script("failing.py", "leave:7", str(home.path / "left.once"))
+    result = home.run(Job(trainer=trainer, spec={"retry": {"backoff": {"initial": "0s"}}}))
     assert result.code == 0, result.said
     # What was left undone is done by a second generation, and none of it twice.
     assert result.final["world"]["generation"] == 2
