@@ -202,7 +202,7 @@ class Home:
     def status(self) -> dict[str, Any]:
         try:
             return dict(json.loads((self.state / "job.json").read_text()).get("status", {}))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):  # none yet, or damaged on purpose
             return {}
 
     def checkpoints(self) -> list[Path]:
