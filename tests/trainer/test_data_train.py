@@ -121,7 +121,7 @@ def accuracies(root: Path, seeds: int, config: dict[str, Any]) -> list[float]:
         the_job.entry["config"] = {**config, "train": {"device": "cpu", **config["train"], "seed": seed}}
         found.append(
             float(
-                result(worlds.run(train.run, root=folder, job=the_job, ranks=1, timeout=170))["metrics"][
+                result(worlds.run(train.run, root=folder, job=the_job, ranks=1, timeout=500))["metrics"][
                     "test_accuracy"
                 ]
             )
@@ -130,6 +130,7 @@ def accuracies(root: Path, seeds: int, config: dict[str, Any]) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # ten trainings, five of them in a precision that many a CPU does not have
 def test_the_digits_reach_99_percent_in_the_mean_of_five_seeds_and_in_bf16_as_in_fp32(tmp_path: Path) -> None:
     means = {}
     for precision in ("fp32", "bf16"):
@@ -143,6 +144,7 @@ def test_the_digits_reach_99_percent_in_the_mean_of_five_seeds_and_in_bf16_as_in
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_mnist5k_reaches_97_and_a_half_percent(tmp_path: Path) -> None:
     [found] = accuracies(tmp_path, 1, example("mnist5k"))
     assert found >= 0.975
