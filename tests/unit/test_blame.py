@@ -51,6 +51,9 @@ def test_what_is_held_against_a_machine(
     assert is_to_blame(cause, klass, fingerprint=fingerprint, opaque=opaque) is expected
 
 
+PATIENT = spec(disruption={"holdSurvivors": "24h"})  # or the job would give its machines back
+
+
 def blamed(*times: float, name: str = "bad") -> BlamedMachine:
     return BlamedMachine(name=name, times=list(times))
 
@@ -59,7 +62,9 @@ def avoids(status: JobStatus, now: float = NOW, **retry: Any) -> tuple[str, ...]
     """The machines that a member which is created now is to avoid."""
     given = status.model_copy(deep=True)
     given.slots[1].uid = None
-    actions = plan(seen(given, member(0), spec=spec(retry={"avoidMachines": retry})), now)
+    actions = plan(
+        seen(given, member(0), spec=spec(retry={"avoidMachines": retry}, disruption={"holdSurvivors": "24h"})), now
+    )
     return next(a.avoid for a in actions if isinstance(a, CreateMember))
 
 
@@ -135,13 +140,13 @@ def waiting(since: float, **changes: Any) -> SlotView:
 def test_who_finds_no_machine_for_long_may_come_to_an_avoided_one() -> None:
     given = fresh(blamed_machines=[blamed(NOW - 60, NOW)])
     members = member(0), waiting(NOW)
-    assert wakeup(plan(seen(given, *members), NOW + 1)) == PATIENCE_SECONDS - 1
-    observed, later = seen(after(seen(given, *members)), *members), NOW + PATIENCE_SECONDS
+    assert wakeup(plan(seen(given, *members, spec=PATIENT), NOW + 1)) == PATIENCE_SECONDS - 1
+    observed, later = seen(after(seen(given, *members, spec=PATIENT)), *members, spec=PATIENT), NOW + PATIENCE_SECONDS
     status = after(observed, later)
     assert (status.slots[1].incarnation, status.slots[1].uid, status.blamed_machines) == (1, None, [])
     assert status.restarts.total == 0, "it has run nothing: nothing is lost"
     assert "MachinesForgiven" in reasons(plan(observed, later))
-    again = plan(seen(status, *members), later)
+    again = plan(seen(status, *members, spec=PATIENT), later)
     assert [a for a in again if isinstance(a, CreateMember)] == [CreateMember(1, 1, ())]
 
 
