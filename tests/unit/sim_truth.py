@@ -231,7 +231,10 @@ class Truth:
         unclear = len([s for s in raised if s.slot in resized and self._goes(s)])
         raised = [s for s in raised if s.slot not in resized]
         dead = [s for s in raised if not self._lives(s)]
-        handed = [s for s in raised if self._lives(s) and self._has_left(s, old.world)]
+        # The same holds for who has no machine yet: made anew it has lost nothing, handed over it is counted.
+        handing = [s for s in raised if self._lives(s) and self._has_left(s, old.world)]
+        handed = [s for s in handing if not self._waits_for_a_machine(s)]
+        unclear += len(handing) - len(handed)
         judged = counted - len(dead) - len(handed)
         assert 0 <= judged <= 1 + unclear, "a loss or a failure was counted twice, or not at all"
         self.losses += len(dead)
