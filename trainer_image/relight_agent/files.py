@@ -84,6 +84,16 @@ def read_json(path: PathLike) -> Optional[Any]:
         return None
 
 
+def read_row(path: PathLike, size: int) -> Optional[bytes]:
+    """The first `size` bytes of what a worker keeps in shared memory; None where there are not so many yet."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(size)
+    except OSError:
+        return None
+    return data if len(data) == size else None
+
+
 def from_dict(cls: Type[T], value: Any) -> Optional[T]:
     """A dataclass from JSON: unknown keys ignored, None for anything that does not fit."""
     if not isinstance(value, dict):
@@ -201,25 +211,17 @@ class Heartbeat:
     @staticmethod
     def read_own(path: PathLike) -> Optional[Tuple[float, int]]:
         """What `tell_own` told last; None where that is nothing."""
-        try:
-            with open(path, "rb") as file:
-                data = file.read(_HEARTBEAT.size + _OWN.size)[_HEARTBEAT.size :]
-        except OSError:
+        data = read_row(path, _HEARTBEAT.size + _OWN.size)
+        if data is None:
             return None
-        if len(data) < _OWN.size:
-            return None
-        seconds, steps = _OWN.unpack(data)
+        seconds, steps = _OWN.unpack_from(data, _HEARTBEAT.size)
         return (seconds, steps) if steps > 0 else None
 
     @staticmethod
     def read(path: PathLike) -> Optional[Tuple[str, int, float]]:
         """(section, steps done, CLOCK_MONOTONIC second), or None where nothing has been written yet."""
-        try:
-            with open(path, "rb") as file:
-                data = file.read(_HEARTBEAT.size)
-        except OSError:
-            return None
-        if len(data) < _HEARTBEAT.size:
+        data = read_row(path, _HEARTBEAT.size)
+        if data is None:
             return None
         section, step, at = _HEARTBEAT.unpack(data)
         if at == 0.0 or not 0 <= section < len(SECTIONS):

@@ -5,9 +5,9 @@ import os
 import struct
 import time
 from dataclasses import dataclass
-from typing import Dict, Optional, Union
+from typing import Dict, Optional
 
-PathLike = Union[str, "os.PathLike[str]"]
+from relight_agent.files import PathLike, read_row
 
 KINDS = ("restore", "productive", "replayed", "data", "checkpoint", "evaluation", "drain")
 RESTORE, PRODUCTIVE, REPLAYED, DATA, CHECKPOINT, EVALUATION, DRAIN = range(len(KINDS))
@@ -75,12 +75,8 @@ class Ledger:
     @staticmethod
     def read(path: PathLike) -> Optional[Spent]:
         """None where there is none yet."""
-        try:
-            with open(path, "rb") as file:
-                data = file.read(_ROW.size)
-        except OSError:
-            return None
-        if len(data) < _ROW.size:
+        data = read_row(path, _ROW.size)
+        if data is None:
             return None
         kind, until, *seconds = _ROW.unpack(data)
         if until == 0.0 or not 0 <= kind < len(KINDS):
