@@ -176,6 +176,7 @@ class Running:
         raise AssertionError(f"not within {timeout} s: {what}; the status is {status}")
 
     def until_step(self, step: int) -> dict[str, Any]:
+        """A job that is not paced may be over by then."""
         return self.until(lambda s: s.get("progress", {}).get("step", 0) >= step, f"step {step}")
 
 
@@ -195,6 +196,21 @@ class Home:
         run = Running(self, job.write(self.path), flat, output=output, **more)
         self._runs.append(run)
         return run
+
+    @property
+    def _pace(self) -> Path:
+        return self.path / "pace"
+
+    def paced(self, job: Job) -> Job:
+        """`job`, of the core's config, which takes its time in each step until `full_speed`, however fast the machine."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        shutil.copy(SCRIPTS / "paced.py", self.path)
+        self._pace.touch()
+        config = (job.trainer or {"config": job.config()})["config"]
+        return replace(job, trainer={"config": {**config, "hooks": [{"type": "paced:Paced", "file": str(self._pace)}]}})
+
+    def full_speed(self) -> None:
+        self._pace.unlink()
 
     def run(self, job: Job, *arguments: str | Iterable[str], output: str = "json") -> Result:
         return self.start(job, *arguments, output=output).wait()

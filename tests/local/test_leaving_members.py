@@ -14,8 +14,8 @@ from relight_operator.local.runner import run_root
 
 pytestmark = pytest.mark.timeout(300)
 
-PATIENCE = 200.0  # seconds: a thousand steps on a machine that has other things to do
-LONG = Job(name="leaving", steps=1000, every=5000)
+PATIENCE = 200.0  # seconds, on a machine that has other things to do
+LONG = Job(name="leaving", steps=300, every=5000)
 ALONE = Job(name="alone", nodes=1, steps=300, every=5000).with_spec(disruption={"gracePeriod": "20s"})
 
 
@@ -52,9 +52,11 @@ def agent_of(home: Home, slot: int) -> int:
 
 
 def test_a_member_whose_machine_is_announced_to_go_is_replaced_between_two_steps(home: Home, long_digest: str) -> None:
-    run = home.start(LONG, announce(1, at=20))
+    run = home.start(home.paced(LONG), announce(1, at=20))
     made = run.until(lambda s: slot_of(s, 1).get("successor", {}).get("uid"), "a successor")
     assert (made["phase"], made["world"]["generation"]) == ("Running", 1), "training goes on meanwhile"
+    run.until(lambda s: s["world"]["generation"] == 2, "its taking over")
+    home.full_speed()
     result = run.wait(PATIENCE)
     assert result.digest == long_digest
     assert result.restarts["byCause"] == {"MachineLeaving": 1}
@@ -66,13 +68,14 @@ def test_a_member_whose_machine_is_announced_to_go_is_replaced_between_two_steps
 
 
 def test_an_announcement_that_is_taken_back_costs_nothing_but_the_successor(home: Home, long_digest: str) -> None:
-    run = home.start(LONG)
+    run = home.start(home.paced(LONG))
     run.until_step(1)
     mark = run_root(home.state) / f"{LONG.name}-0-0" / LEAVING
     mark.touch()
     run.until(lambda s: slot_of(s, 0).get("successor"), "a successor")
     mark.unlink()
     run.until(lambda s: not slot_of(s, 0).get("successor"), "its being let go")
+    home.full_speed()
     result = run.wait(PATIENCE)
     assert result.digest == long_digest
     assert (result.restarts["total"], result.final["world"]["generation"]) == (0, 1)
@@ -93,11 +96,12 @@ def test_a_preempted_members_successor_starts_in_its_grace_period(home: Home, di
 
 def test_a_member_that_hangs_when_it_is_told_to_go_leaves_its_last_snapshot(home: Home) -> None:
     undisturbed = Home(home.path / "undisturbed").run(ALONE).digest
-    run = home.start(ALONE)
+    run = home.start(home.paced(ALONE))
     run.until_step(20)
     agent = agent_of(home, 0)
     worker = read_json(run_root(home.state) / "alone-0-0" / "gen-1" / "pid-0")
     os.kill(int(worker), signal.SIGSTOP)
+    home.full_speed()
     os.kill(agent, signal.SIGTERM)
     os.kill(agent, signal.SIGTERM)  # a second one changes nothing
     ended = run.until(lambda s: slot_of(s, 0).get("exit"), "its end")["slots"][0]["exit"]

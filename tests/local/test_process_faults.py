@@ -108,12 +108,13 @@ def test_a_member_told_to_leave_before_it_has_begun_goes_at_once(home: Home, dig
 
 
 def test_a_second_sigterm_changes_nothing_and_loader_processes_take_no_part(home: Home, digest: str) -> None:
-    run = home.start(WITH_LOADERS)
+    run = home.start(home.paced(WITH_LOADERS))
     run.until_step(10)
     agent = agent_of(home, 1)
     for _ in range(3):
         os.kill(agent, signal.SIGTERM)
         time.sleep(0.05)
+    home.full_speed()
     result = run.wait()
     goes_on_as_if_nothing_had_happened(result, digest)
     assert result.restarts["byCause"] == {"Preempted": 1}
@@ -193,10 +194,11 @@ def test_a_grace_period_too_short_for_the_save_costs_no_more_than_the_last_check
 
 
 def test_a_killed_rank_is_a_failure_that_costs_no_step(home: Home, digest: str) -> None:
-    run = home.start(JOB)
+    run = home.start(home.paced(JOB))
     run.until_step(10)
     before = home.status()
     os.kill(workers_of(home, 1)[0], signal.SIGKILL)
+    home.full_speed()
     result = run.wait()
     goes_on_as_if_nothing_had_happened(result, digest)
     assert result.restarts["byCause"] == {"Exception": 1}
@@ -206,11 +208,12 @@ def test_a_killed_rank_is_a_failure_that_costs_no_step(home: Home, digest: str) 
 
 
 def test_a_killed_elastic_agent_leaves_no_orphans_and_costs_no_step(home: Home, digest: str) -> None:
-    run = home.start(JOB)
+    run = home.start(home.paced(JOB))
     run.until_step(10)
     elastic_agent = elastic_agent_of(home, 1)
     orphans = descendants(elastic_agent)
     os.kill(elastic_agent, signal.SIGKILL)
+    home.full_speed()
     run.until(lambda s: s["world"]["generation"] == 2, "the next generation")
     assert not [pid for pid in orphans if is_alive(pid)]
     goes_on_as_if_nothing_had_happened(run.wait(), digest)
@@ -218,12 +221,13 @@ def test_a_killed_elastic_agent_leaves_no_orphans_and_costs_no_step(home: Home, 
 
 @pytest.mark.parametrize("slot", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_killed_agent_takes_its_member_along_and_no_other(home: Home, digest: str, slot: int) -> None:
-    run = home.start(JOB)
+    run = home.start(home.paced(JOB))
     run.until_step(10)
     before = home.status()
     agent = agent_of(home, slot)
     below = descendants(agent)
     os.kill(agent, signal.SIGKILL)
+    home.full_speed()
     run.until(lambda s: s["world"]["generation"] == 2, "the next generation")
     assert not [pid for pid in below if is_alive(pid)]
     result = run.wait()
@@ -284,9 +288,10 @@ def test_a_wall_clock_that_jumps_changes_nothing(home: Home, digest: str, monkey
     clock = home.path / "clock"
     monkeypatch.setenv("PYTHONPATH", str(HOOKS))
     monkeypatch.setenv("TESTS_CLOCK", str(clock))
-    run = home.start(JOB, kill(1, at=60))
+    run = home.start(home.paced(JOB), kill(1, at=60))
     run.until_step(1)
     clock.write_text("3600")
+    home.full_speed()
     run.until(lambda s: s.get("phase") == "Recovering", "a recovery")
     clock.write_text("-3600")
     result = run.wait()

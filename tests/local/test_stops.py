@@ -6,8 +6,7 @@ from builders import Home, Job, kill
 pytestmark = pytest.mark.timeout(300)
 
 JOB = Job()
-# Long enough to be interrupted in its middle on a machine that has other things to do.
-LONG = Job(name="long", steps=800)
+LONG = Job(name="long", steps=300)
 
 
 @pytest.fixture(scope="module")
@@ -16,9 +15,10 @@ def long_digest(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_ctrl_c_saves_and_the_next_run_goes_on_from_there(home: Home, long_digest: str) -> None:
-    run = home.start(LONG, output="text")
+    job = home.paced(LONG)
+    run = home.start(job, output="text")
     run.until(lambda s: any(slot.get("uid") for slot in s.get("slots", [])), "a member")
-    second = home.run(LONG)
+    second = home.run(job)
     assert second.code == 74, second.said
     assert f"(pid {run.process.pid})" in second.said
 
@@ -33,7 +33,8 @@ def test_ctrl_c_saves_and_the_next_run_goes_on_from_there(home: Home, long_diges
     assert f"saved at step {step}; go on with: relight run " in stopped.said
     assert not home.leftovers()
 
-    result = home.run(LONG)
+    home.full_speed()
+    result = home.run(job)
     assert result.digest == long_digest
     assert result.final["checkpoint"]["resumedFromStep"] == step
     assert result.final["goodput"]["lostSteps"] == 0
@@ -42,7 +43,8 @@ def test_ctrl_c_saves_and_the_next_run_goes_on_from_there(home: Home, long_diges
 
 
 def test_ctrl_c_twice_does_not_wait(home: Home, long_digest: str) -> None:
-    run = home.start(LONG)
+    job = home.paced(LONG)
+    run = home.start(job)
     run.until_step(25)
     run.interrupt()
     run.until(lambda s: s.get("stop"), "a stop under way")
@@ -51,7 +53,8 @@ def test_ctrl_c_twice_does_not_wait(home: Home, long_digest: str) -> None:
     assert stopped.code == 130, stopped.said
     assert stopped.final["phase"] == "Suspended"
     assert not home.leftovers()
-    result = home.run(LONG)
+    home.full_speed()
+    result = home.run(job)
     assert result.digest == long_digest
     assert result.final["checkpoint"]["resumedFromStep"] >= 20
     assert result.final["goodput"]["lostSteps"] <= LONG.every
