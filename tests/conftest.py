@@ -1,7 +1,12 @@
-"""Which tests run where: those in tests/cluster want a cluster, named by `--cluster`; in CI that is the testbed."""
+"""Which tests run where: those in tests/cluster want a cluster, named by `--cluster`; in CI that is the testbed.
+
+Several processes share the tests (pytest-xdist, `make test`): one has all of the cluster's, beside it others have a file each.
+"""
 
 import os
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -10,8 +15,17 @@ from hypothesis import settings
 settings.register_profile("relight", deadline=None)
 settings.load_profile("relight")
 
-CLUSTER = Path(__file__).parent / "cluster"
+# Drawn once, for all processes.
+SEED = os.environ.setdefault("RELIGHT_TEST_SEED", str(random.SystemRandom().randrange(10**6)))
+
+TESTS = Path(__file__).parent
+CLUSTER = TESTS / "cluster"
+BUILDING_SECONDS = 2400  # Kubernetes from source, beside other tests
 LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_report_header() -> str:
+    return f"RELIGHT_TEST_SEED={SEED} draws the steps and moments of faults"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,11 +48,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--cluster") is None:
         config.hook.pytest_deselected(items=here)
         config.stash[LEFT_OUT] = len(here)
+        if (told := getattr(config, "workeroutput", None)) is not None:
+            told["left out"] = len(here)
         items[:] = [item for item in items if item not in here]
-        return
-    for item in here:
-        item.add_marker(pytest.mark.cluster)
-    items.sort(key=_place)
+    else:
+        for item in here:
+            item.add_marker(pytest.mark.cluster)
+        items.sort(key=_place)
+        if first := next((item for item in items if item in here), None):
+            first.add_marker(pytest.mark.timeout(BUILDING_SECONDS))
+    for item in items:
+        group = "cluster" if item.get_closest_marker("cluster") else item.path.relative_to(TESTS).as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _place(item: pytest.Item) -> int:
@@ -46,6 +67,12 @@ def _place(item: pytest.Item) -> int:
     if not item.path.is_relative_to(CLUSTER):
         return 0
     return 1 + ("cluster" in getattr(item, "fixturenames", ())) + (item.get_closest_marker("at_the_end") is not None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if count := getattr(node, "workeroutput", {}).get("left out"):
+        node.config.stash[LEFT_OUT] = count
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from relight_operator.local.runner import run_root
 
 SCRIPTS = Path(__file__).parent / "scripts"
 TIMEOUT_SECONDS = 90.0
-SEED = int(os.environ.get("RELIGHT_TEST_SEED") or random.SystemRandom().randrange(10**6))
+SEED = int(os.environ["RELIGHT_TEST_SEED"])
 
 
 @dataclass(frozen=True)

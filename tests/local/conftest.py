@@ -10,10 +10,6 @@ from builders import SEED, Finished, Home, Job
 from tests.faults.telling import tell_costs
 
 
-def pytest_report_header() -> str:
-    return f"tests/local: RELIGHT_TEST_SEED={SEED} draws the steps and moments of faults"
-
-
 @pytest.fixture
 def random_from_seed(request: pytest.FixtureRequest) -> random.Random:
     """Another stream for each test, the same again with the printed seed."""
