@@ -2,12 +2,15 @@
 
 import argparse
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 import _runs
 
@@ -18,6 +21,7 @@ class Case:
     faults: Callable[[random.Random], list[str]]
     causes: dict[str, int]
     most_lost: int = 0
+    slow: bool = False  # from the first fault on: a member that is told to leave trains on until its successor is ready
 
 
 def _preempt_one(rng: random.Random) -> list[str]:
@@ -41,12 +45,22 @@ def _kill_all(rng: random.Random) -> list[str]:
 
 NO_FAULT = Case("no fault", lambda _: [], {})
 CASES = [
-    Case("preempt slot 1", _preempt_one, {"Preempted": 1}),
+    Case("preempt slot 1", _preempt_one, {"Preempted": 1}, slow=True),
     Case("kill slot 0", _kill(0), {"MachineLost": 1}),
     Case("kill slot 1", _kill(1), {"MachineLost": 1}),
     Case("preempt 1, then kill 0", _both, {"Preempted": 1, "MachineLost": 1}),
     Case("kill all at once", _kill_all, {"MachineLost": 2}, most_lost=_runs.INTERVAL),
 ]
+
+
+def slow_from(step: int, folder: Path) -> Path:
+    """examples/digits.yaml, half a second a step from `step` on, until its second generation."""
+    shutil.copy(_runs.ROOT / "tests/local/scripts/paced.py", folder)
+    job = yaml.safe_load(_runs.DIGITS.read_text())
+    job["spec"]["trainer"]["config"]["hooks"] = [{"type": "paced:Paced", "after": step}]
+    file = folder / "slow.yaml"
+    file.write_text(yaml.safe_dump(job))
+    return file
 
 
 def wrong(case: Case, final: dict[str, Any], digest: str) -> list[str]:
@@ -82,7 +96,8 @@ def main() -> int:
         digest = str(_runs.run(_runs.DIGITS, state)["weightsDigest"])
         _runs.say(f"no fault: {digest}")
         for number, (case, faults) in enumerate(plan, 1):
-            final = _runs.run(_runs.DIGITS, state, *_runs.faults(*faults))
+            file = slow_from(int(faults[0].rpartition(":")[2]), Path(folder)) if case.slow else _runs.DIGITS
+            final = _runs.run(file, state, *_runs.faults(*faults))
             problems = wrong(case, final, digest)
             runs.append(
                 {

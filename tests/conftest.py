@@ -39,6 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="the tests that take many minutes too, as `make faults` does")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--long"):
         long = [item for item in items if item.get_closest_marker("long")]
@@ -63,10 +64,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _place(item: pytest.Item) -> int:
-    """Those that start and end testbeds of their own need the computer before the shared one has it; some judge all others."""
+    """The cluster's tests take longest; those that start and end testbeds of their own come before the shared one is there,
+    those that judge all others at the end.
+    """
     if not item.path.is_relative_to(CLUSTER):
-        return 0
-    return 1 + ("cluster" in getattr(item, "fixturenames", ())) + (item.get_closest_marker("at_the_end") is not None)
+        return 9
+    return ("cluster" in getattr(item, "fixturenames", ())) + (item.get_closest_marker("at_the_end") is not None)
 
 
 @pytest.hookimpl(optionalhook=True)

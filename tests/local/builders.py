@@ -201,12 +201,23 @@ class Home:
         return self.path / "pace"
 
     def paced(self, job: Job) -> Job:
-        """`job`, of the core's config, which takes its time in each step until `full_speed`, however fast the machine."""
+        """`job`, of the core's config, which takes its time in each step until `full_speed`."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._pace.touch()
+        return self._with_pace(job, file=str(self._pace))
+
+    def slow_from(self, job: Job, step: int) -> Job:
+        """`job`, of the core's config, which takes its time from `step` on, until there is a second generation.
+
+        A member that is told to leave trains on until its successor is ready: a quick job would be over by then.
+        """
+        return self._with_pace(job, after=step)
+
+    def _with_pace(self, job: Job, **how: object) -> Job:
         self.path.mkdir(parents=True, exist_ok=True)
         shutil.copy(SCRIPTS / "paced.py", self.path)
-        self._pace.touch()
         config = (job.trainer or {"config": job.config()})["config"]
-        return replace(job, trainer={"config": {**config, "hooks": [{"type": "paced:Paced", "file": str(self._pace)}]}})
+        return replace(job, trainer={"config": {**config, "hooks": [{"type": "paced:Paced", **how}]}})
 
     def full_speed(self) -> None:
         self._pace.unlink()
@@ -284,3 +295,26 @@ class Finished(NamedTuple):
     home: Home
     job: Job
     result: Result
+
+
+def agent_of(home: Home, slot: int) -> int:
+    """The pid of the agent of the slot's present member."""
+    uid = next(s["uid"] for s in home.status()["slots"] if s["slot"] == slot)
+    return next(
+        pid
+        for pid, environment in home.processes().items()
+        if environment.get("RELIGHT_UID") == uid and "-m relight_agent" in command_line(pid)
+    )
+
+
+def waited_for(found: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """What `found` returns as soon as that is true; nobody there yet is as good as false."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            if value := found():
+                return value
+        except StopIteration:
+            pass
+        assert time.monotonic() < until
+        time.sleep(0.01)

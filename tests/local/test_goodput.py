@@ -89,7 +89,7 @@ def test_a_job_that_lost_nothing_replayed_nothing(finished: Finished) -> None:
 
 
 def test_a_job_that_lost_members_accounts_for_every_second(home: Home, lifetimes: Lifetimes) -> None:
-    result = home.start(JOB, preempt(1, at=30), kill(0, at=73), kill(1, at=73)).wait(timeout=300)
+    result = home.start(home.slow_from(JOB, 30), preempt(1, at=30), kill(0, at=73), kill(1, at=73)).wait(timeout=300)
     assert result.code == 0, result.said
     final, goodput = result.final, result.final["goodput"]
     buckets = goodput["buckets"]
@@ -115,7 +115,8 @@ def test_a_job_that_lost_members_accounts_for_every_second(home: Home, lifetimes
     happened = text[text.index("What happened") :]
     assert happened.index(f" on slot-1: {preempted}") < happened.index("MachineLost") < happened.index("Succeeded")
     assert "2 nodes" in happened
-    assert f"{goodput['lostSteps']} steps lost" in happened
+    lost = goodput["lostSteps"]
+    assert f"{lost} step{'s' * (lost != 1)} lost" in happened
     told = json.loads(explained(home, "-o", "json"))
     assert told["goodput"] == goodput["ratio"]
     assert {b["bucket"]: b["seconds"] for b in told["buckets"]} == {k: round(s, 3) for k, s in buckets.items() if s}

@@ -2,12 +2,10 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from builders import Home, Job, command_line, preempt
+from builders import Home, Job, agent_of, preempt
 
 from relight_agent.files import LEAVING, read_json
 from relight_operator.local.runner import run_root
@@ -30,25 +28,6 @@ def announce(slot: int, *, at: int) -> tuple[str, str]:
 
 def slot_of(status: dict[str, Any], number: int) -> dict[str, Any]:
     return next((s for s in status.get("slots", ()) if s["slot"] == number), {})
-
-
-def waited_for(found: Callable[[], Any], timeout: float = 60.0) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (value := found()):
-        assert time.monotonic() < deadline, f"not within {timeout} s: {found}"
-        time.sleep(0.01)
-    return value
-
-
-def agent_of(home: Home, slot: int) -> int:
-    """The process id of the agent of the slot's only member."""
-
-    def found() -> list[int]:
-        members = [pid for pid, env in home.processes().items() if env.get("RELIGHT_SLOT") == str(slot)]
-        return [pid for pid in members if "relight_agent" in command_line(pid)]
-
-    (pid,) = waited_for(found)
-    return int(pid)
 
 
 def test_a_member_whose_machine_is_announced_to_go_is_replaced_between_two_steps(home: Home, long_digest: str) -> None:
@@ -85,7 +64,7 @@ def test_an_announcement_that_is_taken_back_costs_nothing_but_the_successor(home
 
 
 def test_a_preempted_members_successor_starts_in_its_grace_period(home: Home, digest: str) -> None:
-    result = home.run(Job(), preempt(1, at=30))
+    result = home.run(home.slow_from(Job(), 30), preempt(1, at=30))
     assert result.digest == digest
     assert result.restarts["byCause"] == {"Preempted": 1}
     assert result.final["goodput"]["lostSteps"] == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import SCRIPTS, SEED, Home, Job, Result, command_line, kill, preempt, script
+from builders import SCRIPTS, SEED, Home, Job, Result, agent_of, command_line, kill, preempt, script, waited_for
 from tests.faults.telling import LOST, RECOVERY
 
 from relight_agent.processes import descendants, is_alive, processes
@@ -29,16 +29,6 @@ THREE = Job(nodes=3)
 WITH_LOADERS = replace(JOB, trainer={"config": JOB.config(loader={"workers": 2})})
 
 
-def agent_of(home: Home, slot: int) -> int:
-    """The pid of the agent of the slot's present member."""
-    uid = next(s["uid"] for s in home.status()["slots"] if s["slot"] == slot)
-    return next(
-        pid
-        for pid, environment in home.processes().items()
-        if environment.get("RELIGHT_UID") == uid and "-m relight_agent" in command_line(pid)
-    )
-
-
 def elastic_agent_of(home: Home, slot: int) -> int:
     """The pid of torch's elastic agent of the slot's present generation: the launcher's child that has children."""
     agent = agent_of(home, slot)
@@ -47,19 +37,6 @@ def elastic_agent_of(home: Home, slot: int) -> int:
     [launcher] = [p for p in parents if parents[p] == agent and "relight_trainer.launcher" in command_line(p)]
     [elastic_agent] = [p for p in parents if parents[p] == launcher and descendants(p, seen)]
     return elastic_agent
-
-
-def waited_for(found: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What `found` returns as soon as that is true; nobody there yet is as good as false."""
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            if value := found():
-                return value
-        except StopIteration:
-            pass
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def workers_of(home: Home, slot: int) -> list[int]:
@@ -81,7 +58,7 @@ def digest_of_three(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_all_members_are_told_to_leave_at_once(home: Home, digest: str, random_from_seed: random.Random) -> None:
     at = random_from_seed.randrange(21, 100)
-    result = home.run(JOB, preempt(0, at=at), preempt(1, at=at))
+    result = home.run(home.slow_from(JOB, at), preempt(0, at=at), preempt(1, at=at))
     goes_on_as_if_nothing_had_happened(result, digest)
     assert result.restarts["byCause"] == {"Preempted": 2}
     # Neither is there to keep a snapshot: the one checkpoint that they made together is all there is.
@@ -114,6 +91,7 @@ def test_a_second_sigterm_changes_nothing_and_loader_processes_take_no_part(home
     for _ in range(3):
         os.kill(agent, signal.SIGTERM)
         time.sleep(0.05)
+    run.until(lambda s: s["world"]["generation"] == 2, "the next generation")
     home.full_speed()
     result = run.wait()
     goes_on_as_if_nothing_had_happened(result, digest)
@@ -151,7 +129,7 @@ def test_a_member_told_to_leave_while_a_checkpoint_is_written(
     slow.write_text("1")
     monkeypatch.setenv("PYTHONPATH", str(HOOKS))
     monkeypatch.setenv("TESTS_SLOW_DISK", str(slow))
-    run = home.start(JOB)
+    run = home.start(home.slow_from(JOB, JOB.every))
     waited_for(lambda: list(home.state.glob("volumes/ckpt/default/*/tmp-*")))
     agent = agent_of(home, 1)
     os.kill(agent, signal.SIGTERM)

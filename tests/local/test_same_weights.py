@@ -41,8 +41,12 @@ def test_nothing_happens(finished: Finished, home: Home) -> None:
 
 
 def test_a_node_is_preempted(home: Home, digest: str, random_from_seed: random.Random) -> None:
-    at = random_from_seed.randrange(5, 100)
-    check(home.run(JOB, preempt(1, at=at)), digest, causes={"Preempted": 1}, at=at)
+    at = random_from_seed.randrange(5, 80)
+    result = home.run(home.slow_from(JOB, at), preempt(1, at=at))
+    check(result, digest, causes={"Preempted": 1}, at=at)
+    # It has trained on until somebody could take over: nobody stood still for longer than a recovery takes.
+    assert result.final["checkpoint"]["resumedFromStep"] > at + 1
+    assert float(result.final["goodput"]["lastRecoverySeconds"]) < 3.0  # 0.3 on a machine that has nothing else to do
 
 
 @pytest.mark.parametrize("slot", [0, 1])
@@ -58,10 +62,17 @@ def test_one_node_is_preempted_and_then_the_other_is_lost(
     home: Home, digest: str, random_from_seed: random.Random
 ) -> None:
     first = random_from_seed.randrange(5, 50)
-    second = random_from_seed.randrange(first + 20, 115)
-    result = home.run(JOB, preempt(1, at=first), kill(0, at=second))
+    second = random_from_seed.randrange(first + 50, 115)
+    result = home.run(home.slow_from(JOB, first), preempt(1, at=first), kill(0, at=second))
     check(result, digest, causes={"Preempted": 1, "MachineLost": 1}, at=second)
     assert result.final["goodput"]["recoveries"] == 2
+
+
+def test_a_node_is_lost_while_the_other_trains_on_in_its_grace_period(home: Home, digest: str) -> None:
+    # What was done last is in nobody's memory but that of the member that is about to go.
+    result = home.run(home.slow_from(JOB, 30), preempt(1, at=30), kill(0, at=32))
+    check(result, digest, causes={"Preempted": 1, "MachineLost": 1}, at=32)
+    assert result.final["checkpoint"]["resumedFromStep"] == 32
 
 
 def test_all_nodes_are_lost_at_once(home: Home, digest: str, random_from_seed: random.Random) -> None:

@@ -130,17 +130,16 @@ def accuracies(root: Path, seeds: int, config: dict[str, Any]) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # ten trainings, five of them in a precision that many a CPU does not have
-def test_the_digits_reach_99_percent_in_the_mean_of_five_seeds_and_in_bf16_as_in_fp32(tmp_path: Path) -> None:
-    means = {}
-    for precision in ("fp32", "bf16"):
+@pytest.mark.timeout(900)  # seven trainings, two of them in a precision that many a CPU does not have
+def test_the_digits_reach_99_percent_in_the_mean_of_five_seeds_and_in_two_of_them_in_bf16(tmp_path: Path) -> None:
+    found = {}
+    for precision, seeds in (("fp32", 5), ("bf16", 2)):
         config = example("digits")
         config["train"] = {**config.get("train", {}), "precision": precision}
         (tmp_path / precision).mkdir()
-        found = accuracies(tmp_path / precision, 5, config)
-        means[precision] = float(np.mean(found))
-        assert means[precision] >= 0.99, found
-    assert abs(means["bf16"] - means["fp32"]) <= 0.005, means
+        found[precision] = accuracies(tmp_path / precision, seeds, config)
+    assert np.mean(found["fp32"]) >= 0.99, found
+    assert abs(np.mean(found["bf16"]) - np.mean(found["fp32"][:2])) <= 0.005, found
 
 
 @pytest.mark.slow

@@ -49,7 +49,8 @@ class Agent:
     furthest: int = 0
     terminating_at: float | None = None
     leaving: bool = False
-    asked: bool = False  # to save and stop, and to stay
+    asked: bool = False  # its workers are, to save and stop
+    stopping_at: float | None = None
     by_signal: bool = False
     snapshot: tuple[int, int] | None = None  # (generation, step), in the member's memory
     stall: AgentStall | None = None
@@ -67,6 +68,7 @@ class Agent:
             state=self.state,
             generation=self.generation,
             terminating_at=self.terminating_at,
+            stopping_at=self.stopping_at,
             port=1000 + self.generation,
             acknowledged=self.acknowledged,
             furthest_step=self.furthest,
@@ -235,8 +237,6 @@ class Cluster:
         agent.terminating_at = self.now
         if not agent.leaving:
             agent.leaving = agent.by_signal = True
-        if agent.running:
-            agent.state = "Stopping"
         self.changes += 1
 
     def delete(self, member: Member) -> None:
@@ -306,11 +306,11 @@ class Cluster:
             self.truth.check_exit(member, command)
             self.end_with(member, command.code)
         elif command.op == "save":
-            agent.asked = agent.running and agent.generation == command.generation
+            if agent.running and agent.generation == command.generation:
+                self._ask_to_stop(member)
         elif command.op == "stop":
             agent.leaving = True
-            if agent.running:
-                agent.state = "Stopping"
+            self._ask_to_stop(member)
         elif command.op == "dump":
             training = self.trainings.get(agent.generation)
             running = agent.running and agent.generation == command.generation and training is not None
@@ -327,14 +327,25 @@ class Cluster:
                 self.fail(member, ExitCode.PEER_LOST)
             agent.highest = agent.generation = command.generation
             agent.state, agent.outcome, agent.progress, agent.furthest = "Running", None, None, 0
-            agent.asked = False
+            agent.asked, agent.stopping_at = False, None
             agent.stall, agent.stacks_id, agent.stacks = None, "", ()
             agent.spent = None
             self.trainings.setdefault(command.generation, Training(command.world, mark=self.now))
 
-    def leave(self, member: Member) -> None:
-        """An agent that is to leave does so once nothing runs."""
+    def _ask_to_stop(self, member: Member) -> None:
         agent = member.agent
+        if agent.running and not agent.asked:
+            agent.asked = True
+            self.changes += 1
+        if agent.running and agent.leaving and agent.stopping_at is None:
+            agent.state, agent.stopping_at = "Stopping", self.now
+
+    def leave(self, member: Member) -> None:
+        """An agent that is to leave does so once nothing runs; until it asks for that its workers train on."""
+        agent = member.agent
+        if agent.leaving and agent.running and not agent.asked:
+            self._ask_to_stop(member)
+            return
         training = self.trainings.get(agent.generation)
         if agent.leaving and agent.running and training is not None and training.step is None:
             self.fail(member, ExitCode.PEER_LOST)  # who has not begun is not waited for
@@ -425,7 +436,7 @@ class Cluster:
         self.changes += 1
         if training.step is None:
             self._restore(training, runners, chatty=chatty)
-        elif any(m.agent.leaving or m.agent.asked for m in runners):
+        elif any(m.agent.asked for m in runners):
             self.checkpoint = training.step
             for member in runners:
                 self._settle(member, AgentOutcome(generation, "stopped", 0, training.step, saved=True, at=self.now))
@@ -511,7 +522,7 @@ class Cluster:
             if member.slot not in stale or (member.uid in recorded and member.uid not in controller.cache):
                 controller.cache[member.uid] = SlotView(
                     member.slot, member.incarnation, member.uid, member.machine * member.placed, "10.0.0.1", member.deleting,
-                    member.leaving(), member.end, unplaced_since=member.unplaced_since, avoids=member.avoids,
+                    member.leaving(), end=member.end, unplaced_since=member.unplaced_since, avoids=member.avoids,
                 )  # fmt: skip
         views = tuple(
             replace(v, agent=controller.mailbox[u][1] if u in controller.mailbox else None)

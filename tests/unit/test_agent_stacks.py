@@ -100,7 +100,9 @@ def test_each_worker_is_told_by_its_main_thread_or_by_the_kernel(tmp_path: Path)
 def test_a_second_look_shows_what_is_now_and_loader_processes_are_seen(tmp_path: Path) -> None:
     folder = GenerationFolder.create(tmp_path, 1)
     with workers(folder, "has_a_loader"):
-        first, _ = collect(folder, 0, 1, time.monotonic())
+        deadline = time.monotonic() + 60  # until it waits
+        while brief(first := collect(folder, 0, 1, time.monotonic())[0])[0][3][:1] != ["wait"]:
+            assert time.monotonic() < deadline
         again, texts = collect(folder, 0, 1, time.monotonic())
     assert brief(first) == brief(again)
     worker, _, loader = texts[0].partition("below it")

@@ -5,7 +5,22 @@ from typing import Any
 
 import pytest
 from sim_cluster import Cluster
-from sim_views import NOW, after, agent, busy, created, deleted, ended, member, outcome, reasons, running, seen, spec
+from sim_views import (
+    NOW,
+    after,
+    agent,
+    busy,
+    created,
+    deleted,
+    ended,
+    member,
+    outcome,
+    reasons,
+    running,
+    seen,
+    spec,
+    wakeup,
+)
 
 from relight_agent.exits import Cause
 from relight_operator.api.status import JobStatus, SuccessorStatus
@@ -61,14 +76,14 @@ def test_who_has_completed_has_no_successor() -> None:
 
 
 def test_a_victim_that_has_saved_is_not_waited_for() -> None:
-    gone = replace(DELETED, agent=saved(terminating_at=NOW - 3))
+    gone = replace(DELETED, agent=saved(terminating_at=NOW - 9, stopping_at=NOW - 3))
     observed = seen(with_heir(), member(0, agent=saved()), gone, HEIR)
     status = after(observed)
     assert status.world is not None
     assert [m.uid for m in status.world.members] == ["u0", "u9"]
     assert (status.slots[1].incarnation, status.slots[1].successor) == (1, None)
     assert status.restarts.by_cause == {"Evicted": 1}
-    assert status.world.recovering_since == NOW - 3, "since the first sign"
+    assert status.world.recovering_since == NOW - 3, "it has trained on until then"
     assert status.slots[1].exit is not None
     assert status.slots[1].exit.cause == "Evicted"
     # Nothing of it is counted again once its end is seen.
@@ -113,9 +128,44 @@ def test_a_victim_that_ends_leaves_its_slot_to_its_successor_and_is_counted_once
     assert status.restarts.by_cause == {"MachineLost": 1}
 
 
+STARTING = member(1, "u9", 1, agent=agent("Starting"))
+UNPLACED = replace(STARTING, agent=None, unplaced_since=NOW - 1)
+
+
+@pytest.mark.parametrize("victim", [DELETED, ANNOUNCED])
+def test_a_leaving_member_trains_on_until_its_successor_is_ready(victim: SlotView) -> None:
+    for heir in (STARTING, UNPLACED):
+        status = after(seen(with_heir(), STAYS, victim, heir))
+        assert status.handover is None
+        command = command_for(status, slot=1, incarnation=0, uid="u1")
+        assert (command.id, command.successor) == ("run:1:successor", True)
+        assert command_for(status, slot=0, incarnation=0, uid="u0").id == "run:1"
+    assert after(seen(with_heir(), STAYS, victim, HEIR)).handover == 1
+
+
+@pytest.mark.parametrize(
+    ("stays", "victim", "heir"),
+    [
+        pytest.param(
+            STAYS, replace(DELETED, leaving=Cause.PREEMPTED), UNPLACED, id="another pod waits for its machine"
+        ),
+        pytest.param(STAYS, replace(DELETED, gone_by=NOW + 10), STARTING, id="it is killed in ten seconds"),
+        pytest.param(
+            replace(STAYS, agent=busy(terminating_at=NOW)), DELETED, STARTING, id="nobody stays that keeps the state"
+        ),
+    ],
+)
+def test_a_leaving_member_does_not_wait_in_vain(stays: SlotView, victim: SlotView, heir: SlotView) -> None:
+    assert after(seen(with_heir(), stays, victim, heir)).handover == 1
+
+
+def test_a_member_that_will_be_killed_is_looked_at_before_that() -> None:
+    actions = plan(seen(with_heir(), STAYS, replace(DELETED, gone_by=NOW + 30), STARTING), NOW)
+    assert wakeup(actions) == 20
+
+
 def test_a_generation_is_stopped_only_once_the_successor_of_an_announced_member_is_ready() -> None:
-    starting = member(1, "u9", 1, agent=agent("Starting"))
-    assert after(seen(with_heir(), STAYS, ANNOUNCED, starting)).handover is None
+    assert after(seen(with_heir(), STAYS, ANNOUNCED, STARTING)).handover is None
     status = after(seen(with_heir(), STAYS, ANNOUNCED, HEIR))
     assert (status.handover, status.recovery) == (1, None)
     for slot, uid in ((0, "u0"), (1, "u1")):
@@ -130,10 +180,13 @@ def test_a_generation_is_stopped_only_once_the_successor_of_an_announced_member_
     assert deleted(plan(seen(over, member(0, agent=saved()), replace(ANNOUNCED, agent=saved()), HEIR), NOW)) == ["u1"]
 
 
+STOPPING = replace(DELETED, agent=replace(busy(terminating_at=NOW - 3, stopping_at=NOW - 1), state="Stopping"))
+
+
 @pytest.mark.parametrize(
     ("changes", "victim", "trainer"),
     [
-        pytest.param({}, DELETED, {"script": ["t.py"]}, id="who was told to end stops by itself"),
+        pytest.param({}, STOPPING, {"script": ["t.py"]}, id="its agent has asked for that already"),
         pytest.param({}, ANNOUNCED, {"command": ["t"]}, id="a plain command cannot stop at an agreed step"),
         pytest.param({"resumed_from_step": None}, ANNOUNCED, {"script": ["t.py"]}, id="it has not restored yet"),
     ],
@@ -143,7 +196,8 @@ def test_a_generation_is_not_stopped(changes: dict[str, Any], victim: SlotView, 
     assert status.world is not None
     status.world = status.world.model_copy(update=changes)
     other = replace(STAYS, agent=agent("Running", 1))
-    quiet = replace(victim, agent=agent("Running", 1, terminating_at=victim.agent and victim.agent.terminating_at))
+    assert victim.agent is not None
+    quiet = replace(victim, agent=replace(victim.agent, progress=None))
     assert after(seen(status, other, quiet, HEIR, spec=spec(trainer=trainer))).handover is None
 
 

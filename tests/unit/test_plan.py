@@ -139,8 +139,8 @@ def test_who_has_completed_may_go_while_its_world_lives() -> None:
     assert (status.restarts.disruptions, status.slots[0].incarnation) == (1, 1)
 
 
-def test_the_first_sign_of_a_preemption_is_its_sigterm() -> None:
-    told = replace(outcome("stopped"), terminating_at=NOW - 30)
+def test_a_training_stands_still_from_when_a_leaving_member_asked_for_a_stop() -> None:
+    told = replace(outcome("stopped"), terminating_at=NOW - 60, stopping_at=NOW - 30)
     status = after(seen(running(), member(0, agent=busy()), member(1, agent=told, end=ended(Cause.PREEMPTED, 75))))
     assert status.recovery is not None
     assert status.recovery.since == NOW - 30

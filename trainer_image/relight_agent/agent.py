@@ -41,6 +41,9 @@ FLUSH_SECONDS = 60.0
 FLUSH_BYTES_PER_SECOND = 100e6  # of a storage that nothing is known of
 FLUSH_START_SECONDS = 1.0  # of a fork of the warm launcher
 STOP_SECONDS = 120.0  # the leisure of a stop of the whole job: it ends with this, or with a SIGTERM
+# Of its grace period a member may use this part to train on, while its successor is made ready.
+TRAIN_ON = 0.5
+ANSWER_SECONDS = 1.0  # within which the coordinator says that there is to be one
 # Workers that have not begun to train hold nothing new: they are not waited for when the member must go.
 START_LEAVE_SECONDS = 2.0
 UPLOAD_AFTER_SECONDS = 30.0  # stacks go into an object store once their generation has ended, or after this long
@@ -65,8 +68,12 @@ class Agent:
         self._highest = 0  # the highest generation obeyed
         self._pending: Optional[World] = None  # to be run as soon as the launcher is warm
         self._leaving: Optional[str] = None  # the id of the stop, or "SIGTERM"
+        self._leave_op = ""
         self._leave_by = 0.0
-        self._asked_at = 0.0
+        self._told_at = 0.0
+        self._ask_by = 0.0  # training goes on until then
+        self._asked = False
+        self._succeeded = 0  # the generation in which a successor is made ready for this member
         self._exit: Optional[Tuple[int, str]] = None
         self._observed_at = 0.0
         self._milestone: Any = None
@@ -129,8 +136,8 @@ class Agent:
 
     def _on_event(self, kind: str, value: Any) -> None:
         if kind == "signal":
+            self._reporter.observe(terminating_at=time.monotonic())
             self._leave("SIGTERM", "save")
-            self._reporter.update(terminating_at=time.monotonic())
         elif kind == "profile":
             self._profile = value
         elif kind == "command":
@@ -155,9 +162,10 @@ class Agent:
         elif op == "stop":
             self._leave(str(command.get("id")), "stop")
         elif op == "save":
-            # Who leaves already has asked them, and has less time.
             runs_it = self._running() and self._generation is not None and self._generation.number == generation
-            if runs_it and self._generation is not None and self._leaving is None:
+            if runs_it and self._leaving is not None:
+                self._ask_to_stop()
+            elif runs_it and self._generation is not None:
                 by = time.monotonic() + STOP_SECONDS
                 leaves = bool(command.get("leaves"))
                 self._generation.ask(Command(id=str(command.get("id")), op="save", deadline=by, leaves=leaves))
@@ -167,7 +175,15 @@ class Agent:
             self._pending = None
             if self._running() and self._generation is not None and self._generation.number <= generation:
                 self._generation.drop()
-        elif op == "run" and self._leaving is None:
+        elif op == "run":
+            self._run(command, generation)
+        self._start_pending()
+
+    def _run(self, command: Dict[str, Any], generation: int) -> None:
+        self._succeeded = generation if command.get("successor") else 0
+        if self._leaving is not None:
+            self._ask_by = max(self._ask_by, self._may_train_until())
+        else:
             if generation > self._highest:
                 self._highest = generation
                 self._pending = World.from_command(command, self.me.uid)
@@ -176,7 +192,6 @@ class Agent:
             profile = str(command.get("profile") or "")
             if profile and profile != self._profiled:
                 self._profile = self._profiled = profile
-        self._start_pending()
 
     def _start_pending(self) -> None:
         if self._pending is None or self._running() or self._leaving is not None:
@@ -205,6 +220,7 @@ class Agent:
             outcome_generation=0,
             furthest_step=0,
             progress=None,
+            stopping_at=None,
             stalled=None,
             stacks_id="",
             stacks=[],
@@ -438,7 +454,10 @@ class Agent:
     # -- leaving
 
     def _leave(self, reason: str, op: str) -> None:
-        """Save and go: for SIGTERM within the grace period, for a stop of the whole job at leisure."""
+        """Save and go: for SIGTERM within the grace period, for a stop of the whole job at leisure.
+
+        Who has a successor coming may train on meanwhile; the coordinator says when to stop.
+        """
         grace = self.me.job.grace_seconds
         now = time.monotonic()
         leave_by = now + grace - grace_margin(grace)
@@ -446,14 +465,35 @@ class Agent:
             # A second SIGTERM changes nothing; one that comes in a stop at leisure ends the leisure.
             if reason == "SIGTERM" != self._leaving:
                 self._leaving, self._leave_by = reason, min(self._leave_by, leave_by)
+            elif reason != "SIGTERM" and not self._asked:
+                self._leave_op = op
+                self._ask_to_stop()
             return
-        self._leaving = reason
+        self._leaving, self._leave_op = reason, op
         self._pending = None
-        self._asked_at = now
+        self._told_at = now
         self._leave_by = leave_by if reason == "SIGTERM" else max(leave_by, now + STOP_SECONDS)
-        if self._running() and self._generation is not None:
-            self._reporter.update(state="Stopping")
-            self._generation.ask(Command(id=reason, op=op, deadline=self._leave_by, leaves=True))
+        self._ask_by = self._may_train_until() if reason == "SIGTERM" else now
+        if self._ask_by <= now:
+            self._ask_to_stop()
+        else:
+            self._reporter.update()
+
+    def _may_train_until(self) -> float:
+        """Until when the workers go on after a SIGTERM, unless the coordinator asks for a stop before that."""
+        generation = self._generation
+        if generation is None or not self._running() or self._is_command or len(generation.world.members) < 2:
+            return self._told_at
+        part = TRAIN_ON * self.me.job.grace_seconds
+        return self._told_at + (part if self._succeeded == generation.number else min(ANSWER_SECONDS, 0.1 * part))
+
+    def _ask_to_stop(self) -> None:
+        if self._asked:
+            return
+        self._asked = True
+        if self._running() and self._generation is not None and self._leaving is not None:
+            self._reporter.update(state="Stopping", stopping_at=time.monotonic())
+            self._generation.ask(Command(id=self._leaving, op=self._leave_op, deadline=self._leave_by, leaves=True))
 
     def _watch_leaving(self) -> None:
         if self._leaving is None or self._exit is not None:
@@ -461,16 +501,18 @@ class Agent:
         generation = self._generation
         if generation is not None and generation.outcome is None:
             now = time.monotonic()
+            if now >= self._ask_by:
+                self._ask_to_stop()
             # Who still writes a checkpoint may do so to the end; who does nothing is ended in time for a flush.
             if now > self._leave_by or (now > self._leave_by - self._flush_seconds() and not generation.is_saving()):
                 generation.kill()
                 self._go_unstopped()
-            elif now > self._asked_at + START_LEAVE_SECONDS and not generation.has_begun():
+            elif now > self._told_at + START_LEAVE_SECONDS and not generation.has_begun():
                 generation.drop()
             return
         outcome = generation.outcome if generation is not None else None
         if outcome is not None and outcome.kind == "completed" and self._leaving != "SIGTERM":
-            self._leaving = None  # nothing to stop any more: the coordinator will say exit
+            self._leaving, self._asked = None, False  # nothing to stop any more: the coordinator will say exit
             return
         # Who was to stay, and is told to leave only now, may hold what nobody else does.
         if outcome is not None and outcome.kind == "stopped" and outcome.saved and outcome.kept:
@@ -501,7 +543,7 @@ class Agent:
         if not size:
             return 0.0
         seconds = FLUSH_START_SECONDS + size / FLUSH_BYTES_PER_SECOND
-        return min(seconds, (self._leave_by - self._asked_at) / 2)
+        return min(seconds, (self._leave_by - self._told_at) / 2)
 
     def _exit_as_told(self, code: int, *, superseded: bool) -> None:
         """A job that has failed may be run again: what only this memory holds is saved before it goes."""

@@ -41,6 +41,7 @@ class State:
     state: str = "Starting"
     generation: int = 0
     terminating_at: Optional[float] = None
+    stopping_at: Optional[float] = None  # when its workers were asked to stop because it leaves
     port: int = 0
     furthest_step: int = 0
     progress: Optional[Progress] = None
@@ -184,6 +185,7 @@ class Reporter:
                 "state": state.state,
                 "generation": state.generation,
                 "terminatingAge": age(state.terminating_at),
+                "stoppingAge": age(state.stopping_at),
                 "port": state.port,
                 "address": me.address,
                 "furthestStep": state.furthest_step,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from relight_trainer.config import BadConfig, TrainerConfig, parse
-from relight_trainer.problems import Problem, join, shown
+from relight_trainer.problems import MAX_PATH, Problem, join, shown
 from relight_trainer.strict import nearest
 from relight_trainer.yaml_loader import MAX_BYTES, YamlError, load_documents
 
@@ -111,7 +111,9 @@ def _extended(value: Any, folder: Path, path: str, below: tuple[Path, ...]) -> A
         raise BadConfig([Problem(where, f"goes in a circle: {cycle}", shown(name))])
     if not file.is_file():
         near = nearest(file.name, [p.name for p in file.parent.glob("*.y*ml")]) if file.parent.is_dir() else None
-        raise BadConfig([Problem(where, "no such file", shown(str(file)), "a file, relative to this one", near)])
+        raise BadConfig(
+            [Problem(where, "no such file", shown(str(file), MAX_PATH), "a file, relative to this one", near)]
+        )
     base = _extended(_read(file), file.parent, path, (*below, file))
     if not isinstance(base, Mapping):
         raise BadConfig([Problem(where, f"{file.name} has no mapping in it", shown(name))])

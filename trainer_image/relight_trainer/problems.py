@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 from relight_trainer.strict import MAX_SHOWN, nearest
 
 MAX_FOUND = 80  # characters of a user's value in a message
+MAX_PATH = 4096  # of a file's name: what tells is at its end
 _WORD = re.compile(r"[A-Za-z_][-A-Za-z0-9_]*")
 
 
@@ -61,10 +62,10 @@ def join(path: str, loc: Sequence[int | str]) -> str:
     return path
 
 
-def shown(value: Any) -> str:
-    """`value` as JSON text on one line, clipped, with nothing in it that a terminal would obey."""
+def shown(value: Any, most: int = MAX_FOUND) -> str:
+    """`value` as JSON text on one line of at most `most` characters, with nothing in it that a terminal would obey."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    text = text if len(text) <= MAX_FOUND else text[: MAX_FOUND - 3] + "..."
+    text = text if len(text) <= most else text[: most - 3] + "..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 

@@ -315,7 +315,9 @@ class JobStatus(StatusModel):
     profile: ProfileStatus | None = None
     world: WorldStatus | None = None
     recovery: RecoveryStatus | None = None
-    handover: int | None = None  # the generation that is to stop because the successor of a leaving member is ready
+    handover: int | None = (
+        None  # the generation that is to stop for a leaving member: its successor is ready, or none can be
+    )
     resize: ResizeStatus | None = None
     hold: HoldStatus | None = None
     nodes_at_start: int = 0  # spec.nodes at the job's first look

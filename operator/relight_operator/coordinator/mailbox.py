@@ -95,6 +95,12 @@ class Mailbox:
 def _matters(old: Report, new: Report) -> bool:
     """Whether `new` says anything but that time has passed."""
     passing = {"seq", "after", "timings", "pace"}
-    ages = {"progress": {"first_step_age"}, "outcome": {"age"}, "terminating_age": True, "stall": {"age"}}
+    ages = {
+        "progress": {"first_step_age"},
+        "outcome": {"age"},
+        "terminating_age": True,
+        "stopping_age": True,
+        "stall": {"age"},
+    }
     exclude: dict[str, object] = {**dict.fromkeys(passing, True), **ages}
     return old.model_dump(exclude=exclude) != new.model_dump(exclude=exclude)  # type: ignore[arg-type]  # pydantic's IncEx

@@ -124,6 +124,7 @@ class Report(Wire):
     state: Literal["Starting", "Ready", "Running", "Stopping"]
     generation: Count = 0
     terminating_age: Age | None = None
+    stopping_age: Age | None = None
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     address: Word = ""
     furthest_step: Count = 0
@@ -176,7 +177,7 @@ def view(report: Report, *, heard_at: float) -> AgentView:
     stacks = report.stacks or StacksReport(id="")
     return AgentView(
         state=report.state, generation=report.generation, terminating_at=instant(report.terminating_age),
-        port=report.port, acknowledged=report.acknowledged, furthest_step=report.furthest_step, config_hash=report.config_hash,
+        stopping_at=instant(report.stopping_age), port=report.port, acknowledged=report.acknowledged, furthest_step=report.furthest_step, config_hash=report.config_hash,
         commit=report.commit, protocol=report.protocol, torch=report.torch, progress=progress, spent=spent, outcome=outcome,
         stall=stall, stacks_id=stacks.id, stacks=tuple(_stack(r) for r in stacks.ranks), pace=pace, heard_at=heard_at,
         notices=tuple(report.notices),
@@ -195,6 +196,8 @@ def command_body(command: AgentCommand) -> dict[str, Any]:
     body: dict[str, Any] = {"id": command.id, "op": command.op, "generation": command.generation}
     if command.op == "exit":
         body["code"] = int(command.code)
+    if command.op == "run":
+        body["successor"] = command.successor
     if command.op == "save":
         body["leaves"] = command.leaves
     if command.world is not None:

@@ -18,6 +18,7 @@ class AgentCommand:
     world: WorldStatus | None = None
     code: int = 0
     committed_step: int | None = None
+    successor: bool = False  # of a run: somebody is made ready to take this member's place
     leaves: bool = False  # of a save: somebody else is to take this member's place
     profile: str = ""  # the id of a trace that its workers are to make; a `run` says it, for who has missed the first
 
@@ -49,8 +50,10 @@ def command_for(status: JobStatus, *, slot: int, incarnation: int, uid: str) -> 
     if resizing or status.handover == generation:
         return AgentCommand(f"save:{generation}", "save", generation, leaves=holder.successor is not None)
     profile = status.profile.id if status.profile is not None and status.profile.generation == generation else ""
-    name = f"run:{generation}" + (f":profile:{profile}" if profile else "")
-    return AgentCommand(name, "run", generation, world, committed_step=status.checkpoint.step, profile=profile)
+    succeeded = holder.successor is not None
+    name = f"run:{generation}" + (":successor" if succeeded else "") + (f":profile:{profile}" if profile else "")
+    step = status.checkpoint.step
+    return AgentCommand(name, "run", generation, world, committed_step=step, successor=succeeded, profile=profile)
 
 
 def _failed_code(status: JobStatus) -> int:

@@ -1,9 +1,9 @@
 """Members that will leave while they still live: their successors are made ready meanwhile, and take over.
 
-A member that has been told to end (SIGTERM, a deletion) saves and stops with its peers by itself; its successor starts in
-its grace period. A member whose machine is only announced to go trains on until its successor is ready: then the
-generation stops at an agreed step, and the next one has the successor in it. An announcement that is taken back costs
-the successor, and nothing is counted.
+It trains on until its successor is ready: then the generation stops at an agreed step, and the next one has the successor
+in it. Who has been told to end (SIGTERM, a deletion) stops by itself when its time becomes short, and is asked to where
+waiting is of no use. Who is only announced to go trains on for as long as it takes: an announcement that is taken back
+costs the successor, and nothing is counted.
 """
 
 from relight_agent.exits import CAUSE_CLASS, Cause
@@ -13,6 +13,8 @@ from relight_operator.core.draft import Draft, outcome_in
 from relight_operator.core.observed import MemberEnd, SlotView
 from relight_operator.core.slots import announced, replace
 
+# What a member that will be killed keeps of its time, to stop and to save.
+HURRY_SECONDS = 10.0
 # A successor that ended before it was needed: the next one is not created sooner.
 RETRY_SECONDS = 10.0
 
@@ -39,7 +41,7 @@ def prepare(draft: Draft) -> None:
 
 
 def ask(draft: Draft) -> None:
-    """Have the running generation stop once somebody can take over from a member that is announced to leave."""
+    """Have the running generation stop once somebody can take over from a leaving member, or none will be there in time."""
     status, world = draft.status, draft.status.world
     if world is None or status.recovery is not None or status.handover in {world.generation, worlds.IN_VAIN}:
         return
@@ -48,14 +50,18 @@ def ask(draft: Draft) -> None:
         return
     if any(s.completed == world.generation for s in status.slots):
         return
-    for slot in status.slots:
-        member = draft.member(slot)
-        if member is None or _told(member) or not draft.in_world(member.uid):
-            continue  # who has been told to end stops the generation by itself
+    seats = [(slot, m) for slot in status.slots if (m := draft.member(slot)) is not None and draft.in_world(m.uid)]
+    nobody_stays = all(_told(member) for _, member in seats)
+    for slot, member in seats:
         cause = leaving(member)
-        if cause is not None and _heir(draft, slot) is not None:
+        if cause is None or (member.agent is not None and member.agent.state == "Stopping"):
+            continue
+        why = "its successor is ready" if _heir(draft, slot) is not None else ""
+        if not why and _told(member):
+            why = "all members leave" if nobody_stays else _hurry(draft, slot, member, cause)
+        if why:
             status.handover = world.generation
-            draft.event("HandingOver", f"{draft.name(slot.slot, slot.incarnation)}: {cause}; its successor is ready")
+            draft.event("HandingOver", f"{draft.name(slot.slot, slot.incarnation)}: {cause}; {why}")
             return
 
 
@@ -71,9 +77,9 @@ def hand_over(draft: Draft) -> None:
         if member is None or cause is None or heir is None or not _is_released(draft, slot, member):
             continue
         old = draft.name(slot.slot, slot.incarnation)
-        noticed = member.agent.terminating_at if member.agent is not None else None
-        if recovery is not None and noticed is not None and draft.in_world(member.uid):
-            recovery.since = min(recovery.since, noticed)
+        stopping = member.agent.stopping_at if member.agent is not None else None
+        if recovery is not None and stopping is not None and draft.in_world(member.uid):
+            recovery.since = min(recovery.since, stopping)
         if recovery is not None and draft.in_world(member.uid):
             recovery.losses += 1
             if recovery.cause == Cause.STOPPED.value:  # it was for this one that all stopped
@@ -82,6 +88,20 @@ def hand_over(draft: Draft) -> None:
         new = draft.name(slot.slot, heir.incarnation)
         replace(slot, MemberEnd(cause, CAUSE_CLASS[cause], draft.now, message=f"{new} has taken over"))
         draft.event("MemberLost", f"{old}: {cause}: {new} has taken over")
+
+
+def _hurry(draft: Draft, slot: SlotStatus, member: SlotView, cause: Cause) -> str:
+    """Why a member that has been told to end is not to train on until its successor is ready; "" where it may."""
+    heir = draft.member(slot.successor) if slot.successor is not None else None
+    if cause is Cause.PREEMPTED and heir is not None and heir.unplaced_since is not None:
+        return "somebody waits for its machine, and there is none for a successor"
+    if member.gone_by is None:
+        return ""
+    left = member.gone_by - HURRY_SECONDS - draft.now
+    if left > 0:
+        draft.wakeups.append(left)
+        return ""
+    return "its time is short"
 
 
 def _look_after(draft: Draft, slot: SlotStatus, member: SlotView | None) -> None:

@@ -95,6 +95,7 @@ class AgentView:
     state: str  # Starting | Ready | Running | Stopping
     generation: int = 0  # the last generation it started, 0 for none
     terminating_at: float | None = None  # unix seconds at which it got SIGTERM
+    stopping_at: float | None = None  # unix seconds at which it asked its workers to stop because it leaves
     port: int = 0  # found free just now, for the store of a next generation
     acknowledged: str = ""  # the id of the last command that it took
     furthest_step: int = 0  # steps done in `generation`, by the heartbeats of its workers
@@ -136,6 +137,7 @@ class SlotView:
     address: str = ""
     deleting: bool = False
     leaving: Cause | None = None  # why it will end, though it lives: it was told to, or its machine is announced to go
+    gone_by: float | None = None  # unix seconds at which it will be killed; None where nobody has set a time
     end: MemberEnd | None = None  # None: alive
     agent: AgentView | None = None  # None: nothing heard from this uid since the coordinator started
     unplaced_since: float | None = None  # unix seconds: no machine has been found for it since then

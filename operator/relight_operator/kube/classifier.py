@@ -94,11 +94,18 @@ def slot_view(
         address=pod.get("status", {}).get("podIP") or "",
         deleting=is_deleting(pod),
         leaving=leaving,
+        gone_by=_gone_by(pod),
         end=member_end(pod, gone=gone, first_sign=first_sign, hints=hints, machine_ready=machine_ready),
         agent=agent,
         unplaced_since=_unplaced_since(pod),
         avoids=_avoids(pod),
     )
+
+
+def _gone_by(pod: Pod) -> float | None:
+    """The end of its grace period, in unix seconds; None as long as nobody has deleted it."""
+    told = pod["metadata"].get("deletionTimestamp")
+    return dt.datetime.fromisoformat(told).timestamp() if told else None
 
 
 def is_deleting(pod: Pod) -> bool:

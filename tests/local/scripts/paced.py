@@ -1,19 +1,26 @@
-"""A hook that slows each step for as long as a file is there, so that whoever watches can act in mid-training."""
+"""A hook that slows each step down, so that whoever watches can act in mid-training, however fast the machine is."""
 
+import os
 import time
 from pathlib import Path
 
 from relight_trainer.hooks import Hook
 from relight_trainer.run import Run
 
-STEP_SECONDS = 0.1
+PACED_SECONDS = 0.1  # a step
+SLOW_SECONDS = 0.5
 
 
 class Paced(Hook):
-    def __init__(self, file: str) -> None:
-        self._file = Path(file)
+    """For as long as `file` is there; without one, after step `after` of the first generation."""
+
+    def __init__(self, file: str = "", after: int = 0) -> None:
+        self._file = Path(file) if file else None
+        self._after = after
+        self._first = os.environ["RELIGHT_GENERATION"] == "1"
 
     def step_begin(self, run: Run) -> None:
-        del run
-        if self._file.exists():
-            time.sleep(STEP_SECONDS)
+        if self._file is not None and self._file.exists():
+            time.sleep(PACED_SECONDS)
+        elif self._file is None and self._first and run.step >= self._after:
+            time.sleep(SLOW_SECONDS)
