@@ -96,7 +96,7 @@ def test_a_second_sigterm_changes_nothing_and_loader_processes_take_no_part(home
     result = run.wait()
     goes_on_as_if_nothing_had_happened(result, digest)
     assert result.restarts["byCause"] == {"Preempted": 1}
-    assert "saved" in result.said
+    assert "its successor is ready" in result.said
     logs = "".join(path.read_text() for path in home.state.glob("members/*/log"))
     assert "is killed by signal" not in logs
 
