@@ -15,7 +15,7 @@ run: $(STAMP)  ## train examples/digits.yaml here on two "nodes", through one pr
 	$(BIN)/relight run examples/digits.yaml $(RUN_FLAGS)
 
 test: $(STAMP)  ## every test; those on Kubernetes with CLUSTER=testbed (root; built here) or CLUSTER=existing (KUBECONFIG)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder $(if $(CLUSTER),--cluster=$(CLUSTER)) $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(if $(CLUSTER),--cluster=$(CLUSTER)) $(PYTEST_FLAGS)
 
 PEERS := .venv/peers
 test-peers: $(STAMP)  ## the tests with Lightning, transformers and an S3 server's double, which it installs into .venv/peers

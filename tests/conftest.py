@@ -18,8 +18,7 @@ settings.load_profile("relight")
 # Drawn once, for all processes.
 SEED = os.environ.setdefault("RELIGHT_TEST_SEED", str(random.SystemRandom().randrange(10**6)))
 
-TESTS = Path(__file__).parent
-CLUSTER = TESTS / "cluster"
+CLUSTER = Path(__file__).parent / "cluster"
 BUILDING_SECONDS = 2400  # Kubernetes from source, beside other tests
 LEFT_OUT = pytest.StashKey[int]()
 
@@ -39,7 +38,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="the tests that take many minutes too, as `make faults` does")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--long"):
         long = [item for item in items if item.get_closest_marker("long")]
@@ -58,9 +56,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=_place)
         if first := next((item for item in items if item in here), None):
             first.add_marker(pytest.mark.timeout(BUILDING_SECONDS))
-    for item in items:
-        group = "cluster" if item.get_closest_marker("cluster") else item.path.relative_to(TESTS).as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):  # xdist's own loadgroup does nothing under pytest 9.2
+        def _split_scope(self, nodeid: str) -> str:
+            return "cluster" if nodeid.startswith("tests/cluster/") else super()._split_scope(nodeid)
+
+    return ByFile(config, log)
 
 
 def _place(item: pytest.Item) -> int:

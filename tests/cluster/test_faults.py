@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,84 @@ def test_a_killed_container_costs_no_step_and_no_budget(job: Job, testbed: Clust
     assert after["restarts"]["byCause"] == {"MachineUnhealthy": 1}
     assert after["restarts"]["counted"] == 0
     assert after["goodput"]["lostSteps"] == 0
+
+
+def committed(folder: Path, job: Job) -> list[tuple[int, int]]:
+    """(generation, step) of each checkpoint of the job that is there."""
+    manifests = (folder / job.namespace / job.name).glob("step-*/manifest.json")
+    found = (json.loads(path.read_text()) for path in manifests)
+    return sorted((int(m["order"]["generation"]), int(m["order"]["step"])) for m in found)
+
+
+@pytest.mark.long
+def test_a_member_that_is_cut_off_is_replaced_and_does_no_harm_when_it_is_back(
+    job: Job, testbed: Cluster, claim: str, tmp_path: Path
+) -> None:
+    checkpoint = {"persistentVolumeClaim": {"claimName": claim}, "interval": {"steps": 100}}
+    job.apply(spec("4000ep", checkpoint=checkpoint))
+    before = job.until_training()
+    uids, pod = job.uids(), job.pod(1)
+    node = faults.node_of(job, pod)
+    zombie = faults.agent_of(uids[1])
+    testbed.partition(node)
+    try:
+        after = job.until_training(before["world"]["generation"] + 1)
+        assert faults.node_of(job, job.pod(1)) != node
+        os.kill(zombie, 0)  # cut off, and alive
+    finally:
+        testbed.heal(node)
+    resumed = after["world"]["resumedFromStep"]
+    waited_for("the end of the old member", lambda: pod not in {p["metadata"]["name"] for p in job.pods()}, 120)
+    step = job.step()
+    status = waited_for("more steps", lambda: (s := job.status())["progress"]["step"] > step and s)
+    assert status["world"]["generation"] == after["world"]["generation"]
+    assert job.uids()[0] == uids[0]
+    assert status["restarts"]["byCause"] == {"MachineLost": 1}
+    assert (status["restarts"]["counted"], status["goodput"]["lostSteps"]) == (0, 0)
+    old = [
+        step
+        for generation, step in committed(tmp_path / "checkpoints", job)
+        if generation < after["world"]["generation"]
+    ]
+    assert all(step <= resumed for step in old)
+
+
+@pytest.mark.long
+def test_a_pod_that_cannot_end_is_left_behind(job: Job, testbed: Cluster) -> None:
+    job.apply(spec("4000ep"))
+    before = job.until_training()
+    uids, pod = job.uids(), job.pod(1)
+    node = faults.node_of(job, pod)
+    testbed.kill_machine(node)
+    try:
+        faults.delete(job, pod)
+        after = job.until_training(before["world"]["generation"] + 1)
+        stuck = faults.manifest(job, pod)
+        assert stuck["metadata"]["deletionTimestamp"]
+        assert stuck["metadata"]["uid"] == uids[1]
+        assert job.pod(1) != pod
+        assert job.uids()[1] not in {uids[1], ""}
+    finally:
+        testbed.revive_machine(node)
+    waited_for("the old pod's end", lambda: pod not in {p["metadata"]["name"] for p in job.pods()}, 120)
+    status = job.until_training()
+    assert status["world"]["generation"] == after["world"]["generation"]
+    assert (status["restarts"]["total"], status["restarts"]["counted"]) == (1, 0)
+    assert status["goodput"]["lostSteps"] == 0
+
+
+@pytest.mark.long
+def test_a_member_killed_for_its_memory_is_retried_so_often_and_told_why(job: Job) -> None:
+    hungry = ["python3", "-c", "held = []\nwhile True: held.append(bytearray(1 << 24))"]
+    limits = {"memory": "256Mi", "nvidia.com/gpu": 8}
+    wanted = spec("1ep", nodes=1, retry={"failures": 1, "backoff": {"initial": "0s"}})
+    job.apply({**wanted, "trainer": {"command": hungry, "resources": {"limits": limits}}})
+    status = job.until_phase("Failed")
+    assert status["restarts"]["byCause"] == {"OutOfMemory": 2}
+    assert status["restarts"]["counted"] == 2
+    failure = status["lastFailure"]
+    assert failure["cause"] == "OutOfMemory"
+    assert "memory" in failure["message"]
 
 
 @pytest.mark.long
@@ -91,6 +170,30 @@ def _after(job: Job, generation: int) -> dict[str, Any] | None:
         return None
     world = status.get("world") or {}
     return status if world.get("generation", 0) > generation and world.get("recovered") else None
+
+
+@pytest.mark.long
+def test_a_job_that_is_suspended_while_a_member_leaves_drains_once_and_goes_on(
+    job: Job, testbed: Cluster, claim: str, tmp_path: Path
+) -> None:
+    del testbed  # the claim's volume is a folder of this computer
+    checkpoint = {"persistentVolumeClaim": {"claimName": claim}, "interval": {"steps": 10**6}}
+    job.apply(spec("400ep", checkpoint=checkpoint))
+    before = job.until_training()
+    faults.delete(job, job.pod(1))
+    for suspended in (True, False):
+        body = json.dumps({"spec": {"suspend": suspended, "retry": {"failures": 5}}})
+        job.kubectl("patch", "trainingjob", job.name, "--type=merge", "-p", body)
+        if suspended:
+            stopped = job.until_phase("Suspended")
+    assert len(committed(tmp_path / "checkpoints", job)) == 1
+    after = job.until_training(before["world"]["generation"] + 1)
+    assert after["goodput"]["lostSteps"] == 0
+    assert after["restarts"]["total"] == stopped["restarts"]["total"] <= 1
+    assert after["restarts"]["counted"] == 0
+    faults.delete(job, job.pod(1))
+    job.kubectl("delete", "trainingjob", job.name, "--timeout=10s")
+    waited_for("the end of all pods", lambda: not job.pods())
 
 
 @pytest.mark.long

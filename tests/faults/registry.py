@@ -109,6 +109,13 @@ SCENARIOS = (
         ),
     ),
     Scenario(
+        16, "a member is cut off from the network",
+        (
+            "cluster/test_faults.py::test_a_member_that_is_cut_off_is_replaced_and_does_no_harm_when_it_is_back",
+            "trainer/test_checkpoint_folder.py::test_what_a_zombie_slipped_past_the_fence_is_never_read",
+        ),
+    ),
+    Scenario(
         17, "a machine is NotReady, its pods still Running",
         (
             "cluster/test_operator.py::test_a_dead_machine_is_left",
@@ -118,8 +125,8 @@ SCENARIOS = (
     Scenario(
         18, "a pod that stays Terminating on a dead machine",
         (
+            "cluster/test_faults.py::test_a_pod_that_cannot_end_is_left_behind",
             "cluster/test_operator.py::test_a_dead_machine_is_left",
-            "trainer/test_checkpoint_folder.py::test_what_a_zombie_slipped_past_the_fence_is_never_read",
         ),
     ),
     Scenario(
@@ -133,6 +140,7 @@ SCENARIOS = (
     Scenario(
         20, "killed for its memory, evicted for its own limits",
         (
+            "cluster/test_faults.py::test_a_member_killed_for_its_memory_is_retried_so_often_and_told_why",
             "unit/test_kube_recorded_pods.py::test_an_end_that_happened_has_its_cause[out-of-memory]",
             "unit/test_kube_recorded_pods.py::test_an_end_that_happened_has_its_cause[own-limit]",
         ),
@@ -275,6 +283,21 @@ SCENARIOS = (
             "unit/test_kube_reconciler.py::test_a_create_whose_answer_was_lost_is_asked_for_again_by_name",
         ),
     ),
+    Scenario(
+        40, "suspended, edited, deleted while a member leaves",
+        (
+            "cluster/test_faults.py::test_a_job_that_is_suspended_while_a_member_leaves_drains_once_and_goes_on",
+            "local/test_stops.py::test_ctrl_c_in_the_middle_of_a_recovery_keeps_what_only_a_survivor_holds",
+        ),
+    ),
+    Scenario(
+        41, "a replacement that cannot be scheduled",
+        (
+            "cluster/test_sizes.py::test_a_job_whose_replacement_finds_no_machine_goes_on_as_fewer_and_grows_back",
+            "local/test_elastic.py::test_a_job_goes_on_as_fewer_and_grows_back_on_the_same_samples",
+            "local/test_elastic.py::test_survivors_give_their_machines_back_and_the_job_goes_on_from_their_step",
+        ),
+    ),
     Scenario(42, "a storm: twenty kills in ten minutes", ("local/test_process_faults.py::test_a_storm_of_kills",)),
     Scenario(
         43,
@@ -305,8 +328,4 @@ SCENARIOS = (
 )  # fmt: skip
 
 # Scenarios without a test that brings them about as a whole, and what there is of it.
-OPEN: dict[int, str] = {
-    16: "a member cut off from the network: that a machine is cut off and comes back is tested, what a job makes of it is not",
-    40: "suspended, edited or deleted while a member leaves: here Ctrl-C in a recovery (local/test_stops.py), not on a cluster",
-    41: "a replacement that cannot be scheduled: jobs do not shrink",
-}
+OPEN: dict[int, str] = {}

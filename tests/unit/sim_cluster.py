@@ -97,6 +97,8 @@ class Member:
     placed: bool = False  # a machine has been found for it
     seq: int = 0
     waiting: bool = False
+    deaf: bool = False  # its agent hangs: it neither speaks nor hears, while its workers train on
+    heard_at: float = 0.0
     machine: str = ""  # "": the scheduler has found none, since then
     unplaced_since: float | None = None
     avoids: bool = False
@@ -158,6 +160,7 @@ class Controller:
 
     status: JobStatus
     version: int
+    listening_since: float
     mailbox: dict[str, tuple[int, AgentView]] = field(default_factory=dict)
     cache: dict[str, SlotView] = field(default_factory=dict)
     actions: list[Action] = field(default_factory=list)
@@ -276,9 +279,12 @@ class Cluster:
     def _post(self, uid: str, seq: int, view: AgentView) -> None:
         if self.controller is None:
             return
+        view = replace(view, heard_at=self.now)
+        if uid in self.members:
+            self.members[uid].heard_at = self.now
         known = self.controller.mailbox.get(uid)
         if known is None or known[0] < seq:
-            if known is None or known[1] != view:
+            if known is None or replace(known[1], heard_at=self.now) != view:
                 self.changes += 1
             self.controller.mailbox[uid] = (seq, view)
 
@@ -404,6 +410,11 @@ class Cluster:
             training.stuck = member.slot
             self.changes += 1
 
+    def deafen(self, member: Member) -> None:
+        """Its agent hangs."""
+        self.changes += not member.deaf
+        member.deaf = True
+
     def watch(self, member: Member) -> None:
         """The member's agent finds that its worker has been silent for too long."""
         agent = member.agent
@@ -433,7 +444,7 @@ class Cluster:
         runners = self._runners(training) if training is not None else None
         if training is None or runners is None or not all(m.agent.running for m in runners):
             return
-        self.changes += 1
+        self.changes += training.step != self.total
         if training.step is None:
             self._restore(training, runners, chatty=chatty)
         elif any(m.agent.asked for m in runners):
@@ -495,7 +506,7 @@ class Cluster:
 
     def start_controller(self) -> None:
         if self.controller is None:
-            self.controller = Controller(self.store.status, self.store.version)
+            self.controller = Controller(self.store.status, self.store.version, self.now)
             self.changes += 1
 
     def crash(self, *, lingering: bool = False) -> None:
@@ -529,7 +540,15 @@ class Cluster:
             for u, v in controller.cache.items()
         )
         seen = Observed(
-            "job", self.spec, controller.status, views, HASH, self.stop, progress_interval=5.0, profile=self.profile
+            "job",
+            self.spec,
+            controller.status,
+            views,
+            HASH,
+            controller.listening_since,
+            self.stop,
+            progress_interval=5.0,
+            profile=self.profile,
         )
         actions = plan(seen, self.now)
         assert actions == plan(seen, self.now), "plan() is a function"
@@ -590,7 +609,8 @@ class Cluster:
         self.start_controller()
         self.place()
         self.now += 0.01
-        awake = [m for m in self.living() if m.slot not in frozen]
+        awake = [m for m in self.living() if m.slot not in frozen and not m.deaf]
+        self._end_the_deaf()
         for member in awake:
             self.boot(member)
             self.notice(member)
@@ -611,6 +631,15 @@ class Cluster:
             if member.waiting:
                 self.begin_wait(member)  # a report beside the wait
             self.answer_wait(member)
+
+    def _end_the_deaf(self) -> None:
+        """Those that hear no SIGTERM are killed in the end; and a world that waits for one of them gives up."""
+        for member in [m for m in self.living() if m.deaf and m.agent.terminating_at is not None]:
+            self.end(member, Cause.DELETED)
+        for training in list(self.trainings.values())[-1:]:
+            members = [self.members.get(m.uid) for m in training.world.members]
+            absent = [m for m in members if m is not None and m.deaf and m.agent.generation < training.world.generation]
+            training.broken = training.broken or bool(absent)
 
     def quiet_down(self, limit: int = 600) -> None:
         """Rounds until the job has ended and everyone has gone. Time passes only as `plan()` asks for it."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from relight_agent.exits import Class, exit_of
 from relight_operator.api.status import TERMINAL, JobStatus, SlotStatus, WorldStatus
 from relight_operator.core.actions import Action, CreateMember, EmitEvent, WriteStatus
+from relight_operator.core.silence import SILENT_SECONDS
 
 if TYPE_CHECKING:
     from sim_cluster import Cluster, Member
@@ -230,16 +231,16 @@ class Truth:
         # Who is on its way out, or was replaced, in the very write that makes the job smaller may be counted or not.
         unclear = len([s for s in raised if s.slot in resized and self._goes(s)])
         raised = [s for s in raised if s.slot not in resized]
-        dead = [s for s in raised if not self._lives(s)]
+        dead = [s for s in raised if not self._lives(s) or self._is_mute(s, new)]
         # The same holds for who has no machine yet: made anew it has lost nothing, handed over it is counted.
-        handing = [s for s in raised if self._lives(s) and self._has_left(s, old.world)]
+        handing = [s for s in raised if s not in dead and self._has_left(s, old.world)]
         handed = [s for s in handing if not self._waits_for_a_machine(s)]
         unclear += len(handing) - len(handed)
         judged = counted - len(dead) - len(handed)
         assert 0 <= judged <= 1 + unclear, "a loss or a failure was counted twice, or not at all"
         self.losses += len(dead)
         self.failures += judged
-        given_up = [s for s in raised if self._lives(s) and s not in handed and not self._waits_for_a_machine(s)]
+        given_up = [s for s in raised if s not in dead and s not in handed and not self._waits_for_a_machine(s)]
         assert not given_up or judged >= 1
         formed = old.world is not None and new.world is not None and new.world.generation > old.world.generation
         just_judged = not _judged(old) and (formed or _judged(new))
@@ -286,6 +287,16 @@ class Truth:
         assert member.agent.leaving or member.was_announced, "a member that was to stay was replaced"
         assert not member.agent.running, "replaced in the middle of training"
         self.handed_over += 1
+        return True
+
+    def _is_mute(self, slot: SlotStatus, new: JobStatus) -> bool:
+        """Whether its member is given up because it does not answer."""
+        end = next(s for s in new.slots if s.slot == slot.slot).exit
+        if end is None or end.incarnation != slot.incarnation or "has not answered" not in end.message:
+            return False
+        member = self._cluster.members.get(slot.uid or "")
+        assert member is not None
+        assert self._cluster.now - member.heard_at > SILENT_SECONDS, "given up though it had been heard"
         return True
 
     def _goes(self, slot: SlotStatus) -> bool:

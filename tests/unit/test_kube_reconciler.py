@@ -519,6 +519,7 @@ async def test_old_ended_pods_are_removed_but_for_the_last(w: World) -> None:
         w.end(f"digits-1-{incarnation}", 75, '{"exitCode": 75}')
         await w.settle()
         w.now += 120
+        w.report("digits-0-0", state="Ready", port=4000)
         w.run(f"digits-1-{incarnation + 1}")
         await w.settle()
     living = [p["metadata"]["name"] for p in w.client.all("pods") if "deletionTimestamp" not in p["metadata"]]

@@ -232,6 +232,12 @@ class Faults(RuleBasedStateMachine):
             self.cluster.hang(member)
         self.go(rounds, frozen)
 
+    @rule(pick=PICK, rounds=ROUNDS, frozen=FROZEN)
+    def an_agent_hangs(self, pick: int, rounds: int, frozen: frozenset[int]) -> None:
+        if (member := self.member(pick)) is not None:
+            self.cluster.deafen(member)
+        self.go(rounds, frozen)
+
     @rule(how=st.sampled_from([(False, None), (True, None), (False, "interrupt-1")]), rounds=ROUNDS, frozen=FROZEN)
     def stop_is_wanted_or_not(self, how: tuple[bool, str | None], rounds: int, frozen: frozenset[int]) -> None:
         suspend, self.cluster.stop = how
@@ -331,7 +337,11 @@ def test_plan_survives_many_more_interleavings() -> None:
     run_state_machine_as_test(
         Faults,
         settings=settings(
-            max_examples=300, stateful_step_count=60, deadline=None, print_blob=True, suppress_health_check=CHECKS
+            max_examples=300,
+            stateful_step_count=60,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=CHECKS,
         ),
     )
 

@@ -299,7 +299,7 @@ def told(rank: int, doing: str, step: int = 10, command: str = "dump:1.1", **mor
 
 def job(*agents: AgentView | None, status: JobStatus | None = None, on_stall: str = "Restart") -> Any:
     views = [member(i, agent=a) for i, a in enumerate(agents)]
-    return seen(status or running(), *views, spec=spec(health={"onStall": on_stall}))
+    return seen(status or running(), *views, spec=spec(health={"onStall": on_stall}), listening_since=NOW)
 
 
 def asked(found: float = NOW - 1) -> JobStatus:

@@ -67,6 +67,7 @@ class SlotStatus(StatusModel):
     completed: int | None = None  # the generation that this slot's agent reported completed
     failed_starts: int = 0  # incarnations in a row that could not start
     not_before: float = 0.0  # unix seconds: the next incarnation is not created earlier
+    silent_since: float | None = None  # unix seconds: its member does not answer, and a generation waits for it
     released: bool = False  # the job has become smaller: no member is wanted here, until it grows again
     exit: ExitStatus | None = None
     successor: SuccessorStatus | None = None

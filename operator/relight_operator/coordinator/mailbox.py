@@ -19,6 +19,7 @@ class _Heard:
 
 @dataclass
 class _Job:
+    since: float  # unix seconds
     status: JobStatus | None = None
     heard: dict[str, _Heard] = field(default_factory=dict)  # by member uid
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -34,17 +35,24 @@ class Mailbox:
 
     async def publish(self, job: str, status: JobStatus) -> None:
         """An acknowledged status: from now on commands come from it. Wakes every agent that waits."""
-        entry = self._jobs.setdefault(job, _Job())
+        entry = self._entry(job)
         async with entry.changed:
             entry.status = status
             entry.changed.notify_all()
+
+    def _entry(self, job: str) -> _Job:
+        return self._jobs.get(job) or self._jobs.setdefault(job, _Job(self._clock()))
+
+    def listening_since(self, job: str) -> float:
+        """When the first word came in about the job, or from it: who is silent has been so since then at most."""
+        return self._entry(job).since
 
     def knows(self, job: str) -> bool:
         return job in self._jobs and self._jobs[job].status is not None
 
     def post(self, report: Report) -> bool:
         """Take a report in; False for one that is older than what is known of this agent."""
-        entry = self._jobs.setdefault(report.job, _Job())
+        entry = self._entry(report.job)
         last = entry.heard.get(report.uid)
         if last is not None and last.report.boot_id == report.boot_id and report.seq <= last.report.seq:
             return False
@@ -78,7 +86,7 @@ class Mailbox:
 
     async def wait(self, report: Report, hold: float) -> AgentCommand | None:
         """The agent's command as soon as it differs from `report.after`, or whatever it is after `hold` seconds."""
-        entry = self._jobs.setdefault(report.job, _Job())
+        entry = self._entry(report.job)
 
         def fresh() -> bool:
             command = self.command(report)

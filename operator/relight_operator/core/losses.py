@@ -35,7 +35,7 @@ def lose(draft: Draft) -> None:
             continue
         if has_done_its_part(draft, slot):
             continue  # the rest of its world decides
-        _lose_one(draft, slot, member, end_of(member, draft.now))
+        lose_one(draft, slot, member, end_of(member, draft.now))
         if draft.status.phase in TERMINAL:
             return
 
@@ -56,7 +56,8 @@ def end_of(member: SlotView | None, now: float) -> MemberEnd:
     return member.end
 
 
-def _lose_one(draft: Draft, slot: SlotStatus, member: SlotView | None, end: MemberEnd) -> None:
+def lose_one(draft: Draft, slot: SlotStatus, member: SlotView | None, end: MemberEnd) -> None:
+    """Give up the slot's member, and count that."""
     heard = member.agent if member is not None else None
     name, machine = draft.name(slot.slot, slot.incarnation), slot.machine
     in_world = draft.in_world(slot.uid)

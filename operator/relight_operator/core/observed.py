@@ -160,6 +160,7 @@ class Observed:
     status: JobStatus
     members: tuple[SlotView, ...] = ()
     config_hash: str = ""
+    listening_since: float = 0.0  # unix seconds: who has not been heard may have spoken before that
     stop: str | None = None  # the id of a stop asked for from outside the spec (Ctrl-C)
     profile: str = ""  # the id of a trace asked for from outside the spec; "" for none
     progress_interval: float = 10.0  # seconds between status writes that carry nothing but progress

@@ -17,6 +17,7 @@ from relight_operator.core import (
     members,
     profiles,
     resizing,
+    silence,
     slots,
     stalls,
     steps,
@@ -59,6 +60,7 @@ def _decide(draft: Draft) -> None:
         stops.stop_or_resume(draft)
     decisions = (
         losses.lose,
+        silence.watch,
         handover.prepare,
         failures.judge_world,
         blame.forgive,

@@ -138,6 +138,7 @@ class _Round:
             status=self.status,
             members=seen.members,
             config_hash=frozen.job_file.config_hash,
+            listening_since=self.b.mailbox.listening_since(self.key),
             profile=names.profile_of(self.body),
             jitter=random.random(),  # noqa: S311  # no secret
         )
