@@ -16,6 +16,7 @@ MOMENTS = (
     "fault", "detected", "pod created", "scheduled", "agent up", "launcher up", "launcher ready", "generation formed",
     "process group formed", "restored", "first step",
 )  # fmt: skip
+STILL = "stands still"
 
 
 class Fault(NamedTuple):
@@ -100,6 +101,15 @@ def follow(
     # A status that says two things at once was the first to say either.
     found["launcher ready"] = min(found["launcher ready"] or formed, formed)
     return {m: v for m, v in found.items() if v is not None}, after
+
+
+def still(instants: Mapping[str, float], after: Mapping[str, Any]) -> float:
+    """Seconds without a new step: who is told to leave trains on until its successor is ready.
+
+    From when the old generation stopped, as status says, or from a fault that left it no time, to the first new step.
+    """
+    total = instants["first step"] - instants["fault"]
+    return round(min(total, float(after["goodput"]["lastRecoverySeconds"])), 3)
 
 
 def _first_step(uid: str, generation: int) -> Progress | None:

@@ -14,7 +14,7 @@ from typing import Any
 import _cluster
 import _runs
 from _cluster import Job, Operator, faults, items
-from _instants import MOMENTS, Fault, follow
+from _instants import MOMENTS, STILL, Fault, follow, still
 
 
 def uncordon(job: Job, node: str) -> None:
@@ -81,7 +81,7 @@ def meet(operator: Operator, name: str, steps: int, digest: str, rng: random.Ran
         "at step": at_step,
         "cause": ",".join(causes),
         "lost steps": end["goodput"]["lostSteps"],
-        "recovery seconds, as status says": (after.get("goodput") or {}).get("lastRecoverySeconds"),
+        STILL: still(instants, after),
         "instants": {m: round(v - instants["fault"], 3) for m, v in instants.items()},
         "wrong": [what for what, good in checks.items() if not good],
     }
@@ -90,7 +90,9 @@ def meet(operator: Operator, name: str, steps: int, digest: str, rng: random.Ran
 def summary(runs: list[dict[str, Any]]) -> list[tuple[object, ...]]:
     """Medians of the phases per fault, in seconds."""
     spans = list(itertools.pairwise(MOMENTS))
-    rows: list[tuple[object, ...]] = [("fault", "n", "cause", "lost", *(f"-> {b}" for _, b in spans), "total", "wrong")]
+    rows: list[tuple[object, ...]] = [
+        ("fault", "n", "cause", "lost", *(f"-> {b}" for _, b in spans), "total", STILL, "wrong")
+    ]
     for name in FAULTS:
         those = [r for r in runs if r["fault"] == name]
         if not those:
@@ -108,6 +110,7 @@ def summary(runs: list[dict[str, Any]]) -> list[tuple[object, ...]]:
                 max(r["lost steps"] for r in those),
                 *(median(a, b) for a, b in spans),
                 median("fault", "first step"),
+                _runs.percentile([r[STILL] for r in those], 0.5),
                 ", ".join(sorted({w for r in those for w in r["wrong"]})) or "-",
             )
         )
@@ -133,7 +136,7 @@ def main() -> int:
             wrong = f" WRONG: {', '.join(found['wrong'])}" if found["wrong"] else ""
             _runs.say(
                 f"{number + 1}/{arguments.times} {name} at step {found['at step']}: {found['cause']}, "
-                f"{found['lost steps']} lost, {found['instants']['first step']:.2f} s{wrong}"
+                f"{found['lost steps']} lost, {found[STILL]:.2f} s{wrong}"
             )
             # After each: an hour of measuring must not hang on its last minute.
             result = {"undisturbedSeconds": round(undisturbed, 1), "digest": digest, "runs": runs}

@@ -1,8 +1,9 @@
 """How long does a training stand still when it loses a member, with Relight and with plain torchrun?
 
 One cluster, one trainer, one model, the same faults, a checkpoint at the same interval, images on every machine, four
-members over three kubelets. Time runs from the fault (when the API server shows it, or the SIGKILL) to the first step
-beyond the furthest that had been done before.
+members over three kubelets. "Stands still" is the time without a new step: it ends with the first one beyond the furthest
+that had been done before, and begins with the fault (when the API server shows it, or the SIGKILL), or, where a member that
+was told to leave trained on until its successor was ready, when that training stopped.
 
 relight         the job as anybody would write it
 relight+spare   with one spare member, where this Relight has spares
@@ -33,7 +34,7 @@ from typing import Any
 import _cluster
 import _runs
 from _cluster import Job, Operator, Sight, WatchedJob, faults, waited_for
-from _instants import MOMENTS, Fault, follow
+from _instants import MOMENTS, STILL, Fault, follow, still
 from relight_agent.files import GenerationFolder, JobFile, Progress
 
 MEMBERS = 4
@@ -86,7 +87,8 @@ def relight(operator: Operator, spares: int, plan: Sequence[str], rng: random.Ra
             act(job, pod)
             instants, after = follow(job, before, fault, began)
             lost = after["goodput"]["lostSteps"] - before["goodput"]["lostSteps"]
-            yield {"fault": name, "slot": fault.slot, "lost steps": lost, "instants": _relative(instants)}
+            found = {"fault": name, "slot": fault.slot, "lost steps": lost, STILL: still(instants, after)}
+            yield {**found, "instants": _relative(instants)}
 
 
 @dataclass
@@ -282,7 +284,8 @@ def plain(
                 "first step": first,
             }
             lost_steps = furthest - progress.resumed_from
-            yield {"fault": name, "slot": rank, "lost steps": lost_steps, "instants": _relative(instants)}
+            found = {"fault": name, "slot": rank, "lost steps": lost_steps, STILL: round(first - instants["fault"], 3)}
+            yield {**found, "instants": _relative(instants)}
 
 
 def _relative(instants: dict[str, float]) -> dict[str, float]:
@@ -324,7 +327,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         those = [r for r in runs if (r["variant"], r["fault"]) == (variant, fault)]
         if not those:
             continue
-        total = [r["instants"]["first step"] for r in those]
+        total = [r[STILL] for r in those]
         parts = {}
         for before, after in itertools.pairwise(moments_of(variant)):
             took = [
@@ -382,7 +385,7 @@ def main() -> int:
                 runs.append({"variant": variant, **found})
                 _runs.say(
                     f"{variant} {number}/{len(plan)} {found['fault']} of {found['slot']}: "
-                    f"{found['instants']['first step']:.2f} s, {found['lost steps']} steps lost"
+                    f"{found[STILL]:.2f} s, {found['lost steps']} steps lost"
                 )
                 rows = summary(runs)
                 result = {

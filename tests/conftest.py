@@ -18,7 +18,7 @@ settings.load_profile("relight")
 # Drawn once, for all processes.
 SEED = os.environ.setdefault("RELIGHT_TEST_SEED", str(random.SystemRandom().randrange(10**6)))
 
-CLUSTER = Path(__file__).parent / "cluster"
+CLUSTER, LOCAL = (Path(__file__).parent / name for name in ("cluster", "local"))
 BUILDING_SECONDS = 2400  # Kubernetes from source, beside other tests
 LEFT_OUT = pytest.StashKey[int]()
 
@@ -53,9 +53,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     else:
         for item in here:
             item.add_marker(pytest.mark.cluster)
-        items.sort(key=_place)
-        if first := next((item for item in items if item in here), None):
-            first.add_marker(pytest.mark.timeout(BUILDING_SECONDS))
+        if here:
+            min(here, key=_place).add_marker(pytest.mark.timeout(BUILDING_SECONDS))
+    items.sort(key=_place)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -71,10 +71,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 def _place(item: pytest.Item) -> int:
     """The cluster's tests take longest; those that start and end testbeds of their own come before the shared one is there,
-    those that judge all others at the end.
+    those that judge all others at the end. Beside them goes what needs one core at a time, and then whole jobs.
     """
     if not item.path.is_relative_to(CLUSTER):
-        return 9
+        return 8 + item.path.is_relative_to(LOCAL)
     return ("cluster" in getattr(item, "fixturenames", ())) + (item.get_closest_marker("at_the_end") is not None)
 
 

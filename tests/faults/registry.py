@@ -76,6 +76,7 @@ SCENARIOS = (
         11, "SIGKILL of the agent; deletion by force",
         (
             "local/test_process_faults.py::test_a_killed_agent_takes_its_member_along_and_no_other",
+            "local/test_process_faults.py::test_a_member_lost_while_a_checkpoint_is_written_is_not_answered_with_waiting_for_the_disk",
             "local/test_same_weights.py::test_a_node_is_lost",
             "cluster/test_faults.py::test_a_killed_container_costs_no_step_and_no_budget",
             "cluster/test_operator.py::test_a_disruption_costs_no_step_and_no_budget[deleted by force]",

@@ -146,6 +146,26 @@ def test_a_member_told_to_leave_while_a_checkpoint_is_written(
 
 
 @pytest.mark.long
+def test_a_member_lost_while_a_checkpoint_is_written_is_not_answered_with_waiting_for_the_disk(
+    home: Home, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.path.mkdir(parents=True)
+    slow = home.path / "slow"
+    slow.write_text("30")
+    monkeypatch.setenv("PYTHONPATH", str(HOOKS))
+    monkeypatch.setenv("TESTS_SLOW_DISK", str(slow))
+    run = home.start(JOB)
+    waited_for(lambda: list(home.state.glob("volumes/ckpt/default/*/tmp-*")))
+    os.kill(agent_of(home, 1), signal.SIGKILL)
+    run.until(lambda s: s["world"]["generation"] == 2, "the next generation")
+    slow.unlink()
+    result = run.wait()
+    goes_on_as_if_nothing_had_happened(result, digest)
+    # Two for last words, and the replacement's start.
+    assert float(result.final["goodput"]["lastRecoverySeconds"]) < 14
+
+
+@pytest.mark.long
 def test_a_grace_period_too_short_for_the_save_costs_no_more_than_the_last_checkpoint(
     home: Home, digest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

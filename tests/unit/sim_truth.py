@@ -228,26 +228,24 @@ class Truth:
             return
         # Who is released because the job has become smaller is no loss; who had been lost before that is one.
         resized = {s.slot for s in new.slots if s.exit is not None and s.exit.cause == "Resized"}
-        # Who is on its way out, or was replaced, in the very write that makes the job smaller may be counted or not.
-        unclear = len([s for s in raised if s.slot in resized and self._goes(s)])
         raised = [s for s in raised if s.slot not in resized]
         dead = [s for s in raised if not self._lives(s) or self._is_mute(s, new)]
-        # The same holds for who has no machine yet: made anew it has lost nothing, handed over it is counted.
-        handing = [s for s in raised if s not in dead and self._has_left(s, old.world)]
-        handed = [s for s in handing if not self._waits_for_a_machine(s)]
-        unclear += len(handing) - len(handed)
+        # Who has no machine, and is made anew because avoided ones are allowed again, has lost nothing.
+        let_back = bool(old.blamed_machines) and not new.blamed_machines
+        anew = [s for s in raised if s not in dead and let_back and self._waits_for_a_machine(s)]
+        handed = [s for s in raised if s not in dead and s not in anew and self._has_left(s, old.world)]
         judged = counted - len(dead) - len(handed)
-        assert 0 <= judged <= 1 + unclear, "a loss or a failure was counted twice, or not at all"
+        assert 0 <= judged <= 1, "a loss or a failure was counted twice, or not at all"
         self.losses += len(dead)
         self.failures += judged
-        given_up = [s for s in raised if s not in dead and s not in handed and not self._waits_for_a_machine(s)]
+        given_up = [s for s in raised if s not in dead and s not in handed and s not in anew]
         assert not given_up or judged >= 1
         formed = old.world is not None and new.world is not None and new.world.generation > old.world.generation
         just_judged = not _judged(old) and (formed or _judged(new))
         if new.phase in TERMINAL or new.stop is not None:
             return  # a job that fails or stops by then does not wait to hear from everybody
         if not just_judged:
-            assert judged <= unclear, "a failure counted outside its judgement"
+            assert judged == 0, "a failure counted outside its judgement"
         elif old.world is not None:
             uids = {m.uid for m in old.world.members}
             loss = any(s.uid in uids for s in dead) or any(
@@ -255,7 +253,7 @@ class Truth:
             )
             must, may = self._failures_of(old.world, new, loss=loss)
             assert judged >= must, "a failure was not counted"
-            assert judged <= may + unclear, "a failure that never was"
+            assert judged <= may, "a failure that never was"
 
     def _failures_of(self, world: WorldStatus, new: JobStatus, *, loss: bool) -> tuple[int, int]:
         """Whether a failure of this generation must be counted, and whether it may be: who is lost may or may not have
@@ -298,13 +296,6 @@ class Truth:
         assert member is not None
         assert self._cluster.now - member.heard_at > SILENT_SECONDS, "given up though it had been heard"
         return True
-
-    def _goes(self, slot: SlotStatus) -> bool:
-        """Whether its member has ended, or has been told or announced to."""
-        member = self._cluster.members.get(slot.uid or "")
-        if member is None or not member.alive or slot.successor is not None:
-            return True
-        return member.deleting or member.agent.leaving or member.was_announced
 
     def _waits_for_a_machine(self, slot: SlotStatus) -> bool:
         """Its member was created to avoid machines, and there is no other: it may be made anew."""

@@ -75,6 +75,13 @@ def fsync_folder(path: PathLike) -> None:
         os.close(descriptor)
 
 
+def newest_snapshot(run_dir: str) -> Optional[int]:
+    """The step of the newest closed snapshot of a member; None for none."""
+    marks = (read_json(path) for path in Path(run_dir, "snapshots").glob("slot-*.json"))
+    steps = (mark.get("step") for mark in marks if isinstance(mark, dict))
+    return max((step for step in steps if isinstance(step, int)), default=None)
+
+
 def read_json(path: PathLike) -> Optional[Any]:
     """The parsed file, or None where there is none (or where what is there is not JSON: half a disk, a stranger's)."""
     try:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 
 from relight_agent.exits import CLASS_ORDER, Class, ExitCode, exit_of
-from relight_agent.files import Command, GenerationFolder, Heartbeat, Outcome, Progress, clip, read_json
+from relight_agent.files import (
+    Command,
+    GenerationFolder,
+    Heartbeat,
+    Outcome,
+    Progress,
+    clip,
+    newest_snapshot,
+    read_json,
+)
 from relight_agent.identity import Identity
 from relight_agent.launcher import Launcher, inherited_env, path_of, python_of
 from relight_agent.ledger import Ledger, Spent
@@ -24,7 +33,7 @@ from relight_agent.stalls import Health, Learned, Pace, Paces, Silence, Watch
 
 # After the first local failure, or the last outcome, workers get this long for their own words before they are killed.
 LAST_WORD_SECONDS = 2.0
-# A worker that is writing a checkpoint when the generation is dropped may finish.
+# A worker that is writing what no snapshot holds when the generation is dropped may finish.
 CHECKPOINT_SECONDS = 15.0
 # A plain command's processes get this long after SIGTERM when the generation is dropped.
 COMMAND_TERM_SECONDS = 5.0
@@ -297,7 +306,10 @@ class WorkerGeneration(Generation):
         return self.outcome
 
     def _patience(self) -> float:
-        return CHECKPOINT_SECONDS if self.is_saving() else LAST_WORD_SECONDS
+        sections = {b[0] for b in self._heartbeats() if b is not None}
+        held = newest_snapshot(self.me.run_dir)
+        saving = "end" in sections or ("checkpoint" in sections and (held is None or held < self.furthest_step()))
+        return CHECKPOINT_SECONDS if saving else LAST_WORD_SECONDS
 
     def _heartbeats(self) -> List[Optional[Tuple[str, int, float]]]:
         return [Heartbeat.read(self.folder.heartbeat_path(i)) for i in range(self.me.job.proc_per_node)]
