@@ -13,6 +13,7 @@ from tests.testbed import Cluster, TestbedError, TestbedUnavailableError
 from tests.testbed.building import base_image
 from tests.testbed.cluster import bring_down, prepare
 from tests.testbed.footprint import footprint
+from tests.testbed.seed import seed
 from tests.testbed.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(400)
@@ -59,6 +60,7 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(str(reason))
+    seed(request.getfixturevalue("images"))  # who builds them beside these tests is not this one's either
     image = base_image()
     bring_down()  # what an earlier one left behind is not this one's
     before = footprint()

