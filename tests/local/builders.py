@@ -206,12 +206,13 @@ class Home:
         self._pace.touch()
         return self._with_pace(job, file=str(self._pace))
 
-    def slow_from(self, job: Job, step: int) -> Job:
+    def slow_from(self, job: Job, step: int, *, later: float = 0.0) -> Job:
         """`job`, of the core's config, which takes its time from `step` on, until there is a second generation.
 
         A member that is told to leave trains on until its successor is ready: a quick job would be over by then.
+        `later`: the seconds that each step takes longer from then on.
         """
-        return self._with_pace(job, after=step)
+        return self._with_pace(job, after=step, later=later)
 
     def _with_pace(self, job: Job, **how: object) -> Job:
         self.path.mkdir(parents=True, exist_ok=True)
