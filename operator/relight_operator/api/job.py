@@ -549,7 +549,9 @@ class DisruptionSpec(ApiModel):
     not_yet: ClassVar = frozenset({"podDisruptionBudget"})
 
     grace_period: Duration = Field(
-        "2m", description="How long a member may take to save after it has been told to end."
+        "2m",
+        description="How long a member may take to save after it has been told to end. For at most half of it the member trains on "
+        "while its successor is made ready.",
     )
     watch_taints: Annotated[list[TaintKey], Field(max_length=32)] = Field(
         [],
