@@ -76,7 +76,8 @@ def test_a_node_is_lost_while_the_other_trains_on_in_its_grace_period(home: Home
 
 
 def test_all_nodes_are_lost_at_once(home: Home, digest: str, random_from_seed: random.Random) -> None:
-    at = random_from_seed.randrange(JOB.every + 1, 115)
+    # Not where a checkpoint is due: the kill comes before it.
+    at = JOB.every * random_from_seed.randrange(1, 5) + random_from_seed.randrange(1, JOB.every)
     result = home.run(JOB, kill(0, at=at), kill(1, at=at))
     check(result, digest, causes={"MachineLost": 2}, at=at, lost=range(JOB.every + 1))
     # How far they had got since their last report, nobody lives to tell.
@@ -88,7 +89,7 @@ def test_all_nodes_are_lost_at_once(home: Home, digest: str, random_from_seed: r
 def test_a_script_does_the_steps_that_status_says_and_no_others(
     home: Home, random_from_seed: random.Random, slots: tuple[int, ...]
 ) -> None:
-    at, counted = random_from_seed.randrange(41, 79), home.path / "counted"
+    at, counted = random_from_seed.randrange(41, 60), home.path / "counted"
     job = Job(trainer=script("counting.py", counted), every=20)
     result = home.run(job, *(kill(slot, at=at) for slot in slots))
     assert result.code == 0, result.said
