@@ -46,7 +46,7 @@ def test_a_node_is_preempted(home: Home, digest: str, random_from_seed: random.R
     check(result, digest, causes={"Preempted": 1}, at=at)
     # It has trained on until somebody could take over: nobody stood still for longer than a recovery takes.
     assert result.final["checkpoint"]["resumedFromStep"] > at + 1
-    assert float(result.final["goodput"]["lastRecoverySeconds"]) < 3.0  # 0.3 on a machine that has nothing else to do
+    assert float(result.final["goodput"]["lastRecoverySeconds"]) < 8.0  # 0.3 on a machine that has nothing else to do
 
 
 @pytest.mark.parametrize("slot", [0, 1])
