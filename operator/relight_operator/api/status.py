@@ -67,7 +67,7 @@ class SlotStatus(StatusModel):
     completed: int | None = None  # the generation that this slot's agent reported completed
     failed_starts: int = 0  # incarnations in a row that could not start
     not_before: float = 0.0  # unix seconds: the next incarnation is not created earlier
-    silent_since: float | None = None  # unix seconds: its member does not answer, and a generation waits for it
+    silent_since: float | None = None  # unix seconds: its member has not been heard since about then
     released: bool = False  # the job has become smaller: no member is wanted here, until it grows again
     exit: ExitStatus | None = None
     successor: SuccessorStatus | None = None
@@ -316,9 +316,7 @@ class JobStatus(StatusModel):
     profile: ProfileStatus | None = None
     world: WorldStatus | None = None
     recovery: RecoveryStatus | None = None
-    handover: int | None = (
-        None  # the generation that is to stop for a leaving member: its successor is ready, or none can be
-    )
+    handover: int | None = None  # the generation that is to stop for the sake of a leaving member
     resize: ResizeStatus | None = None
     hold: HoldStatus | None = None
     nodes_at_start: int = 0  # spec.nodes at the job's first look
