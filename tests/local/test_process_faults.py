@@ -56,6 +56,16 @@ def digest_of_three(tmp_path_factory: pytest.TempPathFactory) -> str:
     return Home(tmp_path_factory.mktemp("three")).run(THREE).digest
 
 
+@pytest.fixture
+def slow(home: Home, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with the seconds that each fsync of a member takes longer, for as long as it is there."""
+    home.path.mkdir(parents=True)
+    file = home.path / "slow"
+    monkeypatch.setenv("PYTHONPATH", str(HOOKS))
+    monkeypatch.setenv("TESTS_SLOW_DISK", str(file))
+    return file
+
+
 def test_all_members_are_told_to_leave_at_once(home: Home, digest: str, random_from_seed: random.Random) -> None:
     at = random_from_seed.randrange(21, 100)
     result = home.run(home.slow_from(JOB, at), preempt(0, at=at), preempt(1, at=at))
@@ -121,14 +131,8 @@ def test_a_member_told_to_leave_in_a_wait_of_the_users_code_leaves_within_its_gr
     assert result.final["executedSteps"] == 40
 
 
-def test_a_member_told_to_leave_while_a_checkpoint_is_written(
-    home: Home, digest: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    home.path.mkdir(parents=True)
-    slow = home.path / "slow"
+def test_a_member_told_to_leave_while_a_checkpoint_is_written(home: Home, digest: str, slow: Path) -> None:
     slow.write_text("1")
-    monkeypatch.setenv("PYTHONPATH", str(HOOKS))
-    monkeypatch.setenv("TESTS_SLOW_DISK", str(slow))
     run = home.start(home.slow_from(JOB, JOB.every))
     waited_for(lambda: list(home.state.glob("volumes/ckpt/default/*/tmp-*")))
     agent = agent_of(home, 1)
@@ -147,13 +151,9 @@ def test_a_member_told_to_leave_while_a_checkpoint_is_written(
 
 @pytest.mark.long
 def test_a_member_lost_while_a_checkpoint_is_written_is_not_answered_with_waiting_for_the_disk(
-    home: Home, digest: str, monkeypatch: pytest.MonkeyPatch
+    home: Home, digest: str, slow: Path
 ) -> None:
-    home.path.mkdir(parents=True)
-    slow = home.path / "slow"
     slow.write_text("30")
-    monkeypatch.setenv("PYTHONPATH", str(HOOKS))
-    monkeypatch.setenv("TESTS_SLOW_DISK", str(slow))
     run = home.start(JOB)
     waited_for(lambda: list(home.state.glob("volumes/ckpt/default/*/tmp-*")))
     os.kill(agent_of(home, 1), signal.SIGKILL)
@@ -167,12 +167,8 @@ def test_a_member_lost_while_a_checkpoint_is_written_is_not_answered_with_waitin
 
 @pytest.mark.long
 def test_a_grace_period_too_short_for_the_save_costs_no_more_than_the_last_checkpoint(
-    home: Home, digest: str, monkeypatch: pytest.MonkeyPatch
+    home: Home, digest: str, slow: Path
 ) -> None:
-    home.path.mkdir(parents=True)
-    slow = home.path / "slow"
-    monkeypatch.setenv("PYTHONPATH", str(HOOKS))
-    monkeypatch.setenv("TESTS_SLOW_DISK", str(slow))
     run = home.start(JOB.with_spec(disruption={"gracePeriod": "5s"}))
     waited_for(home.checkpoints)
     slow.write_text("20")
