@@ -7,12 +7,17 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+# From when a folder is asked for until it has been read: machines take theirs from it while they start.
+IN_USE_SECONDS = 3600
 
 
 def cache_root() -> Path:
@@ -43,16 +48,16 @@ def cached(name: str, build: Callable[[Path], None], *, keep: int | None = None)
     """The folder `name` of the cache, `<kind>-<key>`; `build` fills it when it is not there yet.
 
     It appears by rename once it is whole; two processes that want it at once build it once. With `keep`, only so many of its
-    kind stay, those that were asked for last.
+    kind stay, and those that somebody asked for within `IN_USE_SECONDS`.
     """
     root = cache_root()
     final = root / name
-    if final.exists():
-        os.utime(final)
-        return final
-    with locked(root / ".locks" / name):
+    with _claimed(root, name):
         if final.exists():
+            os.utime(final)
             return final
+        for left in root.glob(f".{name}-*"):
+            shutil.rmtree(left)  # by a builder that was killed
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=root))
         try:
             temporary.chmod(0o755)
@@ -60,9 +65,20 @@ def cached(name: str, build: Callable[[Path], None], *, keep: int | None = None)
             temporary.rename(final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        os.utime(final)
     if keep is not None:
-        kind = name.rpartition("-")[0]
-        same = [path for path in root.glob(f"{kind}-*") if path.name.rpartition("-")[0] == kind]
-        for old in sorted(same, key=lambda path: path.stat().st_mtime)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)  # another process may be at it too
+        _drop_all_but(keep, root, name.rpartition("-")[0])
     return final
+
+
+def _claimed(root: Path, name: str) -> AbstractContextManager[None]:
+    return locked(root / ".locks" / name)
+
+
+def _drop_all_but(keep: int, root: Path, kind: str) -> None:
+    same = [(path.stat().st_mtime, path) for path in root.glob(f"{kind}-*") if path.name.rpartition("-")[0] == kind]
+    for _, old in sorted(same)[:-keep]:
+        with _claimed(root, old.name):
+            # Asked again: another process may have asked for it, or dropped it, since.
+            if old.exists() and time.time() - old.stat().st_mtime > IN_USE_SECONDS:
+                shutil.rmtree(old)

@@ -2,6 +2,8 @@
 
 import csv
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,22 +91,54 @@ def test_users_groups_stand_in_one_column() -> None:
     assert row == ["secret", "node", "node", "a,b"]
 
 
+def an_image(key: str, built: list[str]) -> Path:
+    def build(folder: Path) -> None:
+        built.append(key)
+        (folder / "image").write_text(key)
+
+    return cache.cached(f"image-{key}", build, keep=2)
+
+
 def test_what_is_cached_is_built_once_and_old_ones_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RELIGHT_TESTBED_CACHE", str(tmp_path))
     built: list[str] = []
-
-    def image(key: str) -> Path:
-        def build(folder: Path) -> None:
-            built.append(key)
-            (folder / "image").write_text(key)
-
-        return cache.cached(f"image-{key}", build, keep=2)
-
     for age, key in enumerate("abc"):
-        os.utime(image(key), (age, age))
-    assert image("c").joinpath("image").read_text() == "c"
+        os.utime(an_image(key, built), (age, age))
+    assert an_image("c", built).joinpath("image").read_text() == "c"
     assert built == ["a", "b", "c"]
     assert sorted(path.name for path in tmp_path.glob("image-*")) == ["image-b", "image-c"]
+
+
+def test_what_was_asked_for_a_moment_ago_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELIGHT_TESTBED_CACHE", str(tmp_path))
+    for key in "abc":
+        an_image(key, [])
+    assert sorted(path.name for path in tmp_path.glob("image-*")) == ["image-a", "image-b", "image-c"]
+
+
+def test_what_is_asked_for_while_old_ones_go_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELIGHT_TESTBED_CACHE", str(tmp_path))
+    for age, key in enumerate("ab"):
+        os.utime(an_image(key, []), (age, age))
+    claimed = cache.locked
+
+    @contextmanager
+    def asked_for_just_before(path: Path) -> Iterator[None]:
+        if path.name == "image-a":
+            os.utime(tmp_path / "image-a")
+        with claimed(path):
+            yield
+
+    monkeypatch.setattr(cache, "locked", asked_for_just_before)
+    an_image("c", [])
+    assert sorted(path.name for path in tmp_path.glob("image-*")) == ["image-a", "image-b", "image-c"]
+
+
+def test_what_a_killed_builder_left_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELIGHT_TESTBED_CACHE", str(tmp_path))
+    (tmp_path / ".image-a-half").mkdir()
+    an_image("a", [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".locks", "image-a"]
 
 
 def test_a_build_that_failed_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
