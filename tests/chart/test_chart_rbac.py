@@ -27,6 +27,7 @@ IN_CLUSTER = {
         "events": {"list", "create"},
         "nodes": {"get", "list", "watch"},
     },
+    "policy": {"poddisruptionbudgets": {"get", "create", "delete"}},
     "authentication.k8s.io": {"tokenreviews": {"create"}},
 }
 IN_ITS_NAMESPACE = {

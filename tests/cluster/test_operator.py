@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.cluster import faults
 from tests.cluster.relight import SYSTEM, Job, Operator, items, waited_for
-from tests.testbed import Cluster
+from tests.testbed import Cluster, TestbedError
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -63,6 +63,29 @@ def test_a_disruption_costs_no_step_and_no_budget(
     assert (restarts["disruptions"], restarts["counted"], restarts["total"]) == (1, 0, 1)
     assert set(restarts["byCause"]) <= causes
     assert after["goodput"]["lostSteps"] == 0
+
+
+def test_evictions_take_one_member_at_a_time(job: Job) -> None:
+    def allowed() -> int:
+        return int((budget() or {}).get("status", {}).get("disruptionsAllowed", 0))
+
+    def budget() -> Any:
+        return job.cluster.get("poddisruptionbudget", "digits", f"-n={job.namespace}")
+
+    job.apply(LONG)
+    before = job.until_training()
+    waited_for("leave for an eviction", lambda: allowed() == 1)
+    second = job.pod(1)
+    faults.evict(job, job.pod(0))
+    with pytest.raises(TestbedError, match="disruption budget"):
+        faults.evict(job, second)
+    after = job.until_training(before["world"]["generation"] + 1)
+    waited_for("leave for another one", lambda: allowed() == 1)
+    faults.evict(job, second)
+    after = job.until_training(after["world"]["generation"] + 1)
+    assert (after["restarts"]["disruptions"], after["goodput"]["lostSteps"]) == (2, 0)
+    job.kubectl("patch", "trainingjob", "digits", "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    waited_for("the budget's end", lambda: budget() is None)
 
 
 def test_the_schedulers_preemption_is_called_so(job: Job, testbed: Cluster) -> None:
@@ -131,7 +154,7 @@ def test_a_job_is_deleted_while_no_operator_is_there(job: Job, operator: Operato
         began = time.monotonic()
         job.kubectl("delete", "trainingjob", "digits", "--timeout=10s")
         assert time.monotonic() - began < 10
-        for kind in ("pods", "services", "configmaps"):
+        for kind in ("pods", "services", "configmaps", "poddisruptionbudgets"):
             selected = (kind, f"-n={job.namespace}", "-l=relight.dev/job=digits")
             waited_for(f"no {kind}", lambda what=selected: not items(job.cluster, *what))  # type: ignore[misc]
     finally:

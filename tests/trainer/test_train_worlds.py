@@ -64,3 +64,11 @@ def test_four_ranks_then_two_then_eight_then_three_do_what_four_do(tmp_path: Pat
     assert all(len(rows) == 32 for rows in seen.values())
     expected, found = whole[0][1], answers[0][1]
     assert max((torch.tensor(found[k]) - torch.tensor(expected[k])).abs().max().item() for k in found) <= 1e-12
+
+
+def test_a_world_larger_than_its_virtual_ranks_is_refused(tmp_path: Path) -> None:
+    """Whoever had no part would keep its batch norm's statistics as they began, and lend them to all."""
+    the_job = job(tmp_path, checkpoints=False)
+    the_job.entry["config"] = {**CONFIG, "train": {**CONFIG["train"], "virtual_ranks": 1}}
+    answers = worlds.run(until, 3, root=tmp_path, job=the_job, ranks=2)
+    assert [("virtual_ranks 1" in str(a), "auto, 2 or more" in str(a)) for a in answers] == [(True, True)] * 2

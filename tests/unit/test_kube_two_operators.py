@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from kube_fake import FakeClient
-from test_kube_reconciler import KEY, World
+from kube_world import KEY, World
 
 from relight_operator.kube.client import Body, Resource
 from relight_operator.kube.errors import KubeError

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +124,28 @@ def test_whose_fault_a_checkpoint_folder_is(
     else:
         assert looked(replacement) == [f"{message}; training goes on meanwhile"]
     assert list(storage.iterdir()) == [], "what was tried out is removed"
+
+
+def test_a_replacement_does_not_wait_for_storage_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, real = threading.Event(), os.fsync
+    storage = tmp_path / "storage"
+
+    def fsync(descriptor: int) -> None:
+        if str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(str(storage)):
+            answers.wait(30)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(preflight, "STORAGE_SECONDS", 0.1)
+    (told,) = looked(identity(tmp_path, incarnation=2, checkpoint_dir=str(storage)))
+    assert told == f"{storage} has not answered within 0.1 s: checkpoints will be late; training goes on meanwhile"
+    answers.set()
+    for thread in threading.enumerate():
+        if thread.name == "storage":
+            thread.join()
+    assert list(storage.iterdir()) == []
 
 
 def test_a_folder_in_memory_that_cannot_be_written_is_the_machines(

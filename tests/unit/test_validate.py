@@ -253,6 +253,7 @@ def rule(rules: str) -> str:
         (GOOD.replace("nodes: 2", "nodes: 2, elastic: {minNodes: 1, maxNodes: 65}"), "too small for elastic.maxNodes 65 x procPerNode 1 = 65 workers"),
         (GOOD.replace("nodes: 2", "nodes: 2, elastic: {minNodes: 1, maxNodes: 2, replacementTimeout: 15m}"), "spec.disruption.holdSurvivors: survivors would be released before they may go on as fewer"),
         (HEAD + "spec: {nodes: 2, elastic: {minNodes: 1, maxNodes: 4}, trainer: {config: {train: {virtual_ranks: 2}}}}", "train.virtual_ranks: fewer than elastic.maxNodes 4 x procPerNode 1 = 4 workers; found 2; allowed: auto, 4 or more"),
+        (HEAD + "spec: {nodes: 2, procPerNode: 2, trainer: {config: {train: {virtual_ranks: 3}}}}", "train.virtual_ranks: fewer than nodes 2 x procPerNode 2 = 4 workers; found 3; allowed: auto, 4 or more"),
         (HEAD + "spec: {nodes: 2, elastic: {minNodes: 1, maxNodes: 2}, trainer: {script: [a.py]}}", "spec.elastic.batch: the batch of an own script"),
         (HEAD + "spec: {nodes: 1000, spares: 1, trainer: {script: [a.py]}}", "spec.spares: too many beside nodes 1000: 1000 members at most; found 1; allowed: 0 or less"),
         (GOOD.replace("nodes: 2", "disruption: {holdSurvivors: 0s}"), "allowed: more than 0s"),

@@ -10,8 +10,10 @@ import errno
 import os
 import re
 import shutil
+import threading
 import time
 from pathlib import Path
+from queue import Empty, Queue
 from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
 
 from relight_agent.exits import ExitCode
@@ -21,6 +23,7 @@ from relight_agent.identity import Identity
 # Of the folder in memory: what the files between agent and workers take at least.
 LEAST_BYTES = 1 << 20
 TIMEOUT_SECONDS = 60.0  # for all of it; storage that hangs would hang for ever
+STORAGE_SECONDS = 5.0  # for the checkpoints' folder, where others of the job have written before
 SKEW_SECONDS = 5.0  # of two clocks, that nobody need hear of
 RECLAIM_SECONDS = 30.0  # for the memory of a GPU, after the end of the process that had it
 # Of a GPU's memory: that others may hold without a word, and that they may hold at all.
@@ -70,20 +73,38 @@ def checkpoint_folder(folder: Path, me: Identity, warn: Callable[[str], None]) -
     """Checkpoints can be written there. Raises Unfit.
 
     Of a member that replaces another: its job has used the folder before, so what keeps this one out is its machine; and
-    storage that is full or ill must not keep training from going on.
+    storage that is full, ill or slow must not keep training from going on.
     """
+    found = Queue()  # type: Queue[Optional[OSError]]
+    trial = threading.Thread(target=_try_out, args=(folder, me.uid, found), name="storage", daemon=True)
+    trial.start()
+    try:
+        error = found.get(timeout=STORAGE_SECONDS if me.incarnation else None)
+    except Empty:
+        warn(
+            f"{folder} has not answered within {STORAGE_SECONDS:g} s: checkpoints will be late; training goes on meanwhile"
+        )
+        return
+    if error is None:
+        return
+    text = f"checkpoints cannot be written to {folder}: {said(error)}"
+    if error.errno in _FORBIDDEN:
+        if me.incarnation:
+            raise Unfit(ExitCode.MACHINE_UNHEALTHY, f"{text}, on this machine") from error
+        raise Unfit(ExitCode.BAD_CONFIG, f"{text} (as user {os.getuid()}, group {os.getgid()})") from error
+    if not me.incarnation:
+        raise Unfit(ExitCode.STORAGE_FAILED, text) from error
+    warn(f"{text}; training goes on meanwhile")
+
+
+def _try_out(folder: Path, name: str, found: "Queue[Optional[OSError]]") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try_out(folder, me.uid)
+        try_out(folder, name)
     except OSError as error:
-        text = f"checkpoints cannot be written to {folder}: {said(error)}"
-        if error.errno in _FORBIDDEN:
-            if me.incarnation:
-                raise Unfit(ExitCode.MACHINE_UNHEALTHY, f"{text}, on this machine") from error
-            raise Unfit(ExitCode.BAD_CONFIG, f"{text} (as user {os.getuid()}, group {os.getgid()})") from error
-        if not me.incarnation:
-            raise Unfit(ExitCode.STORAGE_FAILED, text) from error
-        warn(f"{text}; training goes on meanwhile")
+        found.put(error)
+    else:
+        found.put(None)
 
 
 def try_out(folder: Path, name: str) -> None:

@@ -268,6 +268,13 @@ def _dealer(config: TrainerConfig, sampler: Sampler, session: Session, context: 
     # A world that is larger than the job's is one that was asked for in another way.
     workers = max(context.job.nodes * context.job.proc_per_node, peers.world)
     ranks = workers if settings.virtual_ranks == "auto" else settings.virtual_ranks
+    if (
+        ranks < peers.world and config.sync_bn is None
+    ):  # whoever has no part would keep its buffers, and lend them to all
+        raise UnfitConfig(
+            f"train.virtual_ranks {ranks}: fewer than the {peers.world} workers of this world; allowed: auto, "
+            f"{peers.world} or more"
+        )
     return Dealer(
         sampler,
         virtual_ranks=ranks,

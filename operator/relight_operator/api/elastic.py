@@ -42,14 +42,10 @@ def of_division(spec: JobSpec, config: TrainerConfig, path: str) -> list[Problem
     """`config`, at `path`, must keep the workers of the largest world busy, and divide a step alike in all of them."""
     train = config.train
     most = spec.most_nodes * spec.workers_per_node
-    if (
-        spec.elastic is None
-        or config.sync_bn is not None
-        or train.virtual_ranks == "auto"
-        or train.virtual_ranks >= most
-    ):
+    if config.sync_bn is not None or train.virtual_ranks == "auto" or train.virtual_ranks >= most:
         return []
-    message = f"fewer than elastic.maxNodes {spec.most_nodes} x procPerNode {spec.workers_per_node} = {most} workers"
+    nodes = "nodes" if spec.elastic is None else "elastic.maxNodes"
+    message = f"fewer than {nodes} {spec.most_nodes} x procPerNode {spec.workers_per_node} = {most} workers"
     found, allowed = shown(train.virtual_ranks), f"auto, {most} or more"
     return [Problem(f"{path}.train.virtual_ranks", message, found, allowed)]
 

@@ -546,8 +546,6 @@ class DeadMachine(ApiModel):
 class DisruptionSpec(ApiModel):
     """What the job does when a member is taken away."""
 
-    not_yet: ClassVar = frozenset({"podDisruptionBudget"})
-
     grace_period: Duration = Field(
         "2m",
         description="How long a member may take to save after it has been told to end. For at most half of it the member trains on "
@@ -565,6 +563,11 @@ class DisruptionSpec(ApiModel):
         "10m",
         description="How long members wait for a machine that is missing. Then the state is saved, all members are released, "
         "and it is tried again later: two jobs that each lack one machine do not wait for each other for ever.",
+    )
+    pod_disruption_budget: Literal["Auto", "None"] = Field(
+        "Auto",
+        description="Auto: a PodDisruptionBudget while the job trains, by which evictions and drains take one member at a time, "
+        "the next when its successor is there.",
     )
 
 

@@ -45,6 +45,8 @@ CONFIG_MAPS = Resource("/api/v1", "configmaps")
 SECRETS = Resource("/api/v1", "secrets")
 EVENTS = Resource("/api/v1", "events")
 LEASES = Resource("/apis/coordination.k8s.io/v1", "leases")
+BUDGETS = Resource("/apis/policy/v1", "poddisruptionbudgets")
+BETA_BUDGETS = Resource("/apis/policy/v1beta1", "poddisruptionbudgets")
 TOKEN_REVIEWS = Resource("/apis/authentication.k8s.io/v1", "tokenreviews")
 
 

@@ -19,6 +19,7 @@ from relight_operator.errors import InvalidJob
 from relight_operator.kube import apply, names
 from relight_operator.kube import status as wire
 from relight_operator.kube.backend import Backend
+from relight_operator.kube.budget import Settled, least_available, settle
 from relight_operator.kube.client import CONFIG_MAPS, JOBS, PODS, Body
 from relight_operator.kube.conditions import Annotated, Hindrance
 from relight_operator.kube.errors import Conflict, Invalid, KubeError, NotFound
@@ -44,6 +45,7 @@ class _Caches:
     known: dict[str, _Known] = field(default_factory=dict)  # by job
     frozen: dict[str, Frozen] = field(default_factory=dict)  # by uid of the job
     served: set[str] = field(default_factory=set)  # uids of jobs whose Service is known to be there
+    budgets: dict[str, tuple[Settled, float]] = field(default_factory=dict)  # by uid of the job, and when
     published: dict[str, str] = field(default_factory=dict)  # by job: the version that the coordinator answers from
 
 
@@ -75,6 +77,7 @@ class Reconciler:
         if known is not None:
             caches.frozen.pop(known.uid, None)
             caches.served.discard(known.uid)
+            caches.budgets.pop(known.uid, None)
         caches.published.pop(key, None)
         self._b.mailbox.forget(key, set())
         self._observer.forget(key)
@@ -157,11 +160,14 @@ class _Round:
                 self.delays.append(action.seconds)
         noted = Annotated(after, self.now)
         noted.hindrances(hindrances)
+        budgeted, _ = self.caches.budgets.get(self.owner.uid, (Settled(0), 0.0))
+        noted.warn("BudgetMissing", ("NotCreated", budgeted.problem) if budgeted.problem else None)
         noted.late_edits(late, known.problems)
         noted.readiness(self._current(seen, after))
         noted.warn("Invalid", None)
         wrote = await self._write(noted, {"spec": {"hash": frozen.hash, "configMap": frozen.config_map}})
         await self._tidy(seen, noted.status, force=spec.disruption.dead_machine.force_delete)
+        await self._guard(least_available(spec, noted.status))
         self.delays += [h.retry for h in hindrances]
         if seen.look_again is not None:
             self.delays.append(seen.look_again)
@@ -262,6 +268,21 @@ class _Round:
                 patch = {"metadata": {"annotations": {names.CA_ANNOTATION: bundle}}}
                 await client.patch(PODS, namespace, metadata["name"], patch)
         self.b.mailbox.forget(self.key, {m.uid for m in seen.members})
+
+    async def _guard(self, least: int) -> None:
+        """Evictions leave `least` members. Last in a round: what the job itself needs comes first."""
+        known = self.caches.budgets.get(self.owner.uid)
+        if known is None and not least and self.status.world is None:
+            return  # it has not been running: there is none
+        before, at = known or (Settled(-1), 0.0)
+        wait = 0.0 if before.least != least else before.retry
+        if wait is not None and self.now >= at + wait:
+            after = await settle(self.b.client, self.owner, least)
+            self.caches.budgets[self.owner.uid] = after, self.now
+            wait = 0.0 if after.problem != before.problem else after.retry  # it is to be said
+            at = self.now
+        if wait is not None:
+            self.delays.append(at + wait - self.now)
 
     # -- what is said
 

@@ -2,7 +2,7 @@
 
 `TESTS_CLOCK`: a file with the seconds by which the wall clock is wrong; who has been told a wrong time leaves its name
 beside it. `TESTS_PORT`: a port that each agent takes for free when it first looks for one.
-`TESTS_SLOW_DISK`: a file with the seconds that each fsync of a member takes longer, for as long as it is there. (Names that begin with
+`TESTS_SLOW_DISK`: a file with the seconds that each fsync of a member in a volume takes longer, for as long as it is there. (Names that begin with
 RELIGHT_ do not reach members.)
 """
 
@@ -45,7 +45,8 @@ if slow := os.environ.get("TESTS_SLOW_DISK"):
 
     def _slow_fsync(descriptor: int) -> None:
         try:
-            time.sleep(float(Path(slow).read_text(encoding="utf-8")))
+            if "/volumes/" in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
+                time.sleep(float(Path(slow).read_text(encoding="utf-8")))
         except OSError:
             pass  # the disk is as it was
         _fsync(descriptor)
