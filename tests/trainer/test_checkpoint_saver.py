@@ -171,6 +171,32 @@ def test_a_slow_storage_is_written_to_beside_the_training(ranks):
     assert ranks.newest() == 4
 
 
+def test_a_large_state_is_never_waited_for(ranks):
+    for saver in ranks.savers:
+        saver._large = 160  # bytes of the weights alone; the state has more
+    ranks.go.clear()
+    assert ranks.due(1) == [None] * 3
+    ranks.go.set()
+    assert [c.position.step for c in ranks.all(lambda r: ranks.savers[r].wait())] == [1] * 3
+    assert ranks.newest() == 1
+    assert ranks.said == []
+
+
+def test_the_memory_of_a_copy_is_used_again_where_it_fits(ranks):
+    slowed(ranks).due(2)
+    ranks.all(lambda r: ranks.savers[r].wait())
+    before = [{i: t.data_ptr() for i, t in saver._memory.items()} for saver in ranks.savers]
+    assert any(before)
+    ranks.due(3)
+    ranks.all(lambda r: ranks.savers[r].wait())
+    assert [{i: t.data_ptr() for i, t in saver._memory.items()} for saver in ranks.savers] == before
+    assert ranks.newest() == 3
+    ranks.due(4, lambda rank: {"model": {**ranks.tied[rank], "c": torch.full((5, 2), 4.0)}})
+    ranks.all(lambda r: ranks.savers[r].wait())
+    folder = CheckpointFolder(ranks.path, job_uid="u", created=1.0, config_hash="h")
+    assert (folder.load(folder.newest())["model"]["c"] == 4.0).all()
+
+
 def test_a_store_that_a_thread_waits_on_holds_nobody_up(tmp_path, monkeypatch):
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
@@ -237,7 +263,7 @@ def test_a_state_that_cannot_be_saved_on_one_rank_ends_all(ranks):
 def test_a_rank_holds_its_own_share_alone():
     state = {"model": {f"w{i}": torch.full((1000,), float(i)) for i in range(9)}}
     whole = [b"".join(bytes(p) for p in Content(state).shard(rank, 3)) for rank in range(3)]
-    held = [Content(state).hold(rank, 3) for rank in range(3)]
+    held = [Content(state).hold(rank, 3, {}) for rank in range(3)]
     assert [sum(t.numel() for t in content._held.values()) for content in held] == [3000] * 3
     for tensor in state["model"].values():
         tensor.zero_()

@@ -1,4 +1,7 @@
-"""When a checkpoint is written: at once while the storage is quick, beside the training once it is slow."""
+"""When a checkpoint is written: at once where that is quick, beside the training where the state is large or the storage slow.
+
+A save beside the training holds up a step for one copy of the state.
+"""
 
 import threading
 import time
@@ -10,8 +13,9 @@ from relight_trainer.checkpoint.errors import CheckpointError, StorageFailed
 from relight_trainer.checkpoint.exchange import Exchange
 from relight_trainer.checkpoint.folder import CheckpointFolder
 from relight_trainer.checkpoint.manifest import Checkpoint
-from relight_trainer.checkpoint.shards import Content
+from relight_trainer.checkpoint.shards import Content, Memory
 
+LARGE_BYTES = 64 << 20  # from here on a copy is quicker than any storage
 SLOW_SECONDS = 2.0  # what a checkpoint may hold up all ranks; the next one after a slower one is written beside them
 _AT_ONCE, _BESIDE, _NOT_NOW = b"at once", b"beside", b"not now"
 
@@ -34,6 +38,7 @@ class Saver:
         timeout: float,
         say: Callable[[str], None],
         slow: float = SLOW_SECONDS,
+        large: int = LARGE_BYTES,
     ) -> None:
         self._folder = folder
         self._exchange = exchange
@@ -43,7 +48,9 @@ class Saver:
         self._timeout = timeout
         self._say = say
         self._slow = slow
+        self._large = large
         self._is_slow = False  # rank 0's judgement alone
+        self._memory: Memory = {}  # of what is being written beside the training
         self._running: _Running | None = None
 
     def due(
@@ -55,7 +62,7 @@ class Saver:
         before is still being written, this one is left out, and told. Raises what `CheckpointFolder.save` raises beside
         `StorageFailed`.
         """
-        how = self._agree(step)
+        how = self._agree(step, state)
         arguments = {"generation": generation, "step": step, "cursor": cursor, "final": False}
         if how == _NOT_NOW:
             self._say(f"the storage is slow: no checkpoint of step {step}, the one before is still being written")
@@ -105,20 +112,26 @@ class Saver:
             self._failed(running.what, error)
             return None
 
-    def _agree(self, step: int) -> bytes:
+    def _agree(self, step: int, state: Callable[[], State]) -> bytes:
         """What rank 0 says: its save is the last to end, for it commits."""
         key = f"save/{step}"
         if self._rank == 0:
             busy = self._running is not None and not self._running.done
-            how = _NOT_NOW if busy else _BESIDE if self._is_slow else _AT_ONCE
+            how = _NOT_NOW if busy else _BESIDE if self._is_slow or self._is_large(state) else _AT_ONCE
             self._agreeing.put(key, how)
             return how
         return self._agreeing.get(key, self._timeout)
 
+    def _is_large(self, state: Callable[[], State]) -> bool:
+        try:
+            return Content(state()).size >= self._large
+        except CheckpointError:
+            return False  # the save will say what is wrong, where all ranks hear of it
+
     def _held(self, state: Callable[[], State]) -> Callable[[], Content]:
         """The content of this rank's shard as it is now; an error in it is raised where all ranks hear of it."""
         try:
-            content = Content(state()).hold(self._rank, self._world)
+            content = Content(state()).hold(self._rank, self._world, self._memory)
         except CheckpointError as error:
             return _raising(error)
         return lambda: content

@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from relight_trainer.checkpoint.container import Head, Layout, State, entries_of, flatten, rebuild
 from relight_trainer.checkpoint.memory import bytes_of
 
-if TYPE_CHECKING:
-    import torch
+Memory = dict[int, torch.Tensor]  # by entry
 
 STATE = "state.json"
 _SCHEMA = 1
@@ -24,10 +25,22 @@ class Content:
         self._layout = Layout.of(paths, self._tensors)
         self._held: dict[int, torch.Tensor] = {}
 
-    def hold(self, rank: int, world: int) -> "Content":
-        """Copy what `shard(rank, world)` will write, so that the state may change from now on."""
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors, over all ranks together."""
+        return sum(entry.bytes for entry in self._layout.entries)
+
+    def hold(self, rank: int, world: int, memory: Memory) -> "Content":
+        """Copy what `shard(rank, world)` will write, so that the state may change from now on.
+
+        Into `memory` where it fits, which new memory is put to: pages that a process has not used before cost more than the copy.
+        """
         for i in self._mine(rank, world):
-            self._held[i] = self._layout.source(i, self._tensors).detach().to("cpu", copy=True)
+            source = self._layout.source(i, self._tensors).detach()
+            copy = memory.get(i)
+            if copy is None or _shape(copy) != _shape(source):
+                copy = memory[i] = torch.empty_like(source, device="cpu", memory_format=torch.preserve_format)
+            self._held[i] = copy.copy_(source)
         self._tensors = []
         return self
 
@@ -53,6 +66,10 @@ class Content:
 
     def _mine(self, rank: int, world: int) -> list[int]:
         return split([entry.bytes for entry in self._layout.entries], world)[rank]
+
+
+def _shape(tensor: torch.Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.shape, tensor.stride()
 
 
 def shard_name(rank: int, world: int) -> str:
