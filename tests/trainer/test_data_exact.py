@@ -286,6 +286,8 @@ def test_loader_processes_are_as_many_as_the_pods_quota_allows() -> None:
     assert automatic_workers(1, limit=None) == automatic_workers(1, limit=1000.0) == min(16, there)
 
 
+# torch's handler of SIGCHLD raises wherever the process is: in the midst of torch's own opening of a file, too.
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_a_loader_process_that_the_kernel_killed_was_out_of_memory() -> None:
     batches = opened(workers=1).train.batches(order(2, 5))
     next(batches)
