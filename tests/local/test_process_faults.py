@@ -153,8 +153,10 @@ def test_a_member_told_to_leave_while_a_checkpoint_is_written(home: Home, digest
 def test_a_member_lost_while_a_checkpoint_is_written_is_not_answered_with_waiting_for_the_disk(
     home: Home, digest: str, slow: Path
 ) -> None:
+    run = home.start(home.paced(JOB))
+    run.until_step(1)
     slow.write_text("30")
-    run = home.start(JOB)
+    home.full_speed()
     waited_for(lambda: list(home.state.glob("volumes/ckpt/default/*/tmp-*")))
     os.kill(agent_of(home, 1), signal.SIGKILL)
     run.until(lambda s: s["world"]["generation"] == 2, "the next generation")
