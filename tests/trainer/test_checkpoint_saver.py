@@ -11,7 +11,7 @@ from exchange import DictExchange
 from torch.distributed import TCPStore
 
 from relight_agent.exits import ExitCode
-from relight_trainer.checkpoint import CheckpointFolder, Fenced, Saver, StorageFailed, UnsupportedState
+from relight_trainer.checkpoint import CheckpointFolder, Fenced, Saver, StorageFailed, UnsupportedState, room
 from relight_trainer.checkpoint.local_place import LocalPlace
 from relight_trainer.checkpoint.shards import Content
 from relight_trainer.peers import StoreExchange
@@ -180,6 +180,30 @@ def test_a_large_state_is_never_waited_for(ranks):
     assert [c.position.step for c in ranks.all(lambda r: ranks.savers[r].wait())] == [1] * 3
     assert ranks.newest() == 1
     assert ranks.said == []
+
+
+def test_where_memory_is_short_even_a_large_state_is_written_at_once(ranks, monkeypatch):
+    wanted = []
+    monkeypatch.setattr(room, "fits", wanted.append)
+    for saver in slowed(ranks).savers:
+        saver._large, saver._local_world = 160, 2
+        saver.prepare(lambda: {"model": ranks.tied[0]})
+        assert saver._memory == {}
+    assert [c.position.step for c in ranks.due(2)] == [2] * 3
+    assert set(wanted) == {(160 + 96) * 2 // 3}  # two of three shares
+
+
+def test_room_for_copies_is_made_before_they_are_due(ranks):
+    for rank, saver in enumerate(ranks.savers):
+        saver._large = 160
+        saver.prepare(lambda rank=rank: {"model": ranks.tied[rank]})
+        saver._making_room.join()
+    before = [{i: t.data_ptr() for i, t in saver._memory.items()} for saver in ranks.savers]
+    assert any(before)
+    ranks.due(1)
+    ranks.all(lambda r: ranks.savers[r].wait())
+    assert [{i: t.data_ptr() for i, t in saver._memory.items()} for saver in ranks.savers] == before
+    assert ranks.newest() == 1
 
 
 def test_the_memory_of_a_copy_is_used_again_where_it_fits(ranks):

@@ -147,6 +147,7 @@ class Session:
                 agree=self._exchange,
                 rank=context.rank,
                 world=context.world_size,
+                local_world=context.local_world_size,
                 timeout=TIMEOUT.total_seconds(),
                 say=self.say,
             )
@@ -262,6 +263,8 @@ class Session:
             return
         if (committed := self._saver.poll()) is not None:
             self._committed(committed)
+        if steps == 0:
+            self._saver.prepare(self._state)
         if self._due.at(cursor.step, cursor.epoch if cursor.epoch > before.epoch else None):
             self._save_checkpoint(self._saver, at_once=False)
 
@@ -371,7 +374,8 @@ class Session:
             self._write_snapshot()
 
     def _save_checkpoint(self, saver: Saver, *, final: bool = False, at_once: bool = True) -> None:
-        self._write_missing_snapshot()
+        if at_once:
+            self._write_missing_snapshot()
         self.before_saving()
         self._heartbeat.beat(_CHECKPOINT, self.cursor.step)
         if self._ledger.kind != DRAIN:
@@ -384,7 +388,10 @@ class Session:
             if at_once:
                 committed = saver.now(self._state(), generation=generation, step=step, cursor=cursor, final=final)
             else:
-                committed = saver.due(self._state, generation=generation, step=step, cursor=cursor)
+                committed = saver.due(
+                    self._state, generation=generation, step=step, cursor=cursor,
+                    before_waiting=self._write_missing_snapshot,
+                )  # fmt: skip
         self._due.saved()
         self._heartbeat.beat(_TRAIN, self.cursor.step)
         if self._ledger.kind != DRAIN:

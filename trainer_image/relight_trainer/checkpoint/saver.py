@@ -6,8 +6,10 @@ A save beside the training holds up a step for one copy of the state.
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from relight_trainer.checkpoint import room
 from relight_trainer.checkpoint.container import State
 from relight_trainer.checkpoint.errors import CheckpointError, StorageFailed
 from relight_trainer.checkpoint.exchange import Exchange
@@ -35,6 +37,7 @@ class Saver:
         agree: Exchange,
         rank: int,
         world: int,
+        local_world: int = 1,
         timeout: float,
         say: Callable[[str], None],
         slow: float = SLOW_SECONDS,
@@ -45,18 +48,39 @@ class Saver:
         self._agreeing = agree
         self._rank = rank
         self._world = world
+        self._local_world = local_world
         self._timeout = timeout
         self._say = say
         self._slow = slow
         self._large = large
         self._is_slow = False  # rank 0's judgement alone
         self._memory: Memory = {}  # of what is being written beside the training
+        self._making_room: threading.Thread | None = None
         self._running: _Running | None = None
 
+    def prepare(self, state: Callable[[], State]) -> None:
+        """Begin to make room for the copies of a large state. Call it once the state has all its tensors."""
+        try:
+            content = Content(state())
+        except CheckpointError:
+            return  # the save will say what is wrong, where all ranks hear of it
+        if content.size >= self._large and self._fits(content):
+            work = partial(content.make_room, self._rank, self._world, self._memory)
+            self._making_room = threading.Thread(target=work, name="relight-checkpoint", daemon=True)
+            self._making_room.start()
+
     def due(
-        self, state: Callable[[], State], *, generation: int, step: int, cursor: dict[str, Any]
+        self,
+        state: Callable[[], State],
+        *,
+        generation: int,
+        step: int,
+        cursor: dict[str, Any],
+        before_waiting: Callable[[], None] = lambda: None,
     ) -> Checkpoint | None:
         """A checkpoint is due: the one that has been committed, if that is so on return.
+
+        `before_waiting` is called ahead of a save that training waits for.
 
         A storage that fails is told and does not end training: what was there before is untouched. Where the one
         before is still being written, this one is left out, and told. Raises what `CheckpointFolder.save` raises beside
@@ -72,6 +96,7 @@ class Saver:
             content = self._held(state)
             self._running = _Running(lambda: self._save(content, arguments), step)
             return None
+        before_waiting()
         try:
             return self.now(state(), **arguments)
         except StorageFailed as error:
@@ -87,7 +112,9 @@ class Saver:
         if took > self._slow and not self._is_slow and not arguments.get("final"):
             self._is_slow = True
             if self._rank == 0:
-                self._say(f"a checkpoint took {took:.1f} s: from now on they are written beside the training")
+                self._say(
+                    f"a checkpoint took {took:.1f} s: from now on they are written beside the training, where memory allows"
+                )
         return saved
 
     @property
@@ -117,19 +144,27 @@ class Saver:
         key = f"save/{step}"
         if self._rank == 0:
             busy = self._running is not None and not self._running.done
-            how = _NOT_NOW if busy else _BESIDE if self._is_slow or self._is_large(state) else _AT_ONCE
+            how = _NOT_NOW if busy else _BESIDE if self._may_be_beside(state) else _AT_ONCE
             self._agreeing.put(key, how)
             return how
         return self._agreeing.get(key, self._timeout)
 
-    def _is_large(self, state: Callable[[], State]) -> bool:
+    def _may_be_beside(self, state: Callable[[], State]) -> bool:
         try:
-            return Content(state()).size >= self._large
+            content = Content(state())
         except CheckpointError:
-            return False  # the save will say what is wrong, where all ranks hear of it
+            return self._is_slow
+        return (self._is_slow or content.size >= self._large) and (bool(self._memory) or self._fits(content))
+
+    def _fits(self, content: Content) -> bool:
+        """Whether this machine has memory for its ranks' shares once more."""
+        return room.fits(content.size * self._local_world // self._world)
 
     def _held(self, state: Callable[[], State]) -> Callable[[], Content]:
         """The content of this rank's shard as it is now; an error in it is raised where all ranks hear of it."""
+        if self._making_room is not None:
+            self._making_room.join()
+            self._making_room = None
         try:
             content = Content(state()).hold(self._rank, self._world, self._memory)
         except CheckpointError as error:

@@ -31,18 +31,22 @@ class Content:
         return sum(entry.bytes for entry in self._layout.entries)
 
     def hold(self, rank: int, world: int, memory: Memory) -> "Content":
-        """Copy what `shard(rank, world)` will write, so that the state may change from now on.
-
-        Into `memory` where it fits, which new memory is put to: pages that a process has not used before cost more than the copy.
-        """
+        """Copy what `shard(rank, world)` will write into `memory`, so that the state may change from now on."""
         for i in self._mine(rank, world):
-            source = self._layout.source(i, self._tensors).detach()
-            copy = memory.get(i)
-            if copy is None or _shape(copy) != _shape(source):
-                copy = memory[i] = torch.empty_like(source, device="cpu", memory_format=torch.preserve_format)
-            self._held[i] = copy.copy_(source)
+            self._held[i] = self._room(i, memory).copy_(self._layout.source(i, self._tensors).detach())
         self._tensors = []
         return self
+
+    def make_room(self, rank: int, world: int, memory: Memory) -> None:
+        """What `hold` will copy into: pages that a process has not used before cost more than the copy."""
+        for i in self._mine(rank, world):
+            self._room(i, memory).zero_()
+
+    def _room(self, i: int, memory: Memory) -> torch.Tensor:
+        source, room = self._layout.source(i, self._tensors).detach(), memory.get(i)
+        if room is None or _shape(room) != _shape(source):
+            room = memory[i] = torch.empty_like(source, device="cpu", memory_format=torch.preserve_format)
+        return room
 
     @property
     def layout_digest(self) -> str:
