@@ -3,6 +3,7 @@
 import random
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,33 @@ def test_without_an_answer_training_goes_on_and_says_so(tmp_path: Path) -> None:
     assert seconds < 2
     assert len(said) == 1
     assert "given up" in said[0]
+
+
+def counted(context: WorkerContext) -> dict[str, int]:
+    """What a whole training has asked of its process group, by name."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        train.run(context)
+    names = Counter(event.name for event in profiler.events())
+    return {name: count for name, count in names.items() if name.startswith("gloo:")}
+
+
+def test_a_step_costs_no_collective_but_the_one_for_its_gradients(tmp_path: Path) -> None:
+    """Heartbeats, snapshots and the agreement to stop cost none; what remains is DDP's one bucket."""
+    found = []
+    for steps in (10, 30):
+        root = tmp_path / str(steps)
+        root.mkdir()
+        the_job = job(root)
+        the_job.entry["config"] = {
+            "model": {"type": "little:Perceptron"},
+            "data": {"type": "little:samples", "count": 41},
+            "train": {"duration": f"{steps}st", "global_batch": 8, "device": "cpu", "log_every": 1000},
+        }
+        one, other = worlds.run(counted, root=root, job=the_job, ranks=2)
+        assert one == other
+        found.append(one)
+    few, many = found
+    assert many == few | {"gloo:all_reduce": few["gloo:all_reduce"] + 20}
 
 
 @pytest.mark.parametrize("checkpoints", [True, False])
