@@ -43,6 +43,13 @@ def _kill_all(rng: random.Random) -> list[str]:
     return [f"kill-node:{slot}@step:{step}" for slot in (0, 1)]
 
 
+def cases_of(nodes: int) -> list[Case]:
+    """Every kind of cut on two nodes; on more, the kill of any one of them."""
+    if nodes == 2:
+        return CASES
+    return [Case(f"kill any of {nodes}", lambda rng: _kill(rng.randrange(nodes))(rng), {"MachineLost": 1})]
+
+
 NO_FAULT = Case("no fault", lambda _: [], {})
 CASES = [
     Case("preempt slot 1", _preempt_one, {"Preempted": 1}, slow=True),
@@ -53,12 +60,14 @@ CASES = [
 ]
 
 
-def slow_from(step: int, folder: Path) -> Path:
-    """examples/digits.yaml, half a second a step from `step` on, until its second generation."""
-    shutil.copy(_runs.ROOT / "tests/local/scripts/paced.py", folder)
+def digits(folder: Path, nodes: int, slow_from: int | None = None) -> Path:
+    """examples/digits.yaml on so many nodes; half a second a step from `slow_from` on, until its second generation."""
     job = yaml.safe_load(_runs.DIGITS.read_text())
-    job["spec"]["trainer"]["config"]["hooks"] = [{"type": "paced:Paced", "after": step}]
-    file = folder / "slow.yaml"
+    job["spec"]["nodes"] = nodes
+    if slow_from is not None:
+        shutil.copy(_runs.ROOT / "tests/local/scripts/paced.py", folder)
+        job["spec"]["trainer"]["config"]["hooks"] = [{"type": "paced:Paced", "after": slow_from}]
+    file = folder / "job.yaml"
     file.write_text(yaml.safe_dump(job))
     return file
 
@@ -83,21 +92,23 @@ def wrong(case: Case, final: dict[str, Any], digest: str) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps-each", type=int, default=10, help="random steps for each kind of cut (default 10)")
+    parser.add_argument("--nodes", type=int, default=2, help="of the job; where not 2, any one is killed (default 2)")
     parser.add_argument("--seed", type=int, default=0, help="draws the steps (default 0)")
     parser.add_argument(
         "--results", type=Path, default=_runs.RESULTS, help="folder for the result (default: %(default)s)"
     )
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
-    plan = [(NO_FAULT, list[str]())] + [(c, c.faults(rng)) for c in CASES for _ in range(arguments.steps_each)]
+    cases = cases_of(arguments.nodes)
+    plan = [(NO_FAULT, list[str]())] + [(c, c.faults(rng)) for c in cases for _ in range(arguments.steps_each)]
     runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="relight-exactness-") as folder:
         state = Path(folder) / "state"
-        digest = str(_runs.run(_runs.DIGITS, state)["weightsDigest"])
+        digest = str(_runs.run(digits(Path(folder), arguments.nodes), state)["weightsDigest"])
         _runs.say(f"no fault: {digest}")
         for number, (case, faults) in enumerate(plan, 1):
-            file = slow_from(int(faults[0].rpartition(":")[2]), Path(folder)) if case.slow else _runs.DIGITS
-            final = _runs.run(file, state, *_runs.faults(*faults))
+            slow_from = int(faults[0].rpartition(":")[2]) if case.slow else None
+            final = _runs.run(digits(Path(folder), arguments.nodes, slow_from), state, *_runs.faults(*faults))
             problems = wrong(case, final, digest)
             runs.append(
                 {
@@ -112,7 +123,7 @@ def main() -> int:
             )
             _runs.say(f"{number}/{len(plan)} {case.name} {' '.join(faults)}: {'; '.join(problems) or 'equal'}")
     rows: list[tuple[object, ...]] = [("case", "runs", "equal", "most steps lost", "executed = total + lost")]
-    for case in (NO_FAULT, *CASES):
+    for case in (NO_FAULT, *cases):
         mine = [r for r in runs if r["case"] == case.name]
         if mine:
             equal = sum(r["digest"] == digest for r in mine)
@@ -120,7 +131,8 @@ def main() -> int:
             rows.append((case.name, len(mine), equal, max(r["lostSteps"] or 0 for r in mine), sums))
     print(_runs.table(rows))
     good = sum(not r["wrong"] for r in runs)
-    _runs.write(arguments.results, "exactness", {"seed": arguments.seed, "digest": digest, "equal": good, "runs": runs})
+    name = "exactness" if arguments.nodes == 2 else f"exactness_{arguments.nodes}_nodes"
+    _runs.write(arguments.results, name, {"seed": arguments.seed, "digest": digest, "equal": good, "runs": runs})
     print(f"exactness: {good} of {len(runs)} equal")
     return 0 if good == len(runs) else 1
 
