@@ -41,8 +41,8 @@ def where_others_read() -> str:
 class Server(ThreadingHTTPServer):
     """`git http-backend` behind a password; what others could read during each request is kept."""
 
-    def __init__(self, root: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, root: Path, address: str) -> None:
+        super().__init__((address, 0), Handler)
         self.root = root
         self.seen: list[str] = []
         self.answered = 0
@@ -52,7 +52,7 @@ class Server(ThreadingHTTPServer):
         now = dt.datetime.now(dt.UTC)
         authority = new_authority(now)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        load_into(context, new_leaf(authority, ["localhost"], now))
+        load_into(context, new_leaf(authority, ["localhost", self.server_address[0]], now))
         self.socket = context.wrap_socket(self.socket, server_side=True)
         self.authority = authority.bundle()
 
@@ -97,9 +97,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(root: Path, *, tls: bool = False) -> Iterator[Server]:
+def serving(root: Path, *, tls: bool = False, address: str = "127.0.0.1") -> Iterator[Server]:
     """A server of the repositories in `root`."""
-    made = Server(root)
+    made = Server(root, address)
     if tls:
         made.speak_tls()
     thread = threading.Thread(target=made.serve_forever)
