@@ -15,12 +15,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from relight_trainer import client
 
+MENDED = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+
 
 class NoSuchDigit(ValueError):
     pass
 
 
 def end(how: str, rank: int) -> NoReturn:
+    if MENDED is not None and MENDED.suffix == ".once":
+        MENDED.touch()
     if how == "signal":
         os.kill(os.getpid(), signal.SIGKILL)
     if how.startswith("exit:"):
@@ -29,17 +33,6 @@ def end(how: str, rank: int) -> NoReturn:
         sys.exit(0)
     words = f" (pid {os.getpid()}, {object()!r})" if "VOLATILE" in os.environ else ""
     raise NoSuchDigit(f"eleven, on rank {rank}{words}")
-
-
-def mended() -> bool:
-    if len(sys.argv) < 3:
-        return False
-    path = Path(sys.argv[2])
-    if path.exists():
-        return True
-    if path.suffix == ".once":
-        path.touch()
-    return False
 
 
 def train(steps: int, fails_at: int | None, how: str) -> None:
@@ -59,7 +52,7 @@ def train(steps: int, fails_at: int | None, how: str) -> None:
 
 
 how = sys.argv[1]
-fails = not mended()
+fails = MENDED is None or not MENDED.exists()
 kind, _, step = how.partition(":")
 if kind in {"step", "forward", "leave"}:
     train(40, int(step) if fails else None, kind)
