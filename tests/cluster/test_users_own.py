@@ -31,7 +31,11 @@ def test_private_code_is_that_of_the_first_start_and_its_token_is_nowhere(
             {
                 "nodes": 2,
                 "code": {"git": {"url": url, "ref": "main", "secretRef": {"name": "git-cred"}}},
-                "trainer": {"script": [SCRIPT.name], "env": [{"name": "OMP_NUM_THREADS", "value": "1"}]},
+                "trainer": {
+                    "script": [SCRIPT.name],
+                    "env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
+                    "resources": {"requests": {"cpu": "100m"}},  # not the testbed's GPUs, which a script would look for
+                },
                 "checkpoint": {"persistentVolumeClaim": {"claimName": claim}},
                 "disruption": {"gracePeriod": "20s"},
             }
