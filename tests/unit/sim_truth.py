@@ -226,9 +226,9 @@ class Truth:
         if old.stop is not None:
             assert counted == 0, "something was counted during a stop"
             return
-        # Who is released because the job has become smaller is no loss; who had been lost before that is one.
-        resized = {s.slot for s in new.slots if s.exit is not None and s.exit.cause == "Resized"}
-        raised = [s for s in raised if s.slot not in resized]
+        # Who is released because the job has become smaller is no loss; who was lost before that, so that its heir was released, is one.
+        resized = {(s.slot, s.exit.incarnation) for s in new.slots if s.exit is not None and s.exit.cause == "Resized"}
+        raised = [s for s in raised if (s.slot, s.incarnation) not in resized]
         dead = [s for s in raised if not self._lives(s) or self._is_mute(s, new)]
         # Who has no machine, and is made anew because avoided ones are allowed again, has lost nothing.
         let_back = bool(old.blamed_machines) and not new.blamed_machines

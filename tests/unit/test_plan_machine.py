@@ -346,6 +346,24 @@ def test_plan_survives_many_more_interleavings() -> None:
     )
 
 
+def test_a_member_lost_in_the_write_that_releases_its_heir_is_counted() -> None:
+    """Found by chance once in some thousand lives: a hang, a machine about to go, a smaller job, and the machine's end."""
+    retry = {"failures": 50, "noProgressLimit": 50, "avoidMachines": {"afterFailures": 2}}
+    life = Faults()
+    life.begin(nodes=3, rounds=6, least=1, spares=0, retry=retry, code=None, total=60)
+    for _ in range(10):
+        life.somebody_pushes()
+    life.machine_is_to_go_or_not(announced=True, every=False, frozen=frozenset(), pick=0, rounds=0)
+    for _ in range(3):
+        life.somebody_pushes()
+    life.a_worker_hangs(frozen=frozenset(), pick=0, rounds=0)
+    life.somebody_pushes()
+    life.job_is_scaled(frozen=frozenset(), pick=0, rounds=3)
+    life.a_machine_is_gone_for_a_while(back=False, frozen=frozenset(), pick=0, rounds=0, seconds=0.1)
+    assert life.cluster.store.status.restarts.by_cause == {"Stall": 1, "MachineLost": 1}
+    life.teardown()
+
+
 def test_the_simulated_job_shrinks_grows_is_scaled_and_gives_its_machines_back() -> None:
     """What chance brings about rarely: each change of size in one life of a job, with every write checked."""
     cluster = Cluster(spec(2, {}, least=2), 400)
