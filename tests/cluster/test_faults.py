@@ -87,7 +87,8 @@ def test_a_member_that_is_cut_off_is_replaced_and_does_no_harm_when_it_is_back(
 
 @pytest.mark.long
 def test_a_pod_that_cannot_end_is_left_behind(job: Job, testbed: Cluster) -> None:
-    job.apply(spec("4000ep"))
+    stays = {"gracePeriod": "20s", "deadMachine": {"forceDelete": False}}
+    job.apply(spec("4000ep", disruption=stays))
     before = job.until_training()
     uids, pod = job.uids(), job.pod(1)
     node = faults.node_of(job, pod)
@@ -112,7 +113,7 @@ def test_a_pod_that_cannot_end_is_left_behind(job: Job, testbed: Cluster) -> Non
 @pytest.mark.long
 def test_a_member_killed_for_its_memory_is_retried_so_often_and_told_why(job: Job) -> None:
     hungry = ["python3", "-c", "held = []\nwhile True: held.append(bytearray(1 << 24))"]
-    limits = {"memory": "256Mi", "nvidia.com/gpu": 8}
+    limits = {"memory": "256Mi"}  # and not the testbed's GPUs, which a command would look for
     wanted = spec("1ep", nodes=1, retry={"failures": 1, "backoff": {"initial": "0s"}})
     job.apply({**wanted, "trainer": {"command": hungry, "resources": {"limits": limits}}})
     status = job.until_phase("Failed")
