@@ -48,6 +48,20 @@ async def test_ready_members_form_a_generation(w: World) -> None:
 
 
 @scenario
+async def test_an_agent_that_is_heard_before_its_pods_address_is_known_waits_for_it(w: World) -> None:
+    await w.apply({**SPEC, "nodes": 1})
+    await w.settle()
+    w.client.edit("pods", "digits-0-0", {"status": {"phase": "Running"}, "spec": {"nodeName": "n0"}})
+    w.report("digits-0-0", state="Ready", port=4000)
+    await w.settle()
+    assert w.status.world is None
+    w.run("digits-0-0")
+    await w.settle()
+    assert w.status.world is not None
+    assert w.status.world.master_address == "10.0.0.1"
+
+
+@scenario
 async def test_a_settled_job_is_not_written_again(w: World) -> None:
     await w.formed()
     before = len(w.client.requests)

@@ -86,16 +86,20 @@ def slot_view(
         return None
     told = _disruption(pod, gone=gone, hints=hints, machine_ready=machine_ready) if is_deleting(pod) else None
     leaving = told[0] if told is not None else Cause.MACHINE_LEAVING if machine_leaving else None
+    address = pod.get("status", {}).get("podIP") or ""
+    end = member_end(pod, gone=gone, first_sign=first_sign, hints=hints, machine_ready=machine_ready)
+    if not address and end is None and not is_deleting(pod):
+        agent = None  # heard before its pod's address was: nobody could meet it there
     return SlotView(
         slot=int(slot),
         incarnation=int(incarnation),
         uid=metadata["uid"],
         machine=pod.get("spec", {}).get("nodeName") or "",
-        address=pod.get("status", {}).get("podIP") or "",
+        address=address,
         deleting=is_deleting(pod),
         leaving=leaving,
         gone_by=_gone_by(pod),
-        end=member_end(pod, gone=gone, first_sign=first_sign, hints=hints, machine_ready=machine_ready),
+        end=end,
         agent=agent,
         unplaced_since=_unplaced_since(pod),
         avoids=_avoids(pod),
