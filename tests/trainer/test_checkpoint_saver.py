@@ -86,6 +86,10 @@ class Ranks:
         assert state["c"].is_contiguous(memory_format=torch.channels_last)
         return found.position.step
 
+    def memory(self):
+        """Where each rank's copies lie."""
+        return [{i: t.data_ptr() for i, t in saver._memory.items()} for saver in self.savers]
+
     def texts(self):
         return [text for _, text in self.said]
 
@@ -198,22 +202,22 @@ def test_room_for_copies_is_made_before_they_are_due(ranks):
         saver._large = 160
         saver.prepare(lambda rank=rank: {"model": ranks.tied[rank]})
         saver._making_room.join()
-    before = [{i: t.data_ptr() for i, t in saver._memory.items()} for saver in ranks.savers]
+    before = ranks.memory()
     assert any(before)
     ranks.due(1)
     ranks.all(lambda r: ranks.savers[r].wait())
-    assert [{i: t.data_ptr() for i, t in saver._memory.items()} for saver in ranks.savers] == before
+    assert ranks.memory() == before
     assert ranks.newest() == 1
 
 
 def test_the_memory_of_a_copy_is_used_again_where_it_fits(ranks):
     slowed(ranks).due(2)
     ranks.all(lambda r: ranks.savers[r].wait())
-    before = [{i: t.data_ptr() for i, t in saver._memory.items()} for saver in ranks.savers]
+    before = ranks.memory()
     assert any(before)
     ranks.due(3)
     ranks.all(lambda r: ranks.savers[r].wait())
-    assert [{i: t.data_ptr() for i, t in saver._memory.items()} for saver in ranks.savers] == before
+    assert ranks.memory() == before
     assert ranks.newest() == 3
     ranks.due(4, lambda rank: {"model": {**ranks.tied[rank], "c": torch.full((5, 2), 4.0)}})
     ranks.all(lambda r: ranks.savers[r].wait())

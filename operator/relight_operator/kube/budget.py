@@ -10,7 +10,7 @@ from relight_operator.kube.client import BETA_BUDGETS, BUDGETS, Body, Client
 from relight_operator.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
 from relight_operator.kube.leading import NotLeading
 from relight_operator.kube.names import Owner
-from relight_operator.kube.pods import job_labels
+from relight_operator.kube.pods import job_labels, metadata
 
 RETRY_SECONDS, SOON_SECONDS = 60.0, 2.0
 
@@ -29,12 +29,7 @@ def budget(owner: Owner, least: int, version: str) -> dict[str, Any]:
     return {
         "apiVersion": version,
         "kind": "PodDisruptionBudget",
-        "metadata": {
-            "name": owner.name,
-            "namespace": owner.namespace,
-            "labels": job_labels(owner),
-            "ownerReferences": [owner.reference()],
-        },
+        "metadata": metadata(owner, owner.name),
         # A member that is not ready does no work that an eviction could cost. (Servers before 1.26 do not know the field.)
         "spec": {
             "minAvailable": least,

@@ -42,17 +42,22 @@ def job_labels(owner: Owner) -> dict[str, str]:
     return {names.JOB_LABEL: owner.name}
 
 
+def metadata(owner: Owner, name: str) -> dict[str, Any]:
+    """Of an object that belongs to the job as a whole, and ends with it."""
+    return {
+        "name": name,
+        "namespace": owner.namespace,
+        "labels": job_labels(owner),
+        "ownerReferences": [owner.reference()],
+    }
+
+
 def service(owner: Owner) -> dict[str, Any]:
     """The headless Service that gives pods their names; members themselves are addressed by IP."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {
-            "name": owner.name,
-            "namespace": owner.namespace,
-            "labels": job_labels(owner),
-            "ownerReferences": [owner.reference()],
-        },
+        "metadata": metadata(owner, owner.name),
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,

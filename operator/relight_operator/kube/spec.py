@@ -12,7 +12,7 @@ from relight_operator.api.problems import Problem
 from relight_operator.frozen import MUTABLE, frozen_changes, job_file, may_scale
 from relight_operator.kube import names
 from relight_operator.kube.names import Owner
-from relight_operator.kube.pods import INSTALLED, PodDefaults, has_own_image, job_labels
+from relight_operator.kube.pods import INSTALLED, PodDefaults, has_own_image, metadata
 from relight_operator.kube.status import unix_seconds
 
 SPEC_KEY = "spec.json"
@@ -73,12 +73,7 @@ def manifest(frozen: Frozen, owner: Owner) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {
-            "name": frozen.config_map,
-            "namespace": owner.namespace,
-            "labels": job_labels(owner),
-            "ownerReferences": [owner.reference()],
-        },
+        "metadata": metadata(owner, frozen.config_map),
         "immutable": True,
         "data": {
             names.JOB_FILE_KEY: _canonical(asdict(frozen.job_file)),

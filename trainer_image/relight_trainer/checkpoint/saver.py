@@ -6,7 +6,7 @@ A save beside the training holds up a step for one copy of the state.
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from relight_trainer.checkpoint import room
@@ -86,15 +86,16 @@ class Saver:
         before is still being written, this one is left out, and told. Raises what `CheckpointFolder.save` raises beside
         `StorageFailed`.
         """
-        how = self._agree(step, state)
+        content = cache(lambda: Content(state()))
+        how = self._agree(step, content)
         arguments = {"generation": generation, "step": step, "cursor": cursor, "final": False}
         if how == _NOT_NOW:
             self._say(f"the storage is slow: no checkpoint of step {step}, the one before is still being written")
             return None
         if how == _BESIDE:
             self.wait()
-            content = self._held(state)
-            self._running = _Running(lambda: self._save(content, arguments), step)
+            held = self._held(content)
+            self._running = _Running(lambda: self._save(held, arguments), step)
             return None
         before_waiting()
         try:
@@ -139,37 +140,37 @@ class Saver:
             self._failed(running.what, error)
             return None
 
-    def _agree(self, step: int, state: Callable[[], State]) -> bytes:
+    def _agree(self, step: int, content: Callable[[], Content]) -> bytes:
         """What rank 0 says: its save is the last to end, for it commits."""
         key = f"save/{step}"
         if self._rank == 0:
             busy = self._running is not None and not self._running.done
-            how = _NOT_NOW if busy else _BESIDE if self._may_be_beside(state) else _AT_ONCE
+            how = _NOT_NOW if busy else _BESIDE if self._may_be_beside(content) else _AT_ONCE
             self._agreeing.put(key, how)
             return how
         return self._agreeing.get(key, self._timeout)
 
-    def _may_be_beside(self, state: Callable[[], State]) -> bool:
+    def _may_be_beside(self, content: Callable[[], Content]) -> bool:
         try:
-            content = Content(state())
+            found = content()
         except CheckpointError:
             return self._is_slow
-        return (self._is_slow or content.size >= self._large) and (bool(self._memory) or self._fits(content))
+        return (self._is_slow or found.size >= self._large) and (bool(self._memory) or self._fits(found))
 
     def _fits(self, content: Content) -> bool:
         """Whether this machine has memory for its ranks' shares once more."""
         return room.fits(content.size * self._local_world // self._world)
 
-    def _held(self, state: Callable[[], State]) -> Callable[[], Content]:
-        """The content of this rank's shard as it is now; an error in it is raised where all ranks hear of it."""
+    def _held(self, content: Callable[[], Content]) -> Callable[[], Content]:
+        """The rank's share of the content as it is now; an error in it is raised where all ranks hear of it."""
         if self._making_room is not None:
             self._making_room.join()
             self._making_room = None
         try:
-            content = Content(state()).hold(self._rank, self._world, self._memory)
+            held = content().hold(self._rank, self._world, self._memory)
         except CheckpointError as error:
             return _raising(error)
-        return lambda: content
+        return lambda: held
 
     def _save(self, state: State | Callable[[], Content], arguments: dict[str, Any]) -> Checkpoint:
         return self._folder.save(state, rank=self._rank, world=self._world, exchange=self._exchange, **arguments)
