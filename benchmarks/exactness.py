@@ -98,6 +98,8 @@ def main() -> int:
         "--results", type=Path, default=_runs.RESULTS, help="folder for the result (default: %(default)s)"
     )
     arguments = parser.parse_args()
+    if arguments.nodes < 2:
+        parser.error(f"--nodes {arguments.nodes}: at least 2, for somebody has to survive")
     rng = random.Random(arguments.seed)
     cases = cases_of(arguments.nodes)
     plan = [(NO_FAULT, list[str]())] + [(c, c.faults(rng)) for c in cases for _ in range(arguments.steps_each)]
