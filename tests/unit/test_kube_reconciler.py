@@ -9,6 +9,7 @@ from kube_world import KEY, SPEC, World, refuse, scenario
 from relight_operator.kube.backend import Backend
 from relight_operator.kube.client import EVENTS
 from relight_operator.kube.errors import Conflict, Forbidden, PodSecurity, QuotaExceeded, Unavailable, error_of
+from relight_operator.kube.observe import HINT_SECONDS
 from relight_operator.kube.pods import PodDefaults
 from relight_operator.kube.reconciler import Reconciler
 
@@ -112,6 +113,24 @@ async def test_a_pod_in_its_grace_period_has_a_successor_that_takes_over_before_
     w.end("digits-1-0", 75)
     await w.settle()
     assert w.status.restarts.by_cause == {"Evicted": 1}
+
+
+@scenario
+async def test_the_clusters_events_tell_why_a_member_leaves_while_it_still_lives(w: World) -> None:
+    """A server before 1.26 says so nowhere else, and a member that hands over is counted before its pod has ended."""
+    await w.formed()
+    told = {"metadata": {"deletionTimestamp": "2023-11-14T22:13:20Z"}}
+    about = {"kind": "Pod", "uid": w.client.edit("pods", "digits-1-0", told)["metadata"]["uid"]}
+    await w.settle()
+    preempted = {"metadata": {"name": "e", "namespace": "ml"}, "reason": "Preempted", "involvedObject": about}
+    await w.client.create(EVENTS, "ml", preempted)
+    w.now += HINT_SECONDS
+    w.run("digits-1-1")
+    for name in ("digits-0-0", "digits-1-0"):
+        w.report(name, **saved())
+    await w.settle()
+    assert w.status.slots[1].incarnation == 1
+    assert w.status.restarts.by_cause == {"Preempted": 1}
 
 
 @scenario

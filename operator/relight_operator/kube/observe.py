@@ -20,6 +20,7 @@ from relight_operator.kube.store import PodRecord
 
 # Between two live lists of a job that is recovering: what a watch swallowed then would be waited for by everybody.
 RELIST_SECONDS = 1.0
+HINT_SECONDS = 1.0  # from a deletion until whoever ordered it has told why
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,20 @@ class Observer:
             self._b.store.lose_pod(key, uid, self._b.clock(), confirmed=True)
 
     async def _ask_why(self, key: str, uid: str) -> None:
-        """What the cluster's events say of a deletion, where the pod itself does not: servers before 1.26."""
+        """What the cluster's events say of a deletion, where the pod itself does not: servers before 1.26.
+
+        Asked while the pod lives, for a leaving member may hand over then, and once more at its end.
+        """
         record = self._b.store.pods(key).get(uid)
-        if record is None or record.hints is not None or not is_deleting(record.body):
+        if record is None or record.hinted_at_end or not is_deleting(record.body):
             return
-        if not (record.gone or has_ended(record.body)):
+        ended = record.gone or has_ended(record.body)
+        if not ended and (record.hints is not None or self._b.clock() < (record.first_sign or 0.0) + HINT_SECONDS):
             return
         conditions = record.body["status"].get("conditions") or ()
         told = any(c.get("type") == "DisruptionTarget" for c in conditions)
-        self._b.store.hint(key, uid, frozenset() if told else await self._events_about(key, uid))
+        hints = frozenset[str]() if told else await self._events_about(key, uid)
+        self._b.store.hint(key, uid, hints, at_end=ended)
 
     async def _events_about(self, key: str, uid: str) -> frozenset[str]:
         """The reasons of the cluster's events about a pod."""

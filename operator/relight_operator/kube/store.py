@@ -26,6 +26,7 @@ class PodRecord:
     confirmed: bool = False  # and a live look has shown that too
     first_sign: float | None = None  # unix seconds at which its deletion or end was first seen
     hints: frozenset[str] | None = None  # reasons of the cluster's events about it, None before they were asked for
+    hinted_at_end: bool = False  # they were asked for after its end: there will be no other
 
 
 class Store:
@@ -85,8 +86,8 @@ class Store:
         first_sign = known.first_sign if known is not None else None
         if first_sign is None and (is_deleting(body) or has_ended(body)):
             first_sign = now if known is not None else min(now, _own_times(body, now))
-        hints = known.hints if known is not None else None
-        pods[uid] = PodRecord(_trimmed(body), first_sign=first_sign, hints=hints)
+        seen = known if known is not None else PodRecord(body)
+        pods[uid] = replace(seen, body=_trimmed(body), gone=False, first_sign=first_sign)
 
     def remove_pod(self, body: Body, now: float) -> str | None:
         """The pod was deleted: what it said last is kept, for the reason of its end."""
@@ -113,10 +114,10 @@ class Store:
             if uid not in living and not record.gone:
                 self.lose_pod(key, uid, now)
 
-    def hint(self, key: str, uid: str, hints: frozenset[str]) -> None:
+    def hint(self, key: str, uid: str, hints: frozenset[str], *, at_end: bool) -> None:
         known = self._pods.get(key, {}).get(uid)
         if known is not None:
-            self._pods[key][uid] = replace(known, hints=hints)
+            self._pods[key][uid] = replace(known, hints=hints, hinted_at_end=at_end)
 
     def revive_pod(self, key: str, body: Body, now: float) -> None:
         """It was thought to be gone, and a live look has found it."""
