@@ -122,9 +122,12 @@ async def test_the_clusters_events_tell_why_a_member_leaves_while_it_still_lives
     told = {"metadata": {"deletionTimestamp": "2023-11-14T22:13:20Z"}}
     about = {"kind": "Pod", "uid": w.client.edit("pods", "digits-1-0", told)["metadata"]["uid"]}
     await w.settle()
+    for seconds in (HINT_SECONDS, 2 * HINT_SECONDS):  # an event may be late
+        w.now += seconds
+        await w.settle()
     preempted = {"metadata": {"name": "e", "namespace": "ml"}, "reason": "Preempted", "involvedObject": about}
     await w.client.create(EVENTS, "ml", preempted)
-    w.now += HINT_SECONDS
+    w.now += 4 * HINT_SECONDS
     w.run("digits-1-1")
     for name in ("digits-0-0", "digits-1-0"):
         w.report(name, **saved())

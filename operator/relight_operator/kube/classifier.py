@@ -151,6 +151,11 @@ def member_end(
     return MemberEnd(cause, klass, first_sign, code, clip(text))
 
 
+def tells_why(hints: frozenset[str]) -> bool:
+    """Whether these reasons of events name who ordered a pod's deletion."""
+    return not hints.isdisjoint(_HINTS)
+
+
 def unseen_end(hints: frozenset[str], now: float) -> MemberEnd | None:
     """How a pod ended that is gone and of which this operator has never seen more than its uid: what the cluster's
     events about it tell. None where they tell nothing.

@@ -11,7 +11,7 @@ from relight_operator.api.status import JobStatus
 from relight_operator.core.observed import MemberEnd, SlotView
 from relight_operator.kube import names
 from relight_operator.kube.backend import Backend
-from relight_operator.kube.classifier import has_ended, is_deleting, slot_view, unseen_end
+from relight_operator.kube.classifier import has_ended, is_deleting, slot_view, tells_why, unseen_end
 from relight_operator.kube.client import EVENTS, JOBS, NODES, PODS, Body
 from relight_operator.kube.errors import Forbidden, NotFound
 from relight_operator.kube.machines import is_ready
@@ -94,18 +94,21 @@ class Observer:
     async def _ask_why(self, key: str, uid: str) -> None:
         """What the cluster's events say of a deletion, where the pod itself does not: servers before 1.26.
 
-        Asked while the pod lives, for a leaving member may hand over then, and once more at its end.
+        Asked while the pod lives, for a leaving member may hand over then, ever less often until they have told, and
+        once more at its end.
         """
-        record = self._b.store.pods(key).get(uid)
+        record, now = self._b.store.pods(key).get(uid), self._b.clock()
         if record is None or record.hinted_at_end or not is_deleting(record.body):
             return
         ended = record.gone or has_ended(record.body)
-        if not ended and (record.hints is not None or self._b.clock() < (record.first_sign or 0.0) + HINT_SECONDS):
+        first_sign = record.first_sign if record.first_sign is not None else now
+        asked = record.hinted if record.hinted is not None else first_sign
+        if not ended and (tells_why(record.hints) or now < asked + max(HINT_SECONDS, asked - first_sign)):
             return
         conditions = record.body["status"].get("conditions") or ()
         told = any(c.get("type") == "DisruptionTarget" for c in conditions)
         hints = frozenset[str]() if told else await self._events_about(key, uid)
-        self._b.store.hint(key, uid, hints, at_end=ended)
+        self._b.store.hint(key, uid, hints, now, at_end=ended)
 
     async def _events_about(self, key: str, uid: str) -> frozenset[str]:
         """The reasons of the cluster's events about a pod."""
@@ -149,7 +152,7 @@ class Observer:
                 gone=record.gone,
                 first_sign=record.first_sign if record.first_sign is not None else now,
                 agent=self._b.mailbox.heard(key, uid),
-                hints=record.hints or frozenset(),
+                hints=record.hints,
                 machine_ready=self._b.machines.is_ready(machine),
                 machine_leaving=self._b.machines.is_leaving(machine, disruption.watch_taints),
             )

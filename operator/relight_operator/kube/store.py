@@ -25,7 +25,8 @@ class PodRecord:
     gone: bool = False  # the object has been removed
     confirmed: bool = False  # and a live look has shown that too
     first_sign: float | None = None  # unix seconds at which its deletion or end was first seen
-    hints: frozenset[str] | None = None  # reasons of the cluster's events about it, None before they were asked for
+    hints: frozenset[str] = frozenset()  # reasons of the cluster's events about it
+    hinted: float | None = None  # unix seconds at which they were last asked for
     hinted_at_end: bool = False  # they were asked for after its end: there will be no other
 
 
@@ -114,10 +115,10 @@ class Store:
             if uid not in living and not record.gone:
                 self.lose_pod(key, uid, now)
 
-    def hint(self, key: str, uid: str, hints: frozenset[str], *, at_end: bool) -> None:
+    def hint(self, key: str, uid: str, hints: frozenset[str], now: float, *, at_end: bool) -> None:
         known = self._pods.get(key, {}).get(uid)
         if known is not None:
-            self._pods[key][uid] = replace(known, hints=hints, hinted_at_end=at_end)
+            self._pods[key][uid] = replace(known, hints=hints, hinted=now, hinted_at_end=at_end)
 
     def revive_pod(self, key: str, body: Body, now: float) -> None:
         """It was thought to be gone, and a live look has found it."""
