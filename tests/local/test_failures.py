@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from builders import SCRIPTS, Home, Job, command, script
+from tests.cgroups import group
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -111,6 +112,16 @@ def test_a_worker_killed_by_a_signal_is_a_failure_of_the_job(home: Home) -> None
     assert result.restarts["failures"] == 1
     assert "a worker died without a word (killed, or a crash in native code)" in result.final["lastFailure"]["message"]
     assert result.final["world"]["generation"] == 2
+
+
+def test_a_worker_that_the_kernel_kills_for_its_memory_is_out_of_memory(home: Home) -> None:
+    with group(memory=2 << 30) as limited:
+        run = home.start(job("starve", home.path / "killed.once"))
+        limited.add(run.process.pid)
+        result = run.wait()
+    assert result.code == 0, result.said
+    assert result.restarts["byCause"] == {"OutOfMemory": 1}
+    assert "its container's limit of 2048 MiB is used up" in result.final["lastFailure"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 
+from relight_agent.cgroup import Usage
 from relight_trainer.checkpoint import SnapshotsOff, room
-from relight_trainer.observe.cgroup import Usage
 from relight_trainer.snapshot_interval import SHARE, SnapshotInterval
 
 

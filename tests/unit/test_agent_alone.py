@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cgroups import Group, group
 
+from relight_agent.exits import ExitCode
 from relight_agent.files import JobFile
 from relight_agent.processes import is_alive
 
@@ -131,7 +133,7 @@ def test_exit_ends_a_running_command_and_everything_below_it(tmp_path: Path) -> 
     assert not is_alive(below)
 
 
-def run_command(tmp_path: Path, argv: list[str], **more: Any) -> dict[str, Any]:
+def run_command(tmp_path: Path, argv: list[str], *, limited: Group | None = None, **more: Any) -> dict[str, Any]:
     """The outcome that the agent reports of a command."""
     world = {
         "generation": 1, "runId": "r", "masterSlot": 0, "masterAddress": "127.0.0.1", "masterPort": 1,
@@ -140,6 +142,8 @@ def run_command(tmp_path: Path, argv: list[str], **more: Any) -> dict[str, Any]:
     answer: dict[str, Any] = {"command": {"id": "run:1", "op": "run", "generation": 1, "world": world}}
     with coordinator((200, answer)) as (url, told):
         agent = start_agent(tmp_path, url, argv=argv, **more)
+        if limited is not None:
+            limited.add(agent.pid)
         while not told or not told[-1]["outcome"]:
             assert agent.poll() is None
             time.sleep(0.01)
@@ -161,6 +165,15 @@ def test_a_progress_bar_without_line_ends_does_not_hide_the_exception(tmp_path: 
     text = "import sys; sys.stderr.write('\\r50%' * 3_000_000 + '\\rValueError: eleven'); sys.exit(3)"
     outcome = run_command(tmp_path, [sys.executable, "-c", text])
     assert outcome["message"] == "ValueError: eleven (exit code 3)"
+
+
+def test_a_command_of_which_the_kernel_kills_a_process_for_its_memory_is_out_of_memory(tmp_path: Path) -> None:
+    hungry = "held = []\nwhile True: held.append(bytearray(1 << 22))"
+    with group(memory=96 << 20) as limited:
+        # The shell outlives it, and says nothing but a number.
+        outcome = run_command(tmp_path, ["sh", "-c", f"{sys.executable} -c '{hungry}'; exit $?"], limited=limited)
+    assert (outcome["kind"], outcome["exitCode"]) == ("failed", ExitCode.OUT_OF_MEMORY)
+    assert "its container's limit of 96 MiB is used up" in outcome["message"]
 
 
 def test_a_nul_in_an_argument_is_a_wrong_configuration(tmp_path: Path) -> None:

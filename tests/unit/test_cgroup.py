@@ -1,17 +1,15 @@
 """What a container uses, from cgroups of either version, made by hand and real."""
 
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.cgroups import group
 
-from relight_trainer.observe.cgroup import Cgroup, Usage, places
+from relight_agent.cgroup import Cgroup, Usage, places
 from relight_trainer.observe.gpu import Gpu, Gpus
 from relight_trainer.observe.machine import rates
 
@@ -127,31 +125,6 @@ def test_rates_are_per_second_and_throttling_is_a_share_of_periods() -> None:
     assert rates(Usage(1.0), Usage(1.0)) == {}
 
 
-@contextmanager
-def group(quota: float) -> Iterator[list[Path]]:
-    """A real cgroup with a CPU limit: the files that a process' id is written to. Skips where none may be made."""
-    found = places()
-    name = f"relight-test-{os.getpid()}"
-    made: list[Path] = []
-    try:
-        try:
-            for controller in {"cpu", "cpuacct"} & set(found) or {""}:
-                folder = found[controller].folder / name
-                folder.mkdir()
-                made.append(folder)
-                if controller == "cpu":
-                    (folder / "cpu.cfs_quota_us").write_text(str(int(quota * 100_000)))
-                elif controller == "":
-                    (folder / "cpu.max").write_text(f"{int(quota * 100_000)} 100000")
-        except (OSError, KeyError) as error:
-            pytest.skip(f"no cgroup can be made here: {error}")
-        yield [folder / "cgroup.procs" for folder in made]
-    finally:
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
-
-
 SPIN = """
 import sys, time
 sys.stdin.readline()
@@ -164,7 +137,7 @@ sys.stdin.readline()
 def test_a_busy_process_under_a_limit_is_measured_and_seen_to_be_throttled() -> None:
     limit, burn = 0.2, 0.12
     with (
-        group(limit) as files,
+        group(cores=limit) as limited,
         subprocess.Popen(
             [sys.executable, "-Sc", SPIN, str(burn)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as busy,
@@ -172,8 +145,7 @@ def test_a_busy_process_under_a_limit_is_measured_and_seen_to_be_throttled() -> 
         assert busy.stdin is not None
         assert busy.stdout is not None
         try:
-            for file in files:
-                file.write_text(str(busy.pid))
+            limited.add(busy.pid)
             container = Cgroup(Path(f"/proc/{busy.pid}"))
             before = container.read()
             busy.stdin.write("go\n")

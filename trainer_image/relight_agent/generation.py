@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 
+from relight_agent.cgroup import Cgroup
 from relight_agent.exits import CLASS_ORDER, Class, ExitCode, exit_of
 from relight_agent.files import (
     Command,
@@ -108,6 +109,8 @@ class Generation:
         self.outcome: Optional[Outcome] = None
         self._reaper = reaper
         self._dropped_at: Optional[float] = None
+        self._container = Cgroup()
+        self._oom_kills = self._container.read().oom_kills
 
     def progress(self) -> Optional[Progress]:
         return self.folder.progress()
@@ -164,6 +167,17 @@ class Generation:
 
     def kill(self) -> None:
         raise NotImplementedError
+
+    def _starved(self) -> str:
+        """What to say where the kernel has killed a process of the generation for its container's memory; else nothing.
+
+        The container itself goes on, and its runtime says nothing (before Kubernetes 1.28 on cgroup v2; always on v1).
+        """
+        now = self._container.read()
+        if now.oom_kills is None or self._oom_kills is None or now.oom_kills <= self._oom_kills:
+            return ""
+        limit = f" of {now.memory_limit >> 20} MiB" if now.memory_limit is not None else ""
+        return f"the kernel killed it for want of memory: its container's limit{limit} is used up"
 
     def _failed(self, code: ExitCode, message: str) -> Outcome:
         rank = self.world.node_rank * self.me.job.proc_per_node
@@ -324,10 +338,11 @@ class WorkerGeneration(Generation):
                 else "never got to form its world"
             )
             return self._failed(ExitCode.PEER_LOST, text)
-        text = "a worker died without a word (killed, or a crash in native code)"
+        starved = self._starved()
+        text = f"a worker died without a word ({starved or 'killed, or a crash in native code'})"
         if memory_is_full(self.me.run_dir):
             text += f"; {self.me.run_dir} is full, and the state of a step must fit there, twice"
-        outcome = self._failed(ExitCode.EXCEPTION, text)
+        outcome = self._failed(ExitCode.OUT_OF_MEMORY if starved else ExitCode.EXCEPTION, text)
         return replace(outcome, rank=outcome.rank + local_rank)
 
     def kill(self) -> None:
@@ -460,7 +475,10 @@ class CommandGeneration(Generation):
         else:
             # What it wrote last may still be in the pipe.
             self._pumping.join(LAST_WORD_SECONDS)
-            failed = self._failed(code_of_command(status or 0), self._reason(status or 0))
+            code, reason, starved = code_of_command(status or 0), self._reason(status or 0), self._starved()
+            if starved and code is ExitCode.EXCEPTION:
+                code, reason = ExitCode.OUT_OF_MEMORY, f"{reason}: {starved}"
+            failed = self._failed(code, reason)
             self.outcome = replace(failed, exit_status=shell_status(status or 0))
         return self.outcome
 

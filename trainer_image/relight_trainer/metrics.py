@@ -17,7 +17,7 @@ from prometheus_client.exposition import MetricsHandler
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from relight_trainer.observe.cgroup import Cgroup
+from relight_agent.cgroup import Cgroup
 from relight_trainer.observe.gpu import Gpus, own_uuids
 
 if TYPE_CHECKING:

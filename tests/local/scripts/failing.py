@@ -1,5 +1,5 @@
 """`failing.py HOW [MENDED]`: ends badly in the way it is told to, until the file MENDED exists (it is made at the first
-failure where MENDED ends in ".once"). With HOW "step:N", trains with the client, and the last rank fails once it has
+failure where MENDED ends in ".once"). "starve" takes memory for ever. With HOW "step:N", trains with the client, and the last rank fails once it has
 applied step N; with "forward:N" it fails before it, with "leave:N" it ends with 0 there. VOLATILE in the environment puts what differs each time into the words.
 """
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from relight_trainer import client
 
+HELD: list[bytearray] = []
 MENDED = Path(sys.argv[2]) if len(sys.argv) > 2 else None
 
 
@@ -27,6 +28,8 @@ def end(how: str, rank: int) -> NoReturn:
         MENDED.touch()
     if how == "signal":
         os.kill(os.getpid(), signal.SIGKILL)
+    while how == "starve":
+        HELD.append(bytearray(1 << 24))
     if how.startswith("exit:"):
         sys.exit(int(how.removeprefix("exit:")))
     if how == "leave":

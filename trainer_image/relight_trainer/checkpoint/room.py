@@ -3,8 +3,8 @@
 Past the limit nobody is told "no": the kernel kills the container.
 """
 
+from relight_agent.cgroup import Cgroup, Usage
 from relight_trainer.checkpoint.errors import SnapshotsOff
-from relight_trainer.observe.cgroup import Cgroup, Usage
 
 
 def fits(size: int, usage: Usage | None = None) -> bool:

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch.utils.data import IterableDataset
 
+from relight_agent.cgroup import Cgroup
 from relight_trainer.data.draws import Draw, shard
 from relight_trainer.data.errors import BadData, UnfitData
 from relight_trainer.data.fingerprint import Identity, Known
 from relight_trainer.data.loading import Dataset, LoadedSplit, automatic_workers
 from relight_trainer.data.tensors import Repeated, Samples, TensorSplit
-from relight_trainer.observe.cgroup import Cgroup
 from relight_trainer.registry import Arguments, build
 from relight_trainer.seeds import stream
 from relight_trainer.settings.data import DATA

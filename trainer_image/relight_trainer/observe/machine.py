@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from relight_trainer.observe.cgroup import Cgroup, Usage
+from relight_agent.cgroup import Cgroup, Usage
 from relight_trainer.observe.gpu import Gpus, own_uuids
 
 

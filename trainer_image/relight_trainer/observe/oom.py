@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from relight_agent.cgroup import Cgroup
 from relight_agent.exits import ExitCode
 from relight_trainer.failures import classify
 from relight_trainer.hooks import Hook
-from relight_trainer.observe.cgroup import Cgroup
 from relight_trainer.observe.mirror import Mirror
 from relight_trainer.run import Run
 

@@ -6,9 +6,8 @@ Standard library only.
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 _NO_LIMIT = 1 << 60  # v1 says "none" with a number near 2**63
 
@@ -17,16 +16,16 @@ class Usage(NamedTuple):
     """What a container has used until `at` (monotonic seconds), and what it may; None where that is not known."""
 
     at: float
-    cpu_seconds: float | None = None  # of all its processes, over all cores
-    cpu_limit: float | None = None  # cores
-    periods: int | None = None  # scheduler periods in which it ran under the limit
-    throttled_periods: int | None = None  # those in which it was made to wait
-    throttled_seconds: float | None = None
-    memory_bytes: int | None = None  # without the page cache that can go at once: what the kubelet compares
-    memory_limit: int | None = None
-    oom_kills: int | None = None
-    read_bytes: int | None = None  # from block devices
-    written_bytes: int | None = None
+    cpu_seconds: Optional[float] = None  # of all its processes, over all cores
+    cpu_limit: Optional[float] = None  # cores
+    periods: Optional[int] = None  # scheduler periods in which it ran under the limit
+    throttled_periods: Optional[int] = None  # those in which it was made to wait
+    throttled_seconds: Optional[float] = None
+    memory_bytes: Optional[int] = None  # without the page cache that can go at once: what the kubelet compares
+    memory_limit: Optional[int] = None
+    oom_kills: Optional[int] = None
+    read_bytes: Optional[int] = None  # from block devices
+    written_bytes: Optional[int] = None
 
 
 class Place(NamedTuple):
@@ -45,7 +44,7 @@ class Place(NamedTuple):
                     return
 
 
-def places(proc: Path = Path("/proc/self")) -> dict[str, Place]:
+def places(proc: Path = Path("/proc/self")) -> Dict[str, Place]:
     """Where this process' cgroup is for each of cpu, cpuacct, memory, blkio (v1) and "" (v2), as far as mounted."""
     mine = {}  # controller -> path
     for line in _lines(proc / "cgroup"):
@@ -86,7 +85,7 @@ class Cgroup:
         self._io = found.get("blkio", unified)
 
     def read(self) -> Usage:
-        fields: dict[str, float | int | None] = {}
+        fields: Dict[str, Optional[Union[float, int]]] = {}
         for place, of_v1, of_v2 in (
             (self._cpuacct, _cpu_seconds_v1, _cpu_seconds_v2),
             (self._cpu, _cpu_limit_v1, _cpu_limit_v2),
@@ -98,7 +97,7 @@ class Cgroup:
         return Usage(self._clock(), **fields)  # type: ignore[arg-type]  # each function names its fields
 
 
-Fields = dict[str, float | int | None]
+Fields = Dict[str, Optional[Union[float, int]]]
 
 
 def _cpu_seconds_v1(place: Place) -> Fields:
@@ -109,7 +108,7 @@ def _cpu_seconds_v2(place: Place) -> Fields:
     return {"cpu_seconds": _scaled(_table(place.folder / "cpu.stat").get("usage_usec"), 1e-6)}
 
 
-def _throttling(limits: list[tuple[float, Path]], place: Place, throttled: str, seconds: float) -> Fields:
+def _throttling(limits: List[Tuple[float, Path]], place: Place, throttled: str, seconds: float) -> Fields:
     """The tightest of `limits` and what it has held up; `throttled` is counted in units of so many `seconds`."""
     limit, folder = min(limits, default=(None, place.folder))
     stat = _table(folder / "cpu.stat")
@@ -157,7 +156,7 @@ def _memory_v2(place: Place) -> Fields:
     }
 
 
-def _working_set(usage: Path, folder: Path, cache: str) -> int | None:
+def _working_set(usage: Path, folder: Path, cache: str) -> Optional[int]:
     used = _number(usage)
     return None if used is None else max(0, used - _table(folder / "memory.stat").get(cache, 0))
 
@@ -183,23 +182,23 @@ def _io_v2(place: Place) -> Fields:
     }
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> List[str]:
     with contextlib.suppress(OSError):
         return path.read_text(encoding="utf-8", errors="replace").splitlines()
     return []
 
 
-def _number(path: Path) -> int | None:
+def _number(path: Path) -> Optional[int]:
     """The whole number in a file; None for no file and for `max`."""
     text = next(iter(_lines(path)), "")
     return int(text) if re.fullmatch(r"-?\d+", text) else None
 
 
-def _table(path: Path) -> dict[str, int]:
+def _table(path: Path) -> Dict[str, int]:
     """`key number` lines."""
     rows = (line.split() for line in _lines(path))
     return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdecimal()}
 
 
-def _scaled(value: int | None, unit: float) -> float | None:
+def _scaled(value: Optional[int], unit: float) -> Optional[float]:
     return None if value is None else value * unit
