@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from kube_world import KEY, SPEC, World, refuse, scenario
 
+from relight_operator.core.actions import WriteStatus
+from relight_operator.kube import reconciler
 from relight_operator.kube.backend import Backend
 from relight_operator.kube.client import EVENTS
-from relight_operator.kube.errors import Conflict, Forbidden, PodSecurity, QuotaExceeded, Unavailable, error_of
+from relight_operator.kube.errors import Conflict, Forbidden, Invalid, PodSecurity, QuotaExceeded, Unavailable, error_of
 from relight_operator.kube.observe import HINT_SECONDS
 from relight_operator.kube.pods import PodDefaults
 from relight_operator.kube.reconciler import Reconciler
@@ -523,3 +525,16 @@ async def test_events_follow_only_what_the_server_has_taken(w: World) -> None:
     with pytest.raises(Unavailable):
         await w.settle()
     assert w.client.all("events") == []
+
+
+@scenario
+async def test_a_status_that_could_not_be_read_again_is_never_written(w: World) -> None:
+    await w.formed()
+    before = w.client.named("trainingjobs", "digits")
+    broken = w.status.model_copy(update={"world": w.status.world.model_copy(update={"master_address": ""})})  # type: ignore[union-attr]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reconciler, "plan", lambda *_: [WriteStatus(broken)])
+        with pytest.raises(Invalid, match="masterAddress"):
+            await w.settle()
+    assert w.client.named("trainingjobs", "digits") == before
+    await w.settle()

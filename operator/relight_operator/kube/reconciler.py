@@ -293,10 +293,14 @@ class _Round:
     async def _write(self, noted: Annotated, beside: Body) -> bool:
         """Write the status if it has changed; whether it had. Events follow only what the server has taken."""
         after = noted.status.model_copy(update={"observed_generation": self.body["metadata"].get("generation", 0)})
-        raw = self.body.get("status") or {}
-        patch = wire.merge_patch(raw, wire.dump(self.status), {**wire.dump(after), **beside})
+        raw, told = self.body.get("status") or {}, wire.dump(after)
+        patch = wire.merge_patch(raw, wire.dump(self.status), {**told, **beside})
         if not patch:
             return False
+        try:  # once it is written, a status that cannot be read stops its job for ever
+            wire.parse(told)
+        except ValidationError as error:
+            raise Invalid(f"the status of {self.key} that was to be written is not one of ours: {error}") from error
         answer = await self._patch(patch)
         self.b.store.put_job(answer)
         taken = wire.parse(answer.get("status"))
