@@ -9,6 +9,7 @@ import itertools
 import random
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import _cluster
@@ -51,8 +52,12 @@ def meet(operator: Operator, name: str, steps: int, digest: str, rng: random.Ran
             uids, pod = job.uids(), job.pod(fault.slot)
             node = faults.node_of(job, pod)
             began = time.monotonic()
-            fault.act(job, pod)
-            instants, after = follow(job, before, fault, began)
+            with ThreadPoolExecutor(
+                1
+            ) as beside:  # a drain ends when everything on its machine has ended, not only ours
+                acting = beside.submit(fault.act, job, pod)
+                instants, after = follow(job, before, fault, began)
+                acting.result()
             if fault.undo is not None:
                 fault.undo(job, node)
                 node = ""

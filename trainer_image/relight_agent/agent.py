@@ -43,7 +43,9 @@ FLUSH_START_SECONDS = 1.0  # of a fork of the warm launcher
 STOP_SECONDS = 120.0  # the leisure of a stop of the whole job: it ends with this, or with a SIGTERM
 # Of its grace period a member may use this part to train on, while its successor is made ready.
 TRAIN_ON = 0.5
-ANSWER_SECONDS = 1.0  # within which the coordinator says that there is to be one
+# Within which the coordinator says that there is to be one: a drain may have taken the operator's leader from the same
+# machine, and the next one needs a few seconds.
+ANSWER_SECONDS = 4.0
 # Workers that have not begun to train hold nothing new: they are not waited for when the member must go.
 START_LEAVE_SECONDS = 2.0
 UPLOAD_AFTER_SECONDS = 30.0  # stacks go into an object store once their generation has ended, or after this long
@@ -485,7 +487,7 @@ class Agent:
         if generation is None or not self._running() or self._is_command or len(generation.world.members) < 2:
             return self._told_at
         part = TRAIN_ON * self.me.job.grace_seconds
-        return self._told_at + (part if self._succeeded == generation.number else min(ANSWER_SECONDS, 0.1 * part))
+        return self._told_at + (part if self._succeeded == generation.number else min(ANSWER_SECONDS, 0.4 * part))
 
     def _ask_to_stop(self) -> None:
         if self._asked:
