@@ -52,9 +52,8 @@ def meet(operator: Operator, name: str, steps: int, digest: str, rng: random.Ran
             uids, pod = job.uids(), job.pod(fault.slot)
             node = faults.node_of(job, pod)
             began = time.monotonic()
-            with ThreadPoolExecutor(
-                1
-            ) as beside:  # a drain ends when everything on its machine has ended, not only ours
+            # Beside: a drain ends when everything on its machine has ended, not only ours.
+            with ThreadPoolExecutor(1) as beside:
                 acting = beside.submit(fault.act, job, pod)
                 instants, after = follow(job, before, fault, began)
                 acting.result()
