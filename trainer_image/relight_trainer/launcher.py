@@ -22,8 +22,7 @@ from typing import Any, NamedTuple, NoReturn
 from relight_agent.processes import die_with_parent, ended_children
 from relight_trainer import hygiene
 
-# torch._dynamo is what torch imports when it first formats an exception: 1.8 s at the worst moment.
-WARM = ("torch", "torch.distributed", "torch._dynamo", "relight_trainer.generation")
+WARM = ("torch", "torch.distributed", "relight_trainer.generation")
 # In a user's own image only torch is sure to be there.
 WARM_IF_INSTALLED = ("relight_trainer.train", "relight_trainer.client", "relight_trainer.metrics")
 
@@ -38,6 +37,7 @@ def preload() -> float:
         for name in WARM_IF_INSTALLED:
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(name)
+    importlib.import_module("relight_trainer.late_dynamo").stand_in()
     # Shared pages stay shared: the collector of a forked worker leaves alone what was there before the fork.
     gc.collect()
     gc.freeze()

@@ -11,6 +11,7 @@ from relight_trainer.config import TrainerConfig, check, parse
 from relight_trainer.context import WorkerContext
 from relight_trainer.data.splits import Splits, open_splits
 from relight_trainer.feed import Feed
+from relight_trainer.late_dynamo import use_deterministic_algorithms
 from relight_trainer.peers import form
 from relight_trainer.precision import allow_tf32
 from relight_trainer.run import Run
@@ -42,7 +43,7 @@ def prepare(settings: Train, local_rank: int) -> torch.device:
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True)
+        use_deterministic_algorithms()
         # What it fills is memory that nothing reads before writing it; that would cost each allocation a pass over it.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     return torch.device("cuda", local_rank) if wants_cuda else torch.device("cpu")
