@@ -6,13 +6,13 @@ Where the testbed cannot run, a laptop skips them with the reason; in CI that is
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
 from tests.cluster.relight import CHART, RELEASE, SYSTEM, Job, Operator
 from tests.faults.telling import tell_costs
-from tests.testbed import Cluster, ExistingCluster, TestbedUnavailableError
+from tests.testbed import Cluster, ExistingCluster, TestbedError, TestbedUnavailableError
 from tests.testbed.building import TARGETS, base_image, relight_image
 from tests.testbed.cluster import prepare
 from tests.testbed.images import Image, reference_of
@@ -23,6 +23,37 @@ GPUS = "trainer.resources.limits.nvidia\\.com/gpu=8"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "at_the_end: judges what all other tests of the cluster have done")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With a failure goes what its namespace and the operator had to say: both are gone when it is read."""
+    report = yield
+    found = getattr(item, "funcargs", {})
+    if report.when == "call" and report.failed and {"cluster", "namespace"} <= found.keys():
+        report.sections.append(("the cluster", said_of(found["cluster"], found["namespace"])))
+    return report
+
+
+def said_of(cluster: ExistingCluster, namespace: str) -> str:
+    ours, system = f"-n={namespace}", f"-n={SYSTEM}"
+    release = f"-l=app.kubernetes.io/instance={RELEASE}"
+    tail = ("--prefix", "--timestamps", "--ignore-errors", "--max-log-requests=20")
+    asked = [
+        ("get", "trainingjobs", ours, "-o=yaml"),
+        ("get", "pods", ours, "-o=wide"),
+        ("get", "events", ours, "--sort-by=.lastTimestamp"),
+        ("logs", ours, "-l=relight.dev/job", "--all-containers", "--tail=60", *tail),
+        ("logs", system, release, "--tail=150", *tail),
+    ]
+    return "\n".join(f"$ kubectl {' '.join(words)}\n{answer_to(cluster, *words)}" for words in asked)
+
+
+def answer_to(cluster: ExistingCluster, *words: str) -> str:
+    try:
+        return cluster.kubectl(*words)
+    except TestbedError as error:
+        return str(error)
 
 
 def unavailable(reason: TestbedUnavailableError) -> None:

@@ -17,16 +17,20 @@ class Clock:
         return self.now
 
 
-def taken(every, *, step, cost, steps=2000, disturbed=lambda _: 0.0):
-    """The steps after which snapshots were taken, where a step takes `step` seconds and a snapshot `cost`."""
-    clock = Clock()
-    interval = SnapshotInterval(every, clock)
+def taken(every, *, step, cost, steps=2000, disturbed=lambda _: 0.0, crowded=0.0):
+    """The steps after which snapshots were taken, where a step takes `step` seconds and a snapshot `cost`.
+
+    `crowded`: the seconds that each of them waits for a CPU.
+    """
+    clock, busy = Clock(), Clock()
+    interval = SnapshotInterval(every, clock, busy if crowded else clock)
     found = []
     for n in range(1, steps + 1):
         clock.now += step
         if interval.is_due():
             interval.begin()
-            clock.now += cost + disturbed(n)
+            clock.now += cost + disturbed(n) + crowded
+            busy.now += cost
             interval.end()
             found.append(n)
     return found
@@ -50,6 +54,10 @@ def test_auto_costs_less_than_its_share(step, cost, apart):
 
 def test_what_disturbs_some_snapshots_does_not_stretch_the_interval():
     assert taken(0, step=0.003, cost=0.0005, disturbed=lambda n: 0.05 if n % 3 else 0.0) == [*range(1, 2001)]
+
+
+def test_waiting_for_a_cpu_is_no_cost_of_a_snapshot():
+    assert taken(0, step=0.03, cost=0.0005, crowded=0.01) == [*range(1, 2001)]
 
 
 def test_steps_shorter_than_a_snapshot_share_one():

@@ -115,7 +115,10 @@ class Session:
         self._progress = Progress(context.generation, step=0, formed_at=time.monotonic())
         self._progress_due = 0.0
         self._snapshot_step: int | None = None  # of the newest that this rank has written
-        self._snapshot_interval = SnapshotInterval(context.job.snapshot_every)
+        self._snapshot_interval = SnapshotInterval(
+            context.job.snapshot_every,
+            costs=time.thread_time if self.peers.device.type == "cpu" else time.monotonic,
+        )
         self._heartbeat = Heartbeat(context.folder.heartbeat_path(context.local_rank))
         self._heartbeat.beat(_START, 0)
         # Around the wait for a batch; cheap enough for every one.

@@ -16,16 +16,21 @@ _LOOKS = 16  # steps that are looked back at; the quickest is what it costs wher
 class SnapshotInterval:
     """`every` steps, 0 for Auto: at most `SHARE` of the time. Steps that were skipped are what a killed machine may cost.
 
-    `clock` gives seconds.
+    `clock` and `costs` give seconds; by the second is counted what a snapshot takes: the CPU time of this thread, for
+    what others do on a busy machine is no part of it, or the time that passes, where a device is waited for.
     """
 
-    def __init__(self, every: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, every: int, clock: Callable[[], float] = time.monotonic, costs: Callable[[], float] = time.monotonic
+    ) -> None:
         self._every = every
         self._clock = clock
+        self._cost_clock = costs
         self._costs: deque[float] = deque(maxlen=_LOOKS)
         self._steps: deque[float] = deque(maxlen=_LOOKS)
         self._ended_at: float | None = None  # when the last step had been looked at
         self._began_at = float("-inf")  # of the last snapshot
+        self._cost_from = 0.0
         self._since = 0  # steps since it
 
     @property
@@ -51,8 +56,9 @@ class SnapshotInterval:
     def begin(self) -> None:
         # Before the copy, which waits for the device: a host that runs ahead of long steps skips none.
         self._began_at = self._clock()
+        self._cost_from = self._cost_clock()
         self._since = 0
 
     def end(self) -> None:
         self._ended_at = self._clock()
-        self._costs.append(self._ended_at - self._began_at)
+        self._costs.append(self._cost_clock() - self._cost_from)
