@@ -259,6 +259,22 @@ def test_collateral(code: int, lost: bool, failures: int, without_progress: int)
     assert status.restarts.counted == (1 if code == 70 else 0)
 
 
+@pytest.mark.parametrize(
+    ("code", "failures"), [pytest.param(72, 0, id="collateral"), pytest.param(70, 1, id="a failure of its own")]
+)
+def test_who_fails_of_a_member_that_was_told_to_end_costs_no_budget(code: int, failures: int) -> None:
+    """It may not have been able to stop with them: its workers hung, or its time was over."""
+    told = outcome("stopped", terminating_at=NOW - 18)
+    status = after(seen(running(), member(0, agent=outcome("failed", code)), member(1, agent=told, deleting=True)))
+    assert status.recovery is not None
+    assert status.recovery.judged
+    assert (status.restarts.failures, status.restarts.counted) == (failures, failures)
+    gone = member(1, agent=told, end=ended(Cause.PREEMPTED))
+    status = after(seen(status, member(0, agent=outcome("failed", code)), gone))
+    assert status.restarts.by_cause.get("Preempted") == 1
+    assert (status.restarts.failures, status.restarts.disruptions) == (failures, 1)
+
+
 def test_a_failure_that_a_member_told_of_before_it_was_lost_is_counted() -> None:
     dead = member(1, agent=outcome("failed", 70), end=ended(Cause.MACHINE_LOST))
     status = after(seen(running(), member(0, agent=outcome("failed", 72)), dead))

@@ -16,7 +16,8 @@ def judge_world(draft: Draft) -> None:
     recovery = draft.status.recovery
     if recovery is not None and not recovery.judged and worlds.settled(draft):
         recovery.judged = True
-        _count_root(draft, lost=recovery.loss)
+        # Who was told to end is as good as lost: its peers may have failed of that before it has ended.
+        _count_root(draft, lost=recovery.loss or any(m.told for m in draft.world_members()))
 
 
 def judge_at_stop(draft: Draft) -> None:

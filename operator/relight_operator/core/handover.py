@@ -25,7 +25,7 @@ def leaving(member: SlotView | None) -> Cause | None:
         return None
     if member.leaving is not None:
         return member.leaving
-    return Cause.STOPPED if _told(member) else None
+    return Cause.STOPPED if member.told else None
 
 
 def prepare(draft: Draft) -> None:
@@ -51,13 +51,13 @@ def ask(draft: Draft) -> None:
     if any(s.completed == world.generation for s in status.slots):
         return
     seats = [(slot, m) for slot in status.slots if (m := draft.member(slot)) is not None and draft.in_world(m.uid)]
-    nobody_stays = all(_told(member) for _, member in seats)
+    nobody_stays = all(member.told for _, member in seats)
     for slot, member in seats:
         cause = leaving(member)
         if cause is None or (member.agent is not None and member.agent.state == "Stopping"):
             continue
         why = "its successor is ready" if _heir(draft, slot) is not None else ""
-        if not why and _told(member):
+        if not why and member.told:
             why = "all members leave" if nobody_stays else _hurry(draft, slot, member, cause)
         if why:
             status.handover = world.generation
@@ -140,14 +140,9 @@ def _is_released(draft: Draft, slot: SlotStatus, member: SlotView) -> bool:
         return True
     for other in draft.status.slots:
         holder = draft.member(other)
-        if other is slot or holder is None or not draft.in_world(holder.uid) or _told(holder):
+        if other is slot or holder is None or not draft.in_world(holder.uid) or holder.told:
             continue
         theirs = outcome_in(holder, world)
         if theirs is not None and theirs.kind == "stopped" and theirs.saved:
             return True
     return False
-
-
-def _told(member: SlotView) -> bool:
-    """It has been told to end, and nothing takes that back."""
-    return member.deleting or (member.agent is not None and member.agent.terminating_at is not None)

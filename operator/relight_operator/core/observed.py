@@ -147,6 +147,11 @@ class SlotView:
     def alive(self) -> bool:
         return self.end is None
 
+    @property
+    def told(self) -> bool:
+        """It has been told to end, and nothing takes that back."""
+        return self.deleting or (self.agent is not None and self.agent.terminating_at is not None)
+
 
 @dataclass(frozen=True)
 class Observed:

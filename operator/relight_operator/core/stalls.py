@@ -101,7 +101,7 @@ def failure_of(draft: Draft, generation: int) -> Failure | None:
 
 
 def _is_heard(member: SlotView) -> bool:
-    return not member.deleting and member.agent is not None and member.agent.terminating_at is None
+    return member.agent is not None and not member.told
 
 
 def _first_overdue(draft: Draft, world: WorldStatus, members: list[SlotView]) -> AgentStall | None:

@@ -217,14 +217,7 @@ def _recovering_since(old: WorldStatus | None, recovery: RecoveryStatus | None) 
 def can_run(member: SlotView) -> bool:
     """Whether the member could be in the next generation."""
     agent = member.agent
-    return (
-        member.alive
-        and not member.deleting
-        and agent is not None
-        and agent.state == "Ready"
-        and agent.terminating_at is None
-        and agent.port > 0
-    )
+    return member.alive and not member.told and agent is not None and agent.state == "Ready" and agent.port > 0
 
 
 def _alike(draft: Draft, members: list[SlotView]) -> bool:
