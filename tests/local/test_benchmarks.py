@@ -31,7 +31,8 @@ def run(name: str, results: Path, *arguments: object) -> dict[str, Any]:
         check=False,
     )
     assert done.returncode == 0, done.stdout
-    return dict(json.loads((results / f"{name}.json").read_text()))
+    (written,) = results.glob(f"{name}*.json")
+    return dict(json.loads(written.read_text()))
 
 
 @pytest.mark.timeout(240)
@@ -44,8 +45,9 @@ def test_a_runner_that_is_killed_and_started_again_runs_the_same_job(tmp_path: P
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_cut_jobs_are_exact(tmp_path: Path) -> None:
-    result = run("exactness", tmp_path, "--steps-each", 1)
-    assert result["equal"] == len(result["runs"]) == 6
+    """On four nodes: every kind of cut on two is test_same_weights'."""
+    result = run("exactness", tmp_path, "--steps-each", 1, "--nodes", 4)
+    assert result["equal"] == len(result["runs"]) == 2
 
 
 @pytest.mark.slow

@@ -13,6 +13,9 @@ import contextlib, inspect, sys, threading, traceback, warnings
 import torch, torch.distributed as dist
 from relight_trainer import late_dynamo
 
+def is_imported():
+    return "torch._dynamo.eval_frame" in sys.modules
+
 late_dynamo.stand_in()
 model = torch.nn.Linear(3, 3)
 x = torch.ones(2, 3)
@@ -53,7 +56,7 @@ except RuntimeError as error:
     traceback.format_exception(error)
 inspect.getmodule(model), inspect.stack()
 dist.destroy_process_group()
-print(late_dynamo.is_imported(), "sympy" in sys.modules, torch.are_deterministic_algorithms_enabled())
+print(is_imported(), "sympy" in sys.modules, torch.are_deterministic_algorithms_enabled())
 """
     assert seen(code) == ["False False True"]
 
@@ -73,7 +76,7 @@ before = {name: value.clone() for name, value in model.state_dict().items()}
 eager = train(x)
 model.load_state_dict(before)
 compiled = torch.compile(train, backend="eager")(x)
-print(late_dynamo.is_imported(), bool(eager == compiled), torch._dynamo is sys.modules["torch._dynamo"])
+print(is_imported(), bool(eager == compiled), torch._dynamo is sys.modules["torch._dynamo"])
 print(any("late_dynamo" in type(finder).__module__ for finder in sys.meta_path))
 print(any(type(m).__module__ == "relight_trainer.late_dynamo" for m in sys.modules.values()))
 """
@@ -91,7 +94,7 @@ print(any(type(m).__module__ == "relight_trainer.late_dynamo" for m in sys.modul
 def test_a_submodule_is_there_once_and_is_the_package_s(statement: str) -> None:
     code = f"""
 {statement}
-print(late_dynamo.is_imported(), found is sys.modules['torch._dynamo.utils'], type(found.__spec__.loader).__name__)
+print(is_imported(), found is sys.modules['torch._dynamo.utils'], type(found.__spec__.loader).__name__)
 # One that is loaded twice has two of each.
 print(torch._dynamo.output_graph.counters is found.counters)
 """
@@ -113,13 +116,39 @@ print(getattr(inner, "__dynamo_disable")._torchdynamo_disable)
     assert seen(code) == ["True", "False", "True"]
 
 
+def test_what_is_configured_is_configured_in_the_real_one() -> None:
+    code = """
+torch._dynamo.config.suppress_errors = True
+print(sys.modules["torch._dynamo.config"].suppress_errors)
+"""
+    assert seen(code) == ["True"]
+
+
+def test_what_is_set_of_a_submodule_that_stands_in_is_set_in_the_real_one() -> None:
+    code = """
+torch._dynamo.utils.mark_of_mine = 1
+print(sys.modules["torch._dynamo.utils"].mark_of_mine, torch._dynamo.utils.mark_of_mine)
+"""
+    assert seen(code) == ["1 1"]
+
+
+def test_what_stands_in_answers_as_the_real_one_does_where_nothing_is_configured() -> None:
+    code = """
+mode = torch._dynamo.utils.get_optimize_ddp_mode()
+print(is_imported())
+import torch._dynamo.eval_frame
+print(is_imported(), torch._dynamo.utils.get_optimize_ddp_mode() == mode)
+"""
+    assert seen(code) == ["False", "True True"]
+
+
 def test_threads_that_ask_at_once_get_the_same_module() -> None:
     code = """
 at_once, found = threading.Barrier(4), []
 
 def ask():
     at_once.wait()
-    found.append(torch._dynamo.config)
+    found.append(torch._dynamo.decorators)
 
 threads = [threading.Thread(target=ask) for _ in range(4)]
 [t.start() for t in threads], [t.join() for t in threads]
@@ -134,7 +163,7 @@ def test_a_function_that_a_user_disables_is_disabled() -> None:
 def alone(x):
     return x + 1
 
-print(late_dynamo.is_imported(), alone._torchdynamo_disable)
+print(is_imported(), alone._torchdynamo_disable)
 """
     assert seen(code) == ["True True"]
 
@@ -142,7 +171,7 @@ print(late_dynamo.is_imported(), alone._torchdynamo_disable)
 def test_the_compiler_is_told_to_be_deterministic_whenever_it_comes() -> None:
     code = """
 late_dynamo.use_deterministic_algorithms()
-print(late_dynamo.is_imported())
+print(is_imported())
 import torch._inductor.config
 print(torch._inductor.config.deterministic)
 """
@@ -160,7 +189,7 @@ def test_nothing_stands_in_where_it_is_imported_already() -> None:
     code = """
 import torch._dynamo
 late_dynamo.stand_in()
-print(late_dynamo.is_imported(), torch._dynamo is sys.modules["torch._dynamo"])
+print(is_imported(), torch._dynamo is sys.modules["torch._dynamo"])
 """
     code = "del sys.modules['torch._dynamo']; sys.meta_path.pop(0); del torch._dynamo" + code
     assert seen(code) == ["True True"]

@@ -3,13 +3,14 @@
 To import `torch._dynamo` takes as long as torch itself, and torch does so in every training: DDP's constructor, the first
 step of an optimizer and others call functions of it that do nothing where nothing is compiled. A lost member's
 replacement would wait for that before its first step. `stand_in` puts a module in its place that answers those calls as
-`torch._dynamo` does, and makes way for it as soon as anything else of it, or of its submodules, is asked for.
+`torch._dynamo` does, and makes way for it as soon as anything else of it, or of its submodules, is asked for: by
+`torch.compile`, and by activation checkpointing, which disables functions of its own.
 """
 
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
@@ -31,11 +32,6 @@ def stand_in() -> None:
     sys.meta_path.insert(0, standing.finder)
     sys.modules[_NAME] = standing
     torch._dynamo = standing  # noqa: SLF001
-
-
-def is_imported() -> bool:
-    """Whether the real module is."""
-    return not isinstance(sys.modules.get(_NAME), (_StandIn, type(None)))
 
 
 def use_deterministic_algorithms() -> None:
@@ -88,16 +84,21 @@ class _StandIn(ModuleType):
 class _Part(ModuleType):
     """A submodule's stand-in, for who has it as an attribute."""
 
-    def __init__(self, whole: _StandIn, name: str, **functions: Callable[..., Any]) -> None:
+    def __init__(self, whole: _StandIn, name: str, **answers: Any) -> None:
         super().__init__(f"{_NAME}.{name}")
-        self._whole = whole
-        vars(self).update(functions)
+        vars(self).update(answers, _whole=whole)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        self._whole.real()
-        return getattr(importlib.import_module(self.__name__), name)
+        return getattr(self._real(), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self._real(), name, value)
+
+    def _real(self) -> ModuleType:
+        vars(self)["_whole"].real()
+        return importlib.import_module(self.__name__)
 
 
 class _Finder(MetaPathFinder):
