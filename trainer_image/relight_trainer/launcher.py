@@ -38,7 +38,9 @@ def preload() -> float:
         for name in WARM_IF_INSTALLED:
             with contextlib.suppress(ModuleNotFoundError):
                 importlib.import_module(name)
-    importlib.import_module("relight_trainer.late_dynamo").stand_in()
+    from relight_trainer.late_dynamo import stand_in
+
+    stand_in()
     # Shared pages stay shared: the collector of a forked worker leaves alone what was there before the fork.
     gc.collect()
     gc.freeze()

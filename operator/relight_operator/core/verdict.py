@@ -28,7 +28,7 @@ class RootCause:
 def root_cause(members: Iterable[SlotView], generation: int, *, lost: bool, opaque: bool) -> RootCause | None:
     """The failure that ended `generation`, by class first, then by age; None where no member failed.
 
-    `lost`: a member of the generation was lost. `opaque`: the job is a plain command, whose failures cannot be told
+    `lost`: a member of the generation was lost, or has been told to end. `opaque`: the job is a plain command, whose failures cannot be told
     from the consequences of a lost peer, so that with a loss they are taken for such.
     """
     spoken = [
@@ -55,7 +55,7 @@ def root_cause(members: Iterable[SlotView], generation: int, *, lost: bool, opaq
 
 def _left_early(spoken: Sequence[tuple[SlotView, AgentOutcome]], collateral: RootCause) -> RootCause | None:
     """The rank that ended with 0, and without a result, while others still needed it: what they failed of."""
-    if any(o.kind == "stopped" or (m.agent is not None and m.agent.terminating_at is not None) for m, o in spoken):
+    if any(outcome.kind == "stopped" for _, outcome in spoken):
         return None  # they failed of who left for a reason
     for member, outcome in sorted(spoken, key=lambda s: (s[1].at, s[0].slot)):
         early = outcome.kind == "completed" and outcome.weights_digest is None
