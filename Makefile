@@ -17,17 +17,16 @@ run: $(STAMP)  ## train examples/digits.yaml here on two "nodes", through one pr
 test: $(STAMP)  ## every test; those on Kubernetes with CLUSTER=testbed (root; built here) or CLUSTER=existing (KUBECONFIG)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(if $(CLUSTER),--cluster=$(CLUSTER)) $(PYTEST_FLAGS)
 
-PEERS := .venv/peers
-test-peers: $(STAMP)  ## the tests with Lightning, transformers and an S3 server's double, which it installs into .venv/peers
-	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(PEERS) --requirement tests/peers.txt
+PEERS := $(VENV)/peers
+test-peers: $(PEERS)/.installed  ## the tests with Lightning, transformers and an S3 server's double, which it installs into .venv/peers
 	RELIGHT_TEST_PEERS=$(CURDIR)/$(PEERS) $(BIN)/python -m pytest tests/trainer/test_adapters.py tests/trainer/test_checkpoint_objects.py $(PYTEST_FLAGS)
 
 test-fast: $(STAMP)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" tests/unit $(PYTEST_FLAGS)
 
 .PHONY: faults soak
-faults: $(STAMP)  ## bring every fault about and say what came of it; FAULTS="1 9 14" some; on Kubernetes as root or with CLUSTER=existing
-	@$(BIN)/python -m tests.faults $(FAULTS) $(if $(CLUSTER),--cluster=$(CLUSTER))
+faults: $(PEERS)/.installed  ## bring every fault about and say what came of it; FAULTS="1 9 14" some; on Kubernetes as root or with CLUSTER=existing
+	@RELIGHT_TEST_PEERS=$(CURDIR)/$(PEERS) $(BIN)/python -m tests.faults $(FAULTS) $(if $(CLUSTER),--cluster=$(CLUSTER))
 
 soak: $(STAMP)  ## a job under random faults: MINUTES=20, SEED=0; SOAK_FLAGS="--cluster --every 30" on the testbed
 	$(BIN)/python benchmarks/soak.py $(if $(MINUTES),--minutes=$(MINUTES)) $(if $(SEED),--seed=$(SEED)) $(SOAK_FLAGS)
@@ -71,3 +70,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $(STAMP)
+
+$(PEERS)/.installed: $(STAMP) tests/peers.txt
+	$(BIN)/python -m pip install --quiet --upgrade --no-deps --target $(PEERS) --requirement tests/peers.txt
+	@touch $@

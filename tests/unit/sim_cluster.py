@@ -91,6 +91,7 @@ class Member:
     uid: str
     agent: Agent = field(default_factory=Agent)
     end: MemberEnd | None = None
+    told_at: float = 0.0  # when the backend learns of its end
     deleting: bool = False
     announced: bool = False  # its machine is to go
     was_announced: bool = False  # ... or was, once: what a controller saw may be old
@@ -222,6 +223,7 @@ class Cluster:
         if not member.alive:
             return
         self._break(member)
+        self.hang_up(member)
         member.end = MemberEnd(cause, CAUSE_CLASS[cause], self.now, code, message)
         self.changes += 1
 
@@ -307,6 +309,14 @@ class Cluster:
             member.agent.acknowledged = command.id
             self.changes += 1
             self._obey(member, command, status)
+
+    def hang_up(self, member: Member) -> None:
+        """Its connection breaks, for one of two reasons: its end, or nothing at all. An agent always has a wait open."""
+        known = self.controller.mailbox.get(member.uid) if self.controller is not None else None
+        if self.controller is not None and known is not None and not member.deaf:
+            member.waiting = False
+            self.controller.mailbox[member.uid] = known[0], replace(known[1], hung_up_at=self.now)
+            self.changes += 1
 
     def _obey(self, member: Member, command: AgentCommand, status: JobStatus) -> None:
         agent = member.agent
@@ -535,7 +545,7 @@ class Cluster:
             if member.slot not in stale or (member.uid in recorded and member.uid not in controller.cache):
                 controller.cache[member.uid] = SlotView(
                     member.slot, member.incarnation, member.uid, member.machine * member.placed, "10.0.0.1", member.deleting,
-                    member.leaving(), end=member.end, unplaced_since=member.unplaced_since, avoids=member.avoids,
+                    member.leaving(), end=member.end if self.now >= member.told_at else None, unplaced_since=member.unplaced_since, avoids=member.avoids,
                 )  # fmt: skip
         views = tuple(
             replace(v, agent=controller.mailbox[u][1] if u in controller.mailbox else None)
@@ -647,6 +657,8 @@ class Cluster:
         """Rounds until the job has ended and everyone has gone. Time passes only as `plan()` asks for it."""
         self.network.clear()
         self.machines = 99
+        for member in self.members.values():
+            member.told_at = 0.0
         while self.old_leaders:
             self.apply_late()
         for _ in range(limit):

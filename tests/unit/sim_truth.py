@@ -130,11 +130,13 @@ class Truth:
         elapsed = new.goodput.counted_until - (old.goodput.counted_until or new.goodput.counted_until)
         counted = sum(after.values()) + _deferred(new) - sum(before.values()) - _deferred(old)
         slots = len(old.slots) + sum(s.successor is not None for s in old.slots)
-        assert -1e-3 < counted < slots * elapsed + 1e-3, "counted twice"
-        # Whoever has left after its work was done, for a stop, or with a job that failed of it, is not counted any more.
+        # Whoever has left after its work was done, for a stop, or with a job that failed of it, is not counted any more,
+        # from its end on, which may have been a while ago.
         part_time = new.phase == "Failed" or any(
             s.stop or any(x.completed is not None for x in s.slots) for s in (old, new)
         )
+        least = -_deferred(old) if part_time else 0.0
+        assert least - 1e-3 < counted < slots * elapsed + 1e-3, "counted twice"
         assert part_time or counted > slots * elapsed - 1e-3, "a second is in no bucket"
 
     def _check_profile(self, old: JobStatus, new: JobStatus) -> None:

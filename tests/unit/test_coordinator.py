@@ -12,7 +12,7 @@ from aiohttp import ClientSession, ClientTimeout, web
 from relight_operator.api.status import JobStatus, MemberStatus, SlotStatus, WorldStatus
 from relight_operator.coordinator import server
 from relight_operator.coordinator.mailbox import Mailbox
-from relight_operator.coordinator.server import Verdict, create_app
+from relight_operator.coordinator.server import Verdict, create_app, runner_of
 from relight_operator.coordinator.wire import MAX_BODY_BYTES, Report
 from relight_operator.core.observed import AgentPace, AgentStall, RankStack
 
@@ -63,7 +63,7 @@ class Coordinator:
 @asynccontextmanager
 async def coordinator() -> AsyncIterator[Coordinator]:
     it = Coordinator()
-    runner = web.AppRunner(create_app(it.mailbox, it.authenticate, lambda: it.leads), shutdown_timeout=0.1)
+    runner = runner_of(create_app(it.mailbox, it.authenticate, lambda: it.leads), shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]
@@ -81,6 +81,11 @@ def run(test: Callable[[Coordinator], Awaitable[None]]) -> None:
             await test(it)
 
     asyncio.run(main())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # what it waits for has no event
+        await asyncio.sleep(0.005)
 
 
 def status(*, generation: int = 0, phase: str = "Starting", **more: Any) -> JobStatus:
@@ -313,5 +318,59 @@ def test_commands_follow_status() -> None:
         await it.mailbox.publish(JOB, JobStatus(slots=[SlotStatus(slot=0, incarnation=1)]))
         _, answer = await it.wait()
         assert answer["command"] == {"id": "exit:superseded", "op": "exit", "generation": 0, "code": 76}
+
+    run(test)
+
+
+def test_who_hangs_up_in_a_wait_is_noticed_until_it_is_heard_again() -> None:
+    async def test(it: Coordinator) -> None:
+        def hung_up_at() -> float | None:
+            heard = it.mailbox.heard(JOB, "u0")
+            return heard.hung_up_at if heard is not None else None
+
+        async def hang_up() -> None:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await it.wait(after=command["id"])
+            await until(lambda: hung_up_at() is not None)
+
+        await it.mailbox.publish(JOB, status(generation=1))
+        command = (await it.wait())[1]["command"]
+        assert hung_up_at() is None, "it has its answer"
+        await hang_up()
+        assert hung_up_at() == 1000.0
+        it.woken.clear()
+        await it.report()
+        assert (hung_up_at(), it.woken) == (None, [JOB])
+        await hang_up()
+        assert hung_up_at() == 1000.0
+        await it.report(bootId="c")
+        assert hung_up_at() is None
+
+    run(test)
+
+
+def test_an_old_wait_that_breaks_says_nothing_while_a_newer_one_is_held() -> None:
+    async def test(it: Coordinator) -> None:
+        await it.mailbox.publish(JOB, status(generation=1))
+
+        def hung_up() -> bool:
+            heard = it.mailbox.heard(JOB, "u0")
+            return heard is not None and heard.hung_up_at is not None
+
+        async def wait() -> asyncio.Task[Any]:
+            body = it.body(after=command["id"])
+            task = asyncio.create_task(it.post("/v1/wait", body))
+            await until(lambda: (r := it.mailbox.report(JOB, "u0")) is not None and r.seq == body["seq"])
+            return task
+
+        command = (await it.wait())[1]["command"]
+        first = await wait()
+        second = await wait()
+        it.mailbox.hang_up(Report.model_validate(it.body(seq=2)))
+        assert not hung_up()
+        first.cancel()
+        second.cancel()
+        await until(hung_up)
 
     run(test)

@@ -25,7 +25,7 @@ from sim_views import (
 from relight_agent.exits import Cause
 from relight_operator.api.status import JobStatus, SuccessorStatus
 from relight_operator.core.commands import command_for
-from relight_operator.core.observed import AgentView, SlotView
+from relight_operator.core.observed import AgentView, Observed, SlotView
 from relight_operator.core.plan import plan
 
 DELETED = member(1, agent=busy(terminating_at=NOW - 3), deleting=True, leaving=Cause.EVICTED)
@@ -261,3 +261,44 @@ def test_no_step_is_lost_to_a_member_that_leaves(how: str) -> None:
     assert (status.goodput.lost_steps, status.goodput.executed_steps) == (0, 200)
     assert cluster.truth.lost == 0
     assert cluster.truth.handed_over == victims or how == "deleted"
+
+
+PEERS_GONE = member(0, agent=outcome("failed", 72))
+
+
+def hung_up(seconds: float, **changes: Any) -> SlotView:
+    """Slot 1's member, whose connection broke so long ago."""
+    return member(1, agent=busy(hung_up_at=NOW - seconds), **changes)
+
+
+def test_who_hangs_up_while_its_peers_have_lost_it_has_a_successor_before_its_end_is_known() -> None:
+    observed = seen(running(), PEERS_GONE, hung_up(0.3))
+    status = after(observed)
+    slot = status.slots[1]
+    assert (slot.uid, slot.successor) == ("u1", SuccessorStatus(incarnation=1))
+    assert status.restarts.total == 0
+    assert created(plan(replace(observed, status=status), NOW)) == [(1, 1)]
+    # Its end is told: the cause counts as ever, and the successor has the slot.
+    over = after(seen(with_heir(), PEERS_GONE, hung_up(0.3, end=ended(Cause.OUT_OF_MEMORY, 137)), HEIR))
+    assert over.restarts.by_cause == {"OutOfMemory": 1}
+    assert over.slots[1].uid == "u9"
+
+
+@pytest.mark.parametrize(
+    ("observed", "why"),
+    [
+        pytest.param(seen(running(), STAYS, hung_up(60)), "", id="the training goes on"),
+        pytest.param(seen(running(), PEERS_GONE, member(1, agent=busy())), "", id="heard again"),
+        pytest.param(seen(running(), PEERS_GONE, hung_up(0.05)), "soon", id="it may ask anew"),
+    ],
+)
+def test_who_hangs_up_has_no_successor_where(observed: Observed, why: str) -> None:
+    assert after(observed).slots[1].successor is None
+    if why:
+        assert wakeup(plan(observed, NOW)) == pytest.approx(0.15)
+
+
+def test_a_successor_of_one_that_is_heard_again_is_let_go() -> None:
+    observed = seen(with_heir(), PEERS_GONE, member(1, agent=busy()), HEIR)
+    assert "Staying" in reasons(plan(observed, NOW))
+    assert (after(observed).slots[1].successor, after(observed).restarts.total) == (None, 0)

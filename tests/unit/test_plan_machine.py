@@ -13,7 +13,7 @@ from relight_agent.exits import Cause, ExitCode
 from relight_operator.api.job import JobSpec
 from relight_operator.api.status import JobStatus
 
-AGENT_ACTS = ["boot", "begin_wait", "answer_wait", "report", "leave", "notice", "watch", "complete"]
+AGENT_ACTS = ["boot", "begin_wait", "answer_wait", "hang_up", "report", "leave", "notice", "watch", "complete"]
 PICK = st.integers(0, 7)
 # Hypothesis leaves whole rules out of a run: so that time moves on in every run, each fault brings some rounds along.
 ROUNDS = st.sampled_from([0, 1, 2, 3, 6])
@@ -203,6 +203,17 @@ class Faults(RuleBasedStateMachine):
             for living in cluster.living():
                 cluster.end(living, Cause.MACHINE_LOST)
         self.go(rounds, frozen)
+
+    @rule(pick=PICK, seconds=st.sampled_from([0.1, 0.3, 1.5]), rounds=ROUNDS, frozen=FROZEN)
+    def member_ends_and_the_backend_says_so_later(
+        self, pick: int, seconds: float, rounds: int, frozen: frozenset[int]
+    ) -> None:
+        if (member := self.member(pick)) is not None:
+            member.told_at = self.cluster.now + 1.0
+            self.cluster.end(member, Cause.MACHINE_UNHEALTHY, 137)
+            self.go(2, frozen)
+            self.cluster.now += seconds
+            self.go(rounds, frozen)
 
     @rule(pick=PICK, announced=st.booleans(), every=st.booleans(), rounds=ROUNDS, frozen=FROZEN)
     def machine_is_to_go_or_not(

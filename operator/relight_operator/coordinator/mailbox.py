@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from relight_operator.api.status import JobStatus
 from relight_operator.coordinator.wire import Report, view
@@ -22,6 +22,7 @@ class _Job:
     since: float  # unix seconds
     status: JobStatus | None = None
     heard: dict[str, _Heard] = field(default_factory=dict)  # by member uid
+    waits: dict[str, int] = field(default_factory=dict)  # the sequence number of each one's newest wait
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
 
@@ -58,7 +59,7 @@ class Mailbox:
             return False
         now = self._clock()
         entry.heard[report.uid] = _Heard(report, now, view(report, heard_at=now))
-        if last is None or _matters(last.report, report):
+        if last is None or last.view.hung_up_at is not None or _matters(last.report, report):
             self._on_report(report.job)
         return True
 
@@ -77,6 +78,7 @@ class Mailbox:
         entry = self._jobs.get(job)
         if entry is not None:
             entry.heard = {uid: h for uid, h in entry.heard.items() if uid in keep}
+            entry.waits = {uid: seq for uid, seq in entry.waits.items() if uid in keep}
 
     def command(self, report: Report) -> AgentCommand | None:
         entry = self._jobs.get(report.job)
@@ -87,6 +89,7 @@ class Mailbox:
     async def wait(self, report: Report, hold: float) -> AgentCommand | None:
         """The agent's command as soon as it differs from `report.after`, or whatever it is after `hold` seconds."""
         entry = self._entry(report.job)
+        entry.waits[report.uid] = report.seq
 
         def fresh() -> bool:
             command = self.command(report)
@@ -98,6 +101,14 @@ class Mailbox:
         except TimeoutError:
             pass
         return self.command(report)
+
+    def hang_up(self, report: Report) -> None:
+        """The connection of the wait that carried `report` has broken off: its agent may have ended."""
+        entry = self._entry(report.job)
+        heard = entry.heard.get(report.uid)
+        if heard is not None and heard.report.boot_id == report.boot_id and entry.waits.get(report.uid) == report.seq:
+            heard.view = replace(heard.view, hung_up_at=self._clock())
+            self._on_report(report.job)
 
 
 def _matters(old: Report, new: Report) -> bool:

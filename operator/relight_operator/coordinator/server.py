@@ -1,5 +1,6 @@
 """The coordinator's HTTP side: reports in, commands out."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Literal
 
@@ -41,7 +42,11 @@ def create_app(mailbox: Mailbox, authenticate: Authenticate, may_answer: Callabl
     async def wait_handler(request: web.Request) -> web.Response:
         report = await receive(request)
         mailbox.post(report)
-        command = await mailbox.wait(report, WAIT_SECONDS)
+        try:
+            command = await mailbox.wait(report, WAIT_SECONDS)
+        except asyncio.CancelledError:  # see runner_of
+            mailbox.hang_up(report)
+            raise
         if command is None or not may_answer():
             raise web.HTTPServiceUnavailable(text="nothing is known of this job yet")
         return web.json_response(command_body(command))
@@ -50,6 +55,11 @@ def create_app(mailbox: Mailbox, authenticate: Authenticate, may_answer: Callabl
     app.router.add_post("/v1/report", report_handler)
     app.router.add_post("/v1/wait", wait_handler)
     return app
+
+
+def runner_of(app: web.Application, *, shutdown_timeout: float) -> web.AppRunner:
+    """What serves `create_app`'s: the handler of a request is cancelled when whoever has made it hangs up."""
+    return web.AppRunner(app, access_log=None, shutdown_timeout=shutdown_timeout, handler_cancellation=True)
 
 
 def _first(error: ValidationError) -> str:

@@ -4,6 +4,9 @@ It trains on until its successor is ready: then the generation stops at an agree
 in it. Who has been told to end (SIGTERM, a deletion) stops by itself when its time becomes short, and is asked to where
 waiting is of no use. Who is only announced to go trains on for as long as it takes: an announcement that is taken back
 costs the successor, and nothing is counted.
+
+A member that hangs up while a generation is over has most likely ended, which the backend says a second or more later:
+its successor is made ready from then on, and takes over as after any end.
 """
 
 from relight_agent.exits import CAUSE_CLASS, Cause
@@ -17,6 +20,8 @@ from relight_operator.core.slots import announced, replace
 HURRY_SECONDS = 10.0
 # A successor that ended before it was needed: the next one is not created sooner.
 RETRY_SECONDS = 10.0
+# An agent whose connection has broken asks anew at once, if it lives.
+ASKS_ANEW_SECONDS = 0.2
 
 
 def leaving(member: SlotView | None) -> Cause | None:
@@ -34,10 +39,10 @@ def prepare(draft: Draft) -> None:
         member = draft.member(slot)
         if slot.successor is not None:
             _look_after(draft, slot, member)
-        elif (cause := leaving(member)) is not None and not losses.has_done_its_part(draft, slot):
+        elif (why := _goes(draft, member)) and not losses.has_done_its_part(draft, slot):
             slot.successor = announced(slot)
             names = draft.name(slot.slot, slot.incarnation), draft.name(slot.slot, slot.successor.incarnation)
-            draft.event("Leaving", f"{names[0]} is leaving: {cause}; {names[1]} is made ready meanwhile")
+            draft.event("Leaving", f"{names[0]} {why}; {names[1]} is made ready meanwhile")
 
 
 def ask(draft: Draft) -> None:
@@ -116,9 +121,23 @@ def _look_after(draft: Draft, slot: SlotStatus, member: SlotView | None) -> None
         if blame.is_to_blame(end.cause, end.klass):
             blame.blame(draft, successor.machine, end.at)
         draft.event("SuccessorLost", f"{name}: {end.cause}" + (f": {end.message}" if end.message else ""), warning=True)
-    elif member is not None and leaving(member) is None:
+    elif member is not None and not _goes(draft, member):
         slot.successor = None
         draft.event("Staying", f"{draft.name(slot.slot, slot.incarnation)} stays after all: {name} is let go")
+
+
+def _goes(draft: Draft, member: SlotView | None) -> str:
+    """What is to be told of a member that will end, or most likely has; "" for one that stays."""
+    if (cause := leaving(member)) is not None:
+        return f"is leaving: {cause}"
+    hung_up_at = member.agent.hung_up_at if member is not None and member.alive and member.agent is not None else None
+    if member is None or hung_up_at is None or draft.status.recovery is None or not draft.in_world(member.uid):
+        return ""
+    left = hung_up_at + ASKS_ANEW_SECONDS - draft.now
+    if left > 0:
+        draft.wakeups.append(left)
+        return ""
+    return "is not heard any more"
 
 
 def _heir(draft: Draft, slot: SlotStatus) -> SlotView | None:

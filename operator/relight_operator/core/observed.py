@@ -112,6 +112,7 @@ class AgentView:
     stacks: tuple[RankStack, ...] = ()
     pace: AgentPace | None = None
     heard_at: float | None = None  # unix seconds of this report
+    hung_up_at: float | None = None  # unix seconds: its wait broke off then, and nothing has been heard since
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from relight_operator.coordinator.mailbox import Mailbox
-from relight_operator.coordinator.server import create_app
+from relight_operator.coordinator.server import create_app, runner_of
 from relight_operator.kube import certs
 from relight_operator.kube.backend import Backend
 from relight_operator.kube.client import JOBS, NODES, PODS, Client, KubeClient, connect
@@ -232,7 +232,10 @@ class Operator:
             metrics=self._scrape,
             content_type=CONTENT_TYPE,
         )
-        runners = [web.AppRunner(a, access_log=None, shutdown_timeout=0.5) for a in (coordinator, health)]
+        runners = [
+            runner_of(coordinator, shutdown_timeout=0.5),
+            web.AppRunner(health, access_log=None, shutdown_timeout=0.5),
+        ]
         try:
             for runner in runners:
                 await runner.setup()

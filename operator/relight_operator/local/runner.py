@@ -23,7 +23,7 @@ from relight_operator.api.durations import seconds
 from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import TERMINAL, JobStatus
 from relight_operator.coordinator.mailbox import Mailbox
-from relight_operator.coordinator.server import Verdict, create_app
+from relight_operator.coordinator.server import Verdict, create_app, runner_of
 from relight_operator.coordinator.wire import Report
 from relight_operator.core.actions import Action, CreateMember, DeleteMember, EmitEvent, RequeueAfter, WriteStatus
 from relight_operator.core.observed import AgentView, Observed, SlotView
@@ -114,9 +114,7 @@ class LocalRunner:
         self._run_root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._members.adopt(self._name)
         await self._mailbox.publish(self._key, self.status)
-        server = web.AppRunner(
-            create_app(self._mailbox, self._authenticate, lambda: True), access_log=None, shutdown_timeout=0.2
-        )
+        server = runner_of(create_app(self._mailbox, self._authenticate, lambda: True), shutdown_timeout=0.2)
         await server.setup()
         site = web.TCPSite(server, ADDRESS, 0)
         await site.start()
