@@ -312,11 +312,11 @@ def test_a_port_that_is_taken_costs_one_generation(home: Home, digest: str, monk
 @pytest.mark.timeout(3600)
 def test_a_storm_of_kills(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     soak = Path(__file__).parents[2] / "benchmarks/soak.py"
-    command = [sys.executable, str(soak), "--minutes=10", "--every=30", f"--seed={SEED}", f"--results={tmp_path}"]
+    command = [sys.executable, str(soak), "--minutes=10", "--every=20", f"--seed={SEED}", f"--results={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "soak.json").read_text())
-    assert len(found["faults"]) >= 15  # it is over when its steps are done
+    assert len(found["faults"]) >= 15  # it is over when its steps are done, which a quick machine does sooner
     assert found["goodput"] >= 0.5
     record_property(LOST, found["status goodput"]["lostSteps"])
     record_property(RECOVERY, float(found["status goodput"]["lastRecoverySeconds"]))
