@@ -61,6 +61,8 @@ def spec_of(folder: Path, spares: int) -> dict[str, Any]:
     spec = _cluster.spec_of(ENDLESS)
     spec["trainer"]["resources"] = {"limits": {"nvidia.com/gpu": 2}}  # several members fit on a machine
     spec["checkpoint"] = {"hostPath": {"path": str(folder)}, "interval": {"steps": INTERVAL}}
+    # As it is, a few kills within the hour are held against each machine, and who finds no other waits for two minutes.
+    spec["retry"] = {"avoidMachines": {"afterFailures": 100}}
     return {**spec, "nodes": MEMBERS, **({"spares": spares} if spares else {})}
 
 

@@ -52,7 +52,10 @@ def spec_of(steps: int, nodes: int) -> dict[str, Any]:
         "data": {"type": "digits"},
         "train": {"duration": f"{steps}st", "global_batch": 64, "seed": 0, "threads": 1, "device": "cpu"},
     }
-    retry = {"failures": 10**6, "noProgressLimit": 100, "backoff": {"initial": "0s"}}  # killed ranks count as failures
+    # Killed ranks count as failures, killed members are held against their machines.
+    retry = {
+        "failures": 10**6, "noProgressLimit": 100, "backoff": {"initial": "0s"}, "avoidMachines": {"afterFailures": 100},
+    }  # fmt: skip
     return {"nodes": nodes, "trainer": {"config": config}, "retry": retry, "disruption": {"gracePeriod": "20s"}}
 
 
