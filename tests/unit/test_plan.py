@@ -139,9 +139,11 @@ def test_who_has_completed_may_go_while_its_world_lives() -> None:
     assert (status.restarts.disruptions, status.slots[0].incarnation) == (1, 1)
 
 
-def test_a_training_stands_still_from_when_a_leaving_member_asked_for_a_stop() -> None:
+@pytest.mark.parametrize("first_sign", [NOW - 1, NOW - 60], ids=["its end", "its deletion"])
+def test_a_training_stands_still_from_when_a_leaving_member_asked_for_a_stop(first_sign: float) -> None:
     told = replace(outcome("stopped"), terminating_at=NOW - 60, stopping_at=NOW - 30)
-    status = after(seen(running(), member(0, agent=busy()), member(1, agent=told, end=ended(Cause.PREEMPTED, 75))))
+    end = ended(Cause.PREEMPTED, 75, first_sign)
+    status = after(seen(running(), member(0, agent=busy()), member(1, agent=told, end=end)))
     assert status.recovery is not None
     assert status.recovery.since == NOW - 30
 

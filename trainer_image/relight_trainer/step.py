@@ -18,6 +18,7 @@ from relight_trainer.run import Run
 from relight_trainer.seeds import seed_torch, streams
 from relight_trainer.sync_batchnorm import uncounted
 from relight_trainer.unused import Unused
+from relight_trainer.update import Update
 from relight_trainer.windows import Part
 
 MAX_SKIPPED = 50  # in a row; a loss scale halved so often is gone
@@ -62,6 +63,7 @@ class Step:
         self._objective = objective
         self._autocast = autocast
         self._backward = Backward()
+        self._move = Update(run.optimizer)
         self._clip = clip
         self._buffers = VirtualBuffers(run.model, run.device) if passed_on else None
         self._parameters = list(run.model.parameters())
@@ -180,7 +182,7 @@ class Step:
             run.scaler.update()
             run.skipped = run.scaler.get_scale() < before
         elif finite:
-            run.optimizer.step()
+            self._move()
         else:
             run.skipped = True
         self._count()

@@ -62,8 +62,8 @@ def lose_one(draft: Draft, slot: SlotStatus, member: SlotView | None, end: Membe
     name, machine = draft.name(slot.slot, slot.incarnation), slot.machine
     in_world = draft.in_world(slot.uid)
     if in_world:
-        stopping = heard.stopping_at if heard is not None and heard.stopping_at is not None else end.at
-        since = min(end.at, stopping)
+        # Who is told to go trains on meanwhile, and the first sign of its end was that it was told.
+        since = heard.stopping_at if heard is not None and heard.stopping_at is not None else end.at
         worlds.over(draft, end.cause, since, end.message, loss=True, member=name, machine=machine)
     could_start = in_world or end.cause in TAKEN or (heard is not None and end.klass is not Class.MACHINE)
     slot.failed_starts = 0 if could_start else slot.failed_starts + 1
