@@ -84,7 +84,8 @@ def relight(operator: Operator, spares: int, plan: Sequence[str], rng: random.Ra
             before = job.until_training()
             time.sleep(rng.uniform(1.0, 4.0))
             act, causes, through_api = FAULTS[name]
-            fault = Fault(rng.randrange(MEMBERS), act, causes, through_api=through_api)
+            seats = [m["slot"] for m in before["world"]["members"]]  # whoever is spare now is nobody's loss
+            fault = Fault(rng.choice(seats), act, causes, through_api=through_api)
             pod, began = job.pod(fault.slot), time.monotonic()
             act(job, pod)
             instants, after = follow(job, before, fault, began)
