@@ -35,7 +35,7 @@ def follow(
     jobs, pods = job.jobs, job.sighted
     generation = before["world"]["generation"]
     holder = next(s for s in before["slots"] if s["slot"] == fault.slot)
-    survivor = next(s for s in before["slots"] if s["slot"] != fault.slot)
+    survivor = next(m for m in before["world"]["members"] if m["slot"] != fault.slot)  # a spare may stay one
     old = f"{job.name}-{fault.slot}-{holder['incarnation']}"
     new = f"{job.name}-{fault.slot}-{holder['incarnation'] + 1}"
 

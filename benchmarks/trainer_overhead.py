@@ -1,7 +1,7 @@
 """What does a step of the training core cost over a loop written by hand?
 
 A tiny model on the CPU, one process, one thread: the step itself takes so little that what surrounds it shows. Ours
-does what it does in a job: snapshots, one a millisecond at most, the heartbeat, the stop agreement, the checkpoint
+does what it does in a job: snapshots, as often as by default, the heartbeat, the stop agreement, the checkpoint
 timer, checks for numbers that are not finite, logging, the hooks of the default configuration. The others do nothing of
 that but train and log. accelerate has the form that its guide gives a loop whose accumulation is a setting, as it is
 here; how much of its cost that is, `accelerate, bare` shows, which cannot accumulate.

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 SHARE = 0.01  # of the training's time, at most
 # A snapshot that takes less than this is taken after each step: where steps are so short that it costs a larger share,
-# they are no real training, and whoever tries a kill is to see that none is lost. For the same reason not twice in it.
+# they are no real training, and whoever tries a kill is to see that none is lost.
 CHEAP_SECONDS = 0.001
+# Nor is there one sooner after another: for steps that are as short as that nobody waits when they are done again.
+PAUSE_SECONDS = 0.0025
 _ENOUGH = 4  # snapshots, before which nothing is concluded: the first ones take their memory
 _LOOKS = 16  # steps that are looked back at; the quickest is what it costs where nothing disturbs it
 
@@ -50,7 +52,7 @@ class SnapshotInterval:
             self._steps.append(now - self._ended_at)
         self._ended_at = now
         self._since += 1
-        too_soon = not self._every and now < self._began_at + CHEAP_SECONDS
+        too_soon = not self._every and now < self._began_at + PAUSE_SECONDS
         return self._since >= self.every and not too_soon
 
     def begin(self) -> None:
