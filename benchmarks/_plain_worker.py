@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from torch.distributed import TCPStore
+
 from relight_agent.files import GenerationFolder
 from relight_trainer import train
 from relight_trainer.context import WorkerContext
@@ -35,6 +37,9 @@ os.environ.update(
     RELIGHT_GENERATION=str(generation),
     RELIGHT_SLOT=str(rank),
 )
+# Where torchrun keeps none for the workers, the first of them does.
+ours = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+store = TCPStore("0.0.0.0", int(os.environ["MASTER_PORT"]), is_master=True, wait_for_workers=False) if ours else None  # noqa: S104
 context = WorkerContext.from_env()
 assert context is not None
 train.run(context)
