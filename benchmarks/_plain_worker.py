@@ -39,7 +39,7 @@ os.environ.update(
 )
 # Where torchrun keeps none for the workers, the first of them does.
 ours = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-store = TCPStore("0.0.0.0", int(os.environ["MASTER_PORT"]), is_master=True, wait_for_workers=False) if ours else None  # noqa: S104
+store = TCPStore("0.0.0.0", int(os.environ["MASTER_PORT"]), is_master=True, wait_for_workers=False) if ours else None
 context = WorkerContext.from_env()
 assert context is not None
 train.run(context)
