@@ -12,6 +12,9 @@ import torch
 from torch.optim import Optimizer
 from torch.optim import optimizer as internals  # which torch hides as an attribute
 
+_is_profiled: Any = getattr(torch.autograd, "_profiler_enabled", None)
+_LISTENERS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
+
 
 class Update:
     """`update()` is `optimizer.step()`, to the bit."""
@@ -41,10 +44,6 @@ def _is_watched(optimizer: Optimizer) -> bool:
         or "step" in vars(optimizer)  # as torch's schedulers do
         or optimizer.defaults["differentiable"]
     )
-
-
-_is_profiled: Any = getattr(torch.autograd, "_profiler_enabled", None)
-_LISTENERS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")
 
 
 def _unwrapped(kind: type[Optimizer]) -> Callable[[Any], Any] | None:
