@@ -56,7 +56,13 @@ def spec_of(steps: int, nodes: int) -> dict[str, Any]:
     retry = {
         "failures": 10**6, "noProgressLimit": 100, "backoff": {"initial": "0s"}, "avoidMachines": {"afterFailures": 100},
     }  # fmt: skip
-    return {"nodes": nodes, "trainer": {"config": config}, "retry": retry, "disruption": {"gracePeriod": "20s"}}
+    return {
+        "nodes": nodes,
+        "procPerNode": 1,
+        "trainer": {"config": config},
+        "retry": retry,
+        "disruption": {"gracePeriod": "20s"},
+    }
 
 
 @dataclass
