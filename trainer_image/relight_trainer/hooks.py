@@ -165,26 +165,21 @@ class Hooks:
 
     def _guarded(self, name: str, call: Callable[..., None]) -> Callable[..., None]:
         seconds, clock, hook = self.seconds, time.perf_counter, self._hooks[name]
-        if hook.on_error == "fail" and not hook.timed:
-            return call
 
-        def guarded(*args: Any) -> None:
+        def warning(*args: Any) -> None:
             try:
                 call(*args)
-            except Exception as error:
-                if hook.on_error == "fail":
-                    raise
+            except Exception as error:  # the training goes on
                 self._leave_out(name, error)
 
-        if not hook.timed:
-            return guarded
+        guarded = call if hook.on_error == "fail" else warning
 
         def timed(*args: Any) -> None:
             start = clock()
             guarded(*args)
             seconds[name] += clock() - start
 
-        return timed
+        return timed if hook.timed else guarded
 
     def _leave_out(self, name: str, error: Exception) -> None:
         del self._hooks[name]
