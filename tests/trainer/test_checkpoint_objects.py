@@ -106,6 +106,7 @@ def bucket():
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # those of a server before this one, at another port
         fsspec.filesystem("s3").mkdir("bucket")
         yield "s3://bucket"
     server.stop()
