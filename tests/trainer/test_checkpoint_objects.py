@@ -107,7 +107,7 @@ def bucket():
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         fsspec.get_filesystem_class("s3").clear_instance_cache()  # those of a server before this one, at another port
-        fsspec.filesystem("s3").mkdir("bucket")
+        fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)  # the double keeps its own from server to server
         yield "s3://bucket"
     server.stop()
 
