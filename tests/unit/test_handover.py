@@ -285,17 +285,19 @@ def test_who_hangs_up_while_its_peers_have_lost_it_has_a_successor_before_its_en
 
 
 @pytest.mark.parametrize(
-    ("observed", "why"),
+    "observed",
     [
-        pytest.param(seen(running(), STAYS, hung_up(60)), "", id="the training goes on"),
-        pytest.param(seen(running(), PEERS_GONE, member(1, agent=busy())), "", id="heard again"),
-        pytest.param(seen(running(), PEERS_GONE, hung_up(0.05)), "soon", id="it may ask anew"),
+        pytest.param(seen(running(), STAYS, hung_up(60)), id="the training goes on"),
+        pytest.param(seen(running(), PEERS_GONE, member(1, agent=busy())), id="heard again"),
+        pytest.param(seen(running(), PEERS_GONE, hung_up(0.05)), id="it may ask anew"),
     ],
 )
-def test_who_hangs_up_has_no_successor_where(observed: Observed, why: str) -> None:
+def test_who_hangs_up_has_no_successor_where(observed: Observed) -> None:
     assert after(observed).slots[1].successor is None
-    if why:
-        assert wakeup(plan(observed, NOW)) == pytest.approx(0.15)
+
+
+def test_who_has_just_hung_up_is_looked_at_again_when_it_should_have_asked_anew() -> None:
+    assert wakeup(plan(seen(running(), PEERS_GONE, hung_up(0.05)), NOW)) == pytest.approx(0.15)
 
 
 def test_a_successor_of_one_that_is_heard_again_is_let_go() -> None:

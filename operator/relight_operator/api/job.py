@@ -383,7 +383,7 @@ class SnapshotSpec(ApiModel):
     every: Often = Field(
         "Auto",
         description="Optimizer steps between two. Auto: as often as it costs less than 1 % of the training's time, each step "
-        "where a snapshot takes less than a millisecond. A machine that dies without notice costs at most so many steps.",
+        "where a snapshot takes less than a millisecond, but not twice in 2.5 ms. A machine that dies without notice costs at most so many steps.",
     )
 
 
