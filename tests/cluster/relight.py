@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tests.testbed import ExistingCluster
+from tests.testbed import ExistingCluster, TestbedError
 
 CHART = Path(__file__).parents[2] / "charts/relight"
 SYSTEM = "relight-system"
@@ -114,6 +114,17 @@ class Job:
     def events(self) -> set[str]:
         selected = ("events", f"-n={self.namespace}", f"--field-selector=involvedObject.name={self.name}")
         return {e["reason"] for e in items(self.cluster, *selected)}
+
+    def logs(self) -> list[str]:
+        """What each member's containers have said, the leaving ones' too."""
+
+        def read() -> list[str] | None:
+            try:
+                return [self.kubectl("logs", p["metadata"]["name"], "--all-containers") for p in self.pods()]
+            except TestbedError:
+                return None  # one has gone meanwhile, or just ends: the kubelet then has no log of it
+
+        return waited_for(f"{self.name}: every member's log", read)
 
     def pods(self) -> list[dict[str, Any]]:
         return items(self.cluster, "pods", f"-n={self.namespace}", f"-l=relight.dev/job={self.name}")

@@ -44,7 +44,7 @@ def test_private_code_is_that_of_the_first_start_and_its_token_is_nowhere(
         push(repository, SCRIPT.name, "raise SystemExit('not the code that this job began with')")
         faults.delete(job, job.pod(1))
         job.until_training(before["world"]["generation"] + 1)
-        seen = [job.kubectl("logs", p["metadata"]["name"], "--all-containers") for p in job.pods()]
+        seen = job.logs()
         status = job.until_phase("Succeeded")
     assert status["code"] == {"commit": commit}
     assert status["restarts"]["byCause"] == {"Deleted": 1}

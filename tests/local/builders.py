@@ -46,7 +46,11 @@ class Job:
         spec = {
             "nodes": self.nodes,
             "trainer": self.trainer or {"config": self.config()},
-            "checkpoint": {"persistentVolumeClaim": {"claimName": "ckpt"}, "interval": {"steps": self.every}},
+            "checkpoint": {
+                "persistentVolumeClaim": {"claimName": "ckpt"},
+                "interval": {"steps": self.every},
+                "snapshot": {"every": 1},  # Auto leaves out steps that are shorter than its pause
+            },
             **self.spec,
         }
         document = {

@@ -41,7 +41,7 @@ def test_a_stopped_worker_and_one_that_loops_with_the_gil_held_are_found_named_a
     second = result.final["stall"]
     assert (second["generation"], second["rank"], second["member"]) == (2, 0, "small-0-0")
     assert (second["section"], second["step"]) == ("train", 60)
-    assert [f.split(" in ")[1] for f in second["frames"]] == ["match", "never_ends", "forward_end", "guarded"]
+    assert [f.split(" in ")[1] for f in second["frames"]] == ["match", "never_ends", "forward_end", "timed"]
     assert result.final["lastFailure"]["exitCode"] == 71
     assert result.final["lastFailure"]["message"] == second["message"]
     assert next(c["status"] for c in result.final["conditions"] if c["type"] == "Stalled") == "False"

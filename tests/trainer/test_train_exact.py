@@ -33,6 +33,7 @@ def job(root: Path, *, steps: int = 12, checkpoints: bool = True, precision: str
         config_hash="c1",
         checkpoint_dir=str(root / "checkpoints") if checkpoints else "",
         checkpoint_steps=5,
+        snapshot_every=1,  # Auto leaves out steps that are shorter than its pause
     )
 
 
