@@ -304,3 +304,11 @@ def test_a_successor_of_one_that_is_heard_again_is_let_go() -> None:
     observed = seen(with_heir(), PEERS_GONE, member(1, agent=busy()), HEIR)
     assert "Staying" in reasons(plan(observed, NOW))
     assert (after(observed).slots[1].successor, after(observed).restarts.total) == (None, 0)
+
+
+def test_a_successor_of_one_that_has_not_been_heard_since_the_operators_start_is_kept_until_it_is() -> None:
+    status = after(seen(with_heir(), PEERS_GONE, hung_up(0.3), HEIR))
+    assert status.recovery is not None
+    unheard = after(seen(status, PEERS_GONE, member(1, agent=None), HEIR))
+    assert unheard.slots[1].successor is not None
+    assert after(seen(unheard, PEERS_GONE, member(1, agent=busy()), HEIR)).slots[1].successor is None

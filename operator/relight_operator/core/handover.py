@@ -121,7 +121,7 @@ def _look_after(draft: Draft, slot: SlotStatus, member: SlotView | None) -> None
         if blame.is_to_blame(end.cause, end.klass):
             blame.blame(draft, successor.machine, end.at)
         draft.event("SuccessorLost", f"{name}: {end.cause}" + (f": {end.message}" if end.message else ""), warning=True)
-    elif member is not None and not _goes(draft, member):
+    elif member is not None and not _goes(draft, member) and not _may_have_hung_up(draft, member):
         slot.successor = None
         draft.event("Staying", f"{draft.name(slot.slot, slot.incarnation)} stays after all: {name} is let go")
 
@@ -138,6 +138,11 @@ def _goes(draft: Draft, member: SlotView | None) -> str:
         draft.wakeups.append(left)
         return ""
     return "is not heard any more"
+
+
+def _may_have_hung_up(draft: Draft, member: SlotView) -> bool:
+    """Of one not heard since the operator's start nothing is known; a recovery does not end without having heard it."""
+    return member.alive and member.agent is None and draft.status.recovery is not None and draft.in_world(member.uid)
 
 
 def _heir(draft: Draft, slot: SlotStatus) -> SlotView | None:
