@@ -100,14 +100,14 @@ def with_transformers(folder: Path, accumulate: int) -> None:
             return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
     rows = [{"x": x, "labels": y} for x, y in data()]
-    net = Model()
-    relight = RelightCallback(net)
+    world = int(os.environ["WORLD_SIZE"])
+    relight = RelightCallback()
     args = TrainingArguments(
-        output_dir=str(folder / "out"), num_train_epochs=3, per_device_train_batch_size=8, save_strategy="no", use_cpu=True,
+        output_dir=str(folder / "out"), num_train_epochs=3, per_device_train_batch_size=8 // world, save_strategy="no", use_cpu=True,
         gradient_accumulation_steps=accumulate, logging_steps=1, report_to="none", disable_tqdm=True, learning_rate=0.01,
     )  # fmt: skip
-    trainer = Trainer(model=net, args=args, train_dataset=rows, callbacks=[relight])
-    trainer.train(resume_from_checkpoint=relight.resume())
+    trainer = Trainer(model=Model(), args=args, train_dataset=rows, callbacks=[relight])
+    trainer.train(resume_from_checkpoint=relight.resume(trainer))
 
 
 def with_timms_shape(folder: Path, accumulate: int) -> None:
@@ -207,11 +207,17 @@ def test_a_training_that_is_cut_ends_with_the_same_weights(tmp_path: Path, name:
         assert end.result["weightsDigest"] == whole.result["weightsDigest"]
 
 
-@needs("lightning")
-def test_lightning_in_ddp_ends_with_the_same_weights(tmp_path: Path) -> None:
-    ends = [run(tmp_path / "whole", "with_lightning_in_ddp", 1, [-1], ranks=2)[0]]
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("with_lightning_in_ddp", marks=needs("lightning")),
+        pytest.param("with_transformers", marks=needs("transformers")),
+    ],
+)
+def test_a_training_in_ddp_that_is_cut_ends_with_the_same_weights(tmp_path: Path, name: str) -> None:
+    ends = [run(tmp_path / "whole", name, 1, [-1], ranks=2)[0]]
     for generation, cut in enumerate([7, 0, -1], 1):
-        ends += run(tmp_path / "cut", "with_lightning_in_ddp", 1, [cut], first=generation, ranks=2)
+        ends += run(tmp_path / "cut", name, 1, [cut], first=generation, ranks=2)
 
     whole, died, stopped, end = ends
     assert (whole.kind, whole.step, died, stopped.kind) == ("completed", 18, "died", "stopped"), ends

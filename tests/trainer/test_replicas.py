@@ -55,3 +55,21 @@ def test_the_warm_up_makes_a_resumed_process_sum_as_one_that_never_stopped(tmp_p
     run(0, 3)
     # Without it the sums differ: the test would see it.
     assert (run(3, 6) == whole) == warm
+
+
+def replaced(context: WorkerContext) -> Any:
+    form(torch.device("cpu"))
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    equal = replicas.EqualBuffers([model], torch.device("cpu"))
+    before = dict(model.named_buffers())
+    model.to("cpu:0")  # another name of the same device, which is enough for it
+    model(torch.randn(7, 3, generator=torch.Generator().manual_seed(context.rank)))
+    equal.sync()
+    assert all(buffer is not before[name] for name, buffer in model.named_buffers())
+    return {name: buffer.tolist() for name, buffer in model.named_buffers()}
+
+
+def test_buffers_that_were_replaced_are_kept_equal_too(tmp_path: Path) -> None:
+    mine, theirs = worlds.run(replaced, root=tmp_path, job=job(tmp_path))
+    assert mine == theirs
+    assert mine["1.running_mean"] != [0.0] * 3

@@ -116,13 +116,23 @@ class EqualBuffers:
     """
 
     def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
-        self._packed = Packed((b for module in modules for b in module.buffers()), device)
+        # Of each buffer where it is found, for it may be replaced: by `module.to(device)`, though that changes nothing.
+        places = {id(m): m for module in modules for m in module.modules()}.values()
+        self._places = [(m._buffers, name) for m in places for name in m._buffers]  # noqa: SLF001
+        self._device = device
+        self._pack()
         self._idle = not self._packed.bytes.numel() or dist.get_world_size() == 1
         self._rank = dist.get_rank()
+
+    def _pack(self) -> None:
+        self._held = [buffers.get(name) for buffers, name in self._places]
+        self._packed = Packed((b for b in self._held if b is not None), self._device)
 
     def sync(self) -> None:
         if self._idle:
             return
+        if any(buffers.get(name) is not held for (buffers, name), held in zip(self._places, self._held, strict=True)):
+            self._pack()
         if self._rank == 0:
             self._packed.save()
         dist.broadcast(self._packed.bytes, 0)

@@ -1,10 +1,9 @@
 """Hugging Face's Trainer under Relight: it goes on from the newest state, every optimizer step is a place to stop.
 
-    relight = RelightCallback(model)
+    relight = RelightCallback()
     trainer = Trainer(model=model, args=TrainingArguments(save_strategy="no", ...), callbacks=[relight], ...)
-    trainer.train(resume_from_checkpoint=relight.resume())
+    trainer.train(resume_from_checkpoint=relight.resume(trainer))
 
-For one rank: on several the Trainer under it does not yet end with equal weights on all, which `finish` refuses.
 The Trainer positions its data itself, by samples. What a data set draws at random while it is read is not part of it.
 """
 
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.nn.parallel import DistributedDataParallel
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from relight_trainer import client
+from relight_trainer.replicas import warm_up
 from relight_trainer.seeds import seed_everything, stream
 
 _STATE, _WEIGHTS, _OPTIMIZER, _SCHEDULER = "trainer_state.json", "pytorch_model.bin", "optimizer.pt", "scheduler.pt"
@@ -27,23 +27,24 @@ _STATE, _WEIGHTS, _OPTIMIZER, _SCHEDULER = "trainer_state.json", "pytorch_model.
 class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Joins the job in `resume`. `seed` is the root of what epochs and steps draw."""
 
-    def __init__(self, model: nn.Module, seed: int = 0) -> None:
-        self._model = model
+    def __init__(self, seed: int = 0) -> None:
         self._seed = seed
+        self._trainer: Trainer | None = None
         self._parts = {name: _Late() for name in ("optimizer", "scheduler", "trainer")}
         self._run: client.Run | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._steps = 0  # of the Trainer's count, as the run was told it last
 
-    def resume(self) -> str | None:
+    def resume(self, trainer: Trainer) -> str | None:
         """Load the newest state: what `Trainer.train` wants as `resume_from_checkpoint`, None for a new training."""
-        self._run = client.start(init=True, seed=self._seed, model=self._model, **self._parts)
+        self._trainer = trainer
+        self._run = client.start(init=True, seed=self._seed, model=trainer.model, **self._parts)
         self._steps = self._run.step
         if not self._run.step:
             return None
         self._folder = tempfile.TemporaryDirectory(prefix="relight-")
         folder = Path(self._folder.name)
-        torch.save(self._model.state_dict(), folder / _WEIGHTS)
+        torch.save(trainer.model.state_dict(), folder / _WEIGHTS)
         torch.save(self._parts["optimizer"].held, folder / _OPTIMIZER)
         torch.save(self._parts["scheduler"].held, folder / _SCHEDULER)
         (folder / _STATE).write_text(self._parts["trainer"].held["json"])
@@ -53,7 +54,7 @@ class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def run(self) -> client.Run:
         if self._run is None:
             raise client.Misused(
-                "call trainer.train(resume_from_checkpoint=relight.resume()): the callback has joined no job"
+                "call trainer.train(resume_from_checkpoint=relight.resume(trainer)): the callback has joined no job"
             )
         return self._run
 
@@ -67,6 +68,9 @@ class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self._parts["optimizer"].object = kwargs["optimizer"]
         self._parts["scheduler"].object = kwargs["lr_scheduler"]
         self._parts["trainer"].object = _Json(state)
+        wrapped = self._trainer.model_wrapped if self._trainer is not None else None
+        if isinstance(wrapped, DistributedDataParallel):
+            warm_up(wrapped)
         self.run.expect(steps=state.max_steps, batches=0)
 
     def on_epoch_begin(
