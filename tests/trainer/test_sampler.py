@@ -55,6 +55,7 @@ def test_an_epoch_has_each_sample_once_whoever_takes_it(
             taken = [i for mine in parts for part in mine if part.samples for i in part.indices.tolist()]
             assert sorted(taken) == sorted(sampler.batch_of(step).tolist())
             assert sum(part.samples for mine in parts for part in mine) == sampler.size(step) == len(taken)
+            assert {dealer.fewest(sampler.size(step)) for dealer in ranks} == {min(map(len, parts))}
             if together:  # all take part in each of the same number of forwards
                 assert len({len(mine) for mine in parts}) == 1
                 assert all(len(part.indices) for mine in parts for part in mine)

@@ -119,7 +119,7 @@ class Run:
 
         `set_epoch` is called on samplers that have it. With `accumulate`, that many batches make one optimizer step,
         fewer at the end of an epoch; `run.stepping` says for which batch the script calls `optimizer.step()`.
-        Raises SystemExit(0) at a boundary between steps where the job stops; everything is saved by then.
+        Raises SystemExit(0) where the job stops; everything is saved by then, and of a step that was under way nothing.
         """
         if self._started:
             raise Misused("run.steps can be used once: the place in the data is one place")
@@ -139,10 +139,9 @@ class Run:
         for number, last, batch in self._batches(loader, epoch):
             if number < consumed:
                 continue
-            if number % accumulate == 0:
-                self._guard(Session.enter)
-            self._seed_for("step", epoch, number)
             self.stepping = last or (number + 1) % accumulate == 0
+            self._enter(number % accumulate, last=self.stepping)
+            self._seed_for("step", epoch, number)
             if self.stepping:
                 samples = self._cursor.samples + (number + 1 - self._cursor.batch) * size * self._world
                 place = (epoch + 1, 0) if last else (epoch, number + 1)
@@ -170,7 +169,7 @@ class Run:
         Raises SystemExit(0) where the job stops here; everything is saved by then.
         """
         if first:
-            self._guard(Session.enter)
+            self._enter(0, last=True)
         self._seed_for("step", epoch, batch)
 
     def done(self, *, epoch: int, batch: int, samples: int = 0, step: int | None = None) -> None:
@@ -249,6 +248,9 @@ class Run:
             reached = reached._replace(metrics=self._session.cursor.metrics)
             self._session.step_done(reached)
         self._cursor = reached
+
+    def _enter(self, part: int, *, last: bool) -> None:
+        self._guard(lambda session: session.enter(part, last=last))
 
     def _guard(self, action: Callable[[Session], None]) -> None:
         if self._session is None:

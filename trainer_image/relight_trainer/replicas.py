@@ -112,7 +112,7 @@ class EqualBuffers:
     """Makes the buffers of `modules` (batch statistics, mostly) rank 0's, in one broadcast.
 
     DDP's own broadcast comes before the next forward, too late: between steps the ranks would hold different states,
-    and which one a resumed job got would depend on who survived.
+    and which one a resumed job got would depend on who survived. Those of a step that is dropped can be brought back.
     """
 
     def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
@@ -128,11 +128,23 @@ class EqualBuffers:
         self._held = [buffers.get(name) for buffers, name in self._places]
         self._packed = Packed((b for b in self._held if b is not None), self._device)
 
+    def _look(self) -> None:
+        if any(buffers.get(name) is not held for (buffers, name), held in zip(self._places, self._held, strict=True)):
+            self._pack()
+
+    def keep(self) -> None:
+        """As they are now, until the next `sync`."""
+        self._look()
+        self._packed.save()
+
+    def bring_back(self) -> None:
+        """As they were when kept."""
+        self._packed.load()
+
     def sync(self) -> None:
         if self._idle:
             return
-        if any(buffers.get(name) is not held for (buffers, name), held in zip(self._places, self._held, strict=True)):
-            self._pack()
+        self._look()
         if self._rank == 0:
             self._packed.save()
         dist.broadcast(self._packed.bytes, 0)

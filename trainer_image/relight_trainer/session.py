@@ -3,7 +3,7 @@
 session = Session(context)              the process group is formed by then
 session.restore(objects, modules)       the newest state, or None
 for each step:
-    session.enter()                     raises Stopped where all ranks have agreed to stop
+    session.enter()                     raises Stopped where all ranks have agreed to stop; also between its parts
     ...                                 forward, backward, optimizer step
     session.step_done(cursor)
 session.complete(...)
@@ -228,11 +228,21 @@ class Session:
         self._serve_metrics()
         return restored
 
-    def enter(self) -> None:
-        """Begin the next step. Raises Stopped, everything saved, where all ranks have agreed to stop here."""
-        if not self._stop.enter(self.cursor.step):
+    def enter(self, part: int = 0, *, last: bool = True) -> None:
+        """Begin the next step, or a later `part` of it. Raises Stopped, everything saved, where all ranks stop here.
+
+        `last`: the step is not dropped any more: it exchanges its gradients, or some peer has its last part now. Must be
+        the same on all ranks. A step of one part has nothing to drop.
+        """
+        if not self._stop.enter(self.cursor.step, part, last=last):
+            if part:
+                self._drop()
             self._leave()
-        self._entered_at = time.monotonic()
+        if part == 0:
+            self._entered_at = time.monotonic()
+            if not last:
+                assert self._buffers is not None
+                self._buffers.keep()
 
     def leaving(self) -> bool:
         """Whether all ranks have agreed to stop here: for polling in evaluation, which goes on as long as this is asked."""
@@ -406,6 +416,12 @@ class Session:
         self._save_time.end()
         self.checkpoint_time = time.time()
         self._report(checkpoint=checkpoint.position.step)
+
+    def _drop(self) -> None:
+        """What has been done of the step under way: the next generation does it again, all of it."""
+        assert self._buffers is not None
+        self._buffers.bring_back()  # they alone have moved
+        self._ledger.kind = DRAIN
 
     def _leave(self) -> NoReturn:
         """Every rank is here, at the agreed step: see leaving.py for what is saved, and where."""

@@ -79,10 +79,10 @@ class Step:
         self._skips = run.config.train.non_finite == "skip"
         self._scaled = run.scaler.is_enabled()
 
-    def __call__(self, parts: list[Part], batches: Iterator[Any], samples: int) -> None:
+    def __call__(self, parts: list[Part], batches: Iterator[Any], samples: int, fewest: int) -> None:
         """The step over `parts`, of a global batch of `samples`; `batches` gives one for each part.
 
-        Raises NonFiniteLoss.
+        `fewest`: parts that each rank has at least. Raises NonFiniteLoss, and Stopped between two parts.
         """
         run, session = self._run, self._run.session
         for parameter in self._parameters:  # what zero_grad does, without its bookkeeping
@@ -93,6 +93,8 @@ class Step:
         looks = self._unused.looks(run.step)
         last = len(parts) * len(passes) - 1 if not looks else -1
         for run.micro, part in enumerate(parts):
+            if run.micro:
+                session.enter(run.micro, last=run.micro >= fewest - 1)
             run.hooks.micro_begin(run)
             session.data_wanted()
             run.batch = next(batches)

@@ -1,14 +1,17 @@
-"""Agreeing on the step at which all ranks stop, at no cost while nobody asks.
+"""Agreeing on the place at which all ranks stop, at no cost while nobody asks.
 
 A main thread inside a collective hears nothing, so a side thread with a store client of its own listens: for the
 agent's command, and for the notice of another rank. On either it publishes this rank's position once and the main
 thread goes no further than the end of what it is in until the decision is known:
 
-    2*s      at boundary s: s steps are done, the next has not begun (evaluation and saving happen here)
-    2*s + 1  inside the step after s
+    (2*s, 0)      at boundary s: s steps are done, the next has not begun (evaluation and saving happen here)
+    (2*s, m + 1)  inside part m of the step after s, and m is not its last
+    (2*s + 1, 0)  inside that step's last part, in which gradients are exchanged
 
-The furthest position decides. Even, 2*s: all stop at boundary s. Odd, 2*s + 1: at boundary s + 1. A rank that waits
-inside a step for its peers is thereby never left alone, and no rank has passed the boundary chosen.
+The furthest position decides: all stop at boundary s; before part m + 1, and what has been done of that step is dropped;
+at boundary s + 1. A rank that waits inside a step for its peers is thereby never left alone, whether they meet in each
+part or in the last, and no rank has passed the place chosen. Which part is a step's last must be the same on all ranks:
+where they have different numbers of parts, it is that of the rank with the fewest, and what follows counts to it.
 """
 
 import threading
@@ -17,8 +20,10 @@ from collections.abc import Callable
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-_START = 0
-_DONE = 2**60
+Position = tuple[int, int]
+
+_START: Position = (0, 0)
+_DONE: Position = (2**60, 0)
 _GO_ON = "go on"
 
 
@@ -52,7 +57,7 @@ class StopAgreement:
         self._position = _START
         self._frozen = False
         self._decided = threading.Event()
-        self._stop_at: int | None = None
+        self._stop_at: tuple[int, int] | None = None  # steps that are done, parts of the next
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="relight-stop", daemon=True)
         self._thread.start()
@@ -61,22 +66,22 @@ class StopAgreement:
         """Note that `step` steps are done and the next has not begun."""
         with self._lock:
             if not self._frozen:
-                self._position = 2 * step
+                self._position = (2 * step, 0)
 
-    def should_leave(self, step: int) -> bool:
-        """Whether it is decided that boundary `step` is the end; returns at once, for polling in evaluation."""
-        return self._stop_at is not None and step >= self._stop_at
+    def should_leave(self, step: int, part: int = 0) -> bool:
+        """Whether it is decided that this boundary, or `part`, is the end; returns at once, for polling in evaluation."""
+        return self._stop_at is not None and (step, part) >= self._stop_at
 
-    def enter(self, step: int) -> bool:
-        """Begin the step after `step` done ones: False where all ranks stop here instead."""
-        return self._pass(step, 2 * step + 1)
+    def enter(self, step: int, part: int = 0, *, last: bool = True) -> bool:
+        """Begin `part` of the step after `step` done ones: False where all ranks stop here instead."""
+        return self._pass(step, part, (2 * step + 1, 0) if last else (2 * step, part + 1))
 
     def finish(self, step: int) -> bool:
         """Leave the loop with `step` steps done and nothing left but to save: False where all ranks stop here instead.
 
         A stop asked for later finds this rank done and is dropped by all.
         """
-        going_on = self._pass(step, _DONE)
+        going_on = self._pass(step, 0, _DONE)
         self.close()
         return going_on
 
@@ -85,7 +90,7 @@ class StopAgreement:
         self._closed.set()
         self._thread.join(timeout=2.0)
 
-    def _pass(self, step: int, position: int) -> bool:
+    def _pass(self, step: int, part: int, position: Position) -> bool:
         with self._lock:
             frozen = self._frozen
             if not frozen:
@@ -93,7 +98,7 @@ class StopAgreement:
         if frozen and not self._decided.wait(2 * self._patience):
             self._say("the store did not answer: the stop that was asked for is not agreed on, training goes on")
             self._decided.set()
-        return not self.should_leave(step)
+        return not self.should_leave(step, part)
 
     def _watch(self) -> None:
         try:
@@ -119,7 +124,7 @@ class StopAgreement:
         with self._lock:
             self._frozen = True
             position = self._position
-        self._store.set(self._positions[self._rank], str(position))
+        self._store.set(self._positions[self._rank], _text(position))
 
     def _decide(self) -> None:
         """Whoever sees all positions first writes the decision, or, out of patience, that there is none."""
@@ -129,12 +134,27 @@ class StopAgreement:
             if self._store.check(["stop/decision"]):
                 break
             if self._store.check(self._positions):
-                furthest = max(int(value) for value in self._store.multi_get(self._positions))
-                decision = _GO_ON if furthest == _DONE else str((furthest + 1) // 2)
+                furthest = max(map(_numbers, self._store.multi_get(self._positions)))
+                decision = _GO_ON if furthest == _DONE else _text(_end_of(furthest))
                 break
             time.sleep(0.002)
         else:
             self._say(f"not all ranks answered within {self._patience:g} s: the stop is given up, training goes on")
-        agreed = self._store.compare_set("stop/decision", "", decision).decode()
-        if agreed != _GO_ON:
-            self._stop_at = int(agreed)
+        agreed = self._store.compare_set("stop/decision", "", decision)
+        if agreed != _GO_ON.encode():
+            self._stop_at = _numbers(agreed)
+
+
+def _end_of(position: Position) -> tuple[int, int]:
+    """The steps, and the parts of the next one, that are done where what is under way at `position` ends."""
+    place, part = position
+    return (place + 1) // 2, part
+
+
+def _text(numbers: tuple[int, int]) -> str:
+    return "{} {}".format(*numbers)
+
+
+def _numbers(text: bytes) -> tuple[int, int]:
+    one, other = text.split()
+    return int(one), int(other)

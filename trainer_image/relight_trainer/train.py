@@ -80,10 +80,12 @@ def _steps(training: Training, feed: Feed) -> None:
     while run.step < run.total_steps:
         if training.evaluation_due:
             training.evaluate()
-        session.enter()
+        size = sampler.size(run.step)
+        fewest = training.dealer.fewest(size)
+        session.enter(last=fewest <= 1)
         hooks.step_begin(run)
         training.before_step()
-        training.step(feed.parts(run.step), feed.batches, sampler.size(run.step))
+        training.step(feed.parts(run.step), feed.batches, size, fewest)
         training.after_step()
 
         run.step += 1

@@ -52,6 +52,7 @@ class Dealer:
         self._together = together
         self._stand_in = stand_in
         self._shares: dict[int, list[tuple[int, int, slice, int]]] = {}
+        self._fewest: dict[int, int] = {}
         self.passed_on = not together and virtual_ranks > world  # some rank runs the parts of several virtual ranks
 
     def parts(self, step: int) -> list[Part]:
@@ -65,13 +66,22 @@ class Dealer:
             return self._parts_together(batch)
         size = len(batch)
         if size not in self._shares:  # there are two sizes at most: that of an epoch's tail is another
-            self._shares[size] = self._shares_of(size)
+            self._shares[size] = self._shares_of(size, self._rank)
         return [Part(number, rank, batch[mine], samples) for number, rank, mine, samples in self._shares[size]]
 
-    def _shares_of(self, size: int) -> list[tuple[int, int, slice, int]]:
-        """(part's number, virtual rank, which of the `size` samples, how many count) of each of this rank's parts."""
+    def fewest(self, size: int) -> int:
+        """The number of parts of the rank that has the fewest in a step of `size` samples."""
+        if size not in self._fewest:
+            if self._together:
+                self._fewest[size] = min(self.accumulate, size)
+            else:
+                self._fewest[size] = min(len(self._shares_of(size, rank)) for rank in range(self._world))
+        return self._fewest[size]
+
+    def _shares_of(self, size: int, of_rank: int) -> list[tuple[int, int, slice, int]]:
+        """(part's number, virtual rank, which of the `size` samples, how many count) of each of a rank's parts."""
         count = self.virtual_ranks * self.accumulate
-        mine = share(self.virtual_ranks, self._rank, self._world)
+        mine = share(self.virtual_ranks, of_rank, self._world)
         numbers = range(mine.start * self.accumulate, mine.stop * self.accumulate)
         parts = [(n, n // self.accumulate, share(size, n, count)) for n in numbers]
         shares = [(n, rank, cut, cut.stop - cut.start) for n, rank, cut in parts if cut.stop > cut.start]
