@@ -69,9 +69,8 @@ def stepping(
         else:
             step += 1
             agreement.at_boundary(step)
-    if left_in == "end":
-        if not agreement.finish(step):
-            left_in = "finish"
+    if left_in == "end" and not agreement.finish(step):
+        left_in = "finish"
     agreement.close()
     return step, left_in, said
 
@@ -254,7 +253,7 @@ def test_a_step_of_long_parts_is_dropped_at_a_stop_and_done_again(tmp_path: Path
     }
     # No snapshots but those that a stop takes: what is in memory is to be the state before the step.
     the_job = replace(job(tmp_path, checkpoints=False), entry={"kind": "config", "config": config}, snapshot_every=100)
-    train_it = train_it.split(",")[0]
+    train_it = train_it.split(",", maxsplit=1)[0]
     (tmp_path / "whole").mkdir()
     whole = worlds.run(asked, train_it, False, root=tmp_path / "whole", job=the_job)
     stopped = worlds.run(asked, train_it, True, root=tmp_path, job=the_job)
