@@ -22,19 +22,26 @@ class FiniteWatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._later = device.type != "cpu"
+        self.later = device.type != "cpu"
         self._noted: list[tuple[str, int, Tensor]] = []
 
     def note(self, what: str, value: Tensor, step: int) -> None:
         """`value` (one number) is the `what` of the step after `step` done ones. Raises NonFiniteLoss."""
-        if self._later:
+        if self.later:
             self._noted.append((what, step, value.detach()))
         else:
-            _check(what, value.item(), step)
+            self.number(what, value, step)
+
+    @staticmethod
+    def number(what: str, value: Tensor, step: int) -> float:
+        """What is noted, looked at now. Raises NonFiniteLoss."""
+        number = value.item()
+        _check(what, number, step)
+        return number
 
     def note_found(self, what: str, found: Tensor, step: int) -> None:
         """`found` (0 or 1) says whether there are such numbers in the `what` of that step. Raises NonFiniteLoss."""
-        if self._later:
+        if self.later:
             self._noted.append((what, step, found / (1 - found)))  # 0, or infinite
         elif found.item():
             _check(what, math.inf, step)

@@ -50,7 +50,22 @@ class Run:
     micro: int = 0
     batch: Any = None
     output: Any = None
-    loss: Tensor | None = None
+    _loss: Tensor | tuple[float, torch.dtype] | None = None
+
+    @property
+    def loss(self) -> Tensor | None:
+        if isinstance(self._loss, tuple):
+            number, dtype = self._loss
+            self._loss = torch.tensor(number, dtype=dtype)
+        return self._loss
+
+    @loss.setter
+    def loss(self, loss: Tensor | None) -> None:
+        self._loss = loss
+
+    def loss_is(self, number: float, dtype: torch.dtype) -> None:
+        """What is known as a number becomes a tensor for whoever asks, and hardly ever does anybody."""
+        self._loss = number, dtype
 
     @property
     def rank(self) -> int:

@@ -52,8 +52,9 @@ class SnapshotInterval:
             self._steps.append(now - self._ended_at)
         self._ended_at = now
         self._since += 1
-        too_soon = not self._every and now < self._began_at + PAUSE_SECONDS
-        return self._since >= self.every and not too_soon
+        if not self._every and now < self._began_at + PAUSE_SECONDS:
+            return False
+        return self._since >= self.every
 
     def begin(self) -> None:
         # Before the copy, which waits for the device: a host that runs ahead of long steps skips none.

@@ -78,6 +78,8 @@ class Step:
         self._random = streams(run.config.train.seed, "step")
         self._skips = run.config.train.non_finite == "skip"
         self._scaled = run.scaler.is_enabled()
+        self._watches = not (self._scaled or self._skips)
+        self._looks_at_once = self._watches and not self.watch.later
 
     def __call__(self, parts: list[Part], batches: Iterator[Any], samples: int, fewest: int) -> None:
         """The step over `parts`, of a global batch of `samples`; `batches` gives one for each part.
@@ -91,7 +93,8 @@ class Step:
         losses: list[Tensor] = []
         passes = run.passes(run.step)
         looks = self._unused.looks(run.step)
-        last = len(parts) * len(passes) - 1 if not looks else -1
+        count = len(parts) * len(passes)
+        last = count - 1 if not looks else -1
         for run.micro, part in enumerate(parts):
             if run.micro:
                 session.enter(run.micro, last=run.micro >= fewest - 1)
@@ -107,10 +110,12 @@ class Step:
                 seed_torch(self._random(run.step, part.number))
                 share_of_pass = share / len(passes) if part.samples else 0.0
                 if run.micro * len(passes) + i == last:
-                    losses.append(self._pass(part, share_of_pass))
+                    self._pass(part, share_of_pass)
                 else:
                     with self._alone():
-                        losses.append(self._pass(part, share_of_pass))
+                        self._pass(part, share_of_pass)
+                if count > 1 and run.loss is not None:
+                    losses.append(run.loss)
                 run.hooks.backward_end(run)
         if self._buffers is not None:
             self._buffers.end()
@@ -118,19 +123,22 @@ class Step:
             self._unused.look(session.say)
         elif not parts:
             self._without_samples()
-        run.loss = losses[0] if len(losses) == 1 else sum(losses, self._nothing)
+        if count != 1:
+            run.loss = sum(losses, self._nothing)
         self._update()
 
-    def _pass(self, part: Part, share: float) -> Tensor:
-        """Forward and backward of the present batch: the `share` of its summed loss, detached."""
+    def _pass(self, part: Part, share: float) -> None:
+        """Forward and backward of the present batch; its loss is the `share` of the sum over its samples."""
         run = self._run
         loss, weight = self._forward(part, share)
-        run.loss = shown = weight.of(loss)
-        if not (self._scaled or self._skips):
-            self.watch.note("loss", shown, run.step)
+        if self._looks_at_once and weight.factor is not None:
+            run.loss_is(self.watch.number("loss", loss, run.step) * weight.factor, loss.dtype)
+        else:
+            run.loss = weight.of(loss)
+            if self._watches:
+                self.watch.note("loss", run.loss, run.step)
         run.hooks.forward_end(run)
         self._backward(run.scaler.scale(loss) if self._scaled else loss, weight.seed)
-        return shown
 
     def _forward(self, part: Part, share: float) -> tuple[Tensor, "_Weight"]:
         """The loss of the present batch as the objective gives it, and what it weighs."""
@@ -241,6 +249,8 @@ class _Weight:
         self.seed = seed
         # Products with powers of two are exact, so that one of them undoes the other.
         self._undone = bool(seed == 1) and times.bit_count() == 1
+        # What makes a loss that is a number weigh the same, where rounding that once gives the tensor's own bits.
+        self.factor = 1.0 if self._undone else float(seed) if times == 1 else None
 
     def of(self, loss: Tensor) -> Tensor:
         """The weighted loss, detached."""

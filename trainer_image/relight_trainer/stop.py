@@ -53,7 +53,8 @@ class StopAgreement:
         self._say = say
         self._poll = poll
         self._patience = patience
-        self._lock = threading.Lock()  # guards the next two; never held over the network
+        # No lock, which each step would take: the main thread first tells its position and then looks whether it may go on;
+        # the side thread first forbids it and then reads the position. Whichever comes first, both know of the other.
         self._position = _START
         self._frozen = False
         self._decided = threading.Event()
@@ -64,9 +65,7 @@ class StopAgreement:
 
     def at_boundary(self, step: int) -> None:
         """Note that `step` steps are done and the next has not begun."""
-        with self._lock:
-            if not self._frozen:
-                self._position = (2 * step, 0)
+        self._position = (2 * step, 0)
 
     def should_leave(self, step: int, part: int = 0) -> bool:
         """Whether it is decided that this boundary, or `part`, is the end; returns at once, for polling in evaluation."""
@@ -91,11 +90,8 @@ class StopAgreement:
         self._thread.join(timeout=2.0)
 
     def _pass(self, step: int, part: int, position: Position) -> bool:
-        with self._lock:
-            frozen = self._frozen
-            if not frozen:
-                self._position = position
-        if frozen and not self._decided.wait(2 * self._patience):
+        self._position = position
+        if self._frozen and not self._decided.wait(2 * self._patience):
             self._say("the store did not answer: the stop that was asked for is not agreed on, training goes on")
             self._decided.set()
         return not self.should_leave(step, part)
@@ -121,10 +117,8 @@ class StopAgreement:
         return False
 
     def _publish(self) -> None:
-        with self._lock:
-            self._frozen = True
-            position = self._position
-        self._store.set(self._positions[self._rank], _text(position))
+        self._frozen = True
+        self._store.set(self._positions[self._rank], _text(self._position))
 
     def _decide(self) -> None:
         """Whoever sees all positions first writes the decision, or, out of patience, that there is none."""

@@ -98,8 +98,9 @@ def _steps(training: Training, feed: Feed) -> None:
 
 def _log_loss(run: Run) -> None:
     assert run.loss is not None
-    # Of one type on all ranks: where some run several parts of a step and others one, their sums are of two.
-    loss = run.loss.to(torch.float64, copy=True)
+    loss = run.loss
     if run.world > 1:
+        # Of one type on all ranks: where some run several parts of a step and others one, their sums are of two.
+        loss = loss.to(torch.float64, copy=True)
         dist.all_reduce(loss)
     run.log({"loss": f"{loss.item() / run.world:.6g}"})
