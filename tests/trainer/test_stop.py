@@ -15,6 +15,7 @@ import worlds
 from test_train_exact import job
 from torch import nn
 
+from relight_agent.ledger import Ledger
 from relight_trainer import client, train
 from relight_trainer.context import WorkerContext
 from relight_trainer.hooks import Hook
@@ -216,11 +217,13 @@ class Asked(Hook):
 
 
 def asked(context: WorkerContext, train_it: str, wanted: bool) -> Any:
-    """How a training ended, and how many parts it took for that."""
+    """How a training ended, how many parts it took for that, and the seconds that were of no use to it."""
     Asked.wanted = wanted
     Session._requested = lambda _: Asked.asked  # type: ignore[method-assign]
     outcome = train.run(context) if train_it == "core" else by_script()
-    return outcome, Asked.parts
+    spent = Ledger.read(context.folder.ledger_path)
+    assert spent is not None
+    return outcome, Asked.parts, spent.seconds["drain"]
 
 
 def by_script() -> Any:
@@ -257,8 +260,9 @@ def test_a_step_of_long_parts_is_dropped_at_a_stop_and_done_again(tmp_path: Path
     (tmp_path / "whole").mkdir()
     whole = worlds.run(asked, train_it, False, root=tmp_path / "whole", job=the_job)
     stopped = worlds.run(asked, train_it, True, root=tmp_path, job=the_job)
-    assert {(end.kind, end.step, end.saved) for end, _ in stopped} == {("stopped", 2, True)}
-    assert len({parts for _, parts in stopped}) == 1
-    assert 2 * 8 + 2 <= stopped[0][1] < 3 * 8
+    assert {(end.kind, end.step, end.saved) for end, *_ in stopped} == {("stopped", 2, True)}
+    [parts] = {parts for _, parts, _ in stopped}
+    assert 2 * 8 + 2 <= parts < 3 * 8
+    assert all(drained > 0.25 * (parts - 2 * 8) for *_, drained in stopped)
     again = worlds.run(asked, train_it, False, root=tmp_path, job=the_job, generation=2)
-    assert [(end.result, parts) for end, parts in again] == [(end.result, 2 * 8) for end, _ in whole]
+    assert [(end.result, parts) for end, parts, _ in again] == [(end.result, 2 * 8) for end, *_ in whole]
