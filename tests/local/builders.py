@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from relight_agent.processes import is_alive
+from relight_agent.processes import descendants, is_alive, processes
 from relight_operator.local.runner import run_root
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -310,6 +310,24 @@ def agent_of(home: Home, slot: int) -> int:
         for pid, environment in home.processes().items()
         if environment.get("RELIGHT_UID") == uid and "-m relight_agent" in command_line(pid)
     )
+
+
+def launcher_of(home: Home, slot: int) -> int:
+    """The pid of the slot's warm launcher."""
+    agent = agent_of(home, slot)
+    [launcher] = [p.pid for p in processes() if p.parent == agent and "relight_trainer.launcher" in command_line(p.pid)]
+    return launcher
+
+
+def elastic_agent_of(home: Home, slot: int) -> int:
+    """The pid of torch's elastic agent of the slot's present generation: the launcher's child that has children."""
+    launcher, seen = launcher_of(home, slot), processes()
+    [elastic_agent] = [p.pid for p in seen if p.parent == launcher and descendants(p.pid, seen)]
+    return elastic_agent
+
+
+def workers_of(home: Home, slot: int) -> list[int]:
+    return descendants(elastic_agent_of(home, slot))
 
 
 def waited_for(found: Callable[[], Any], seconds: float = 60.0) -> Any:

@@ -15,10 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import SCRIPTS, SEED, Home, Job, Result, agent_of, command_line, kill, preempt, script, waited_for
+from builders import (
+    SCRIPTS,
+    SEED,
+    Home,
+    Job,
+    Result,
+    agent_of,
+    elastic_agent_of,
+    kill,
+    preempt,
+    script,
+    waited_for,
+    workers_of,
+)
 from tests.faults.telling import LOST, RECOVERY
 
-from relight_agent.processes import descendants, is_alive, processes
+from relight_agent.processes import descendants, is_alive
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -27,20 +40,6 @@ WAIT_SECONDS = 60.0  # that tests/local/scripts/waiting.py waits
 JOB = Job()
 THREE = Job(nodes=3)
 WITH_LOADERS = replace(JOB, trainer={"config": JOB.config(loader={"workers": 2})})
-
-
-def elastic_agent_of(home: Home, slot: int) -> int:
-    """The pid of torch's elastic agent of the slot's present generation: the launcher's child that has children."""
-    agent = agent_of(home, slot)
-    seen = processes()
-    parents = {p.pid: p.parent for p in seen}
-    [launcher] = [p for p in parents if parents[p] == agent and "relight_trainer.launcher" in command_line(p)]
-    [elastic_agent] = [p for p in parents if parents[p] == launcher and descendants(p, seen)]
-    return elastic_agent
-
-
-def workers_of(home: Home, slot: int) -> list[int]:
-    return descendants(elastic_agent_of(home, slot))
 
 
 def goes_on_as_if_nothing_had_happened(result: Result, digest: str, *, generations: int = 2) -> None:

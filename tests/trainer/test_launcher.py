@@ -9,6 +9,7 @@ import pytest
 from launching import HELPERS, Member, free_port, noted, outcome, wait_until
 
 from relight_agent.exits import ExitCode
+from relight_agent.files import JobFile
 from relight_agent.processes import is_alive, processes
 
 pytestmark = pytest.mark.timeout(120)
@@ -234,3 +235,31 @@ def test_sigterm_and_sigint_do_not_end_the_launcher(warm):
     folder = member.run(next(GENERATIONS), rank=0, nodes=1, port=free_port(), host_store=True)
     member.started()
     assert outcome(folder).kind == "completed"
+
+
+def test_a_member_that_waits_reads_its_data_ahead_and_stops_when_there_is_something_to_do(tmp_path):
+    rows = tmp_path / "rows.csv"
+    os.mkfifo(rows)  # storage that never answers
+
+    def is_read():
+        try:
+            os.close(os.open(rows, os.O_WRONLY | os.O_NONBLOCK))
+        except OSError:
+            return False
+        return True
+
+    with Member(tmp_path, 0, ["reduce.py", "return"]) as member:
+        config = {
+            "model": {"type": "digits_cnn"},
+            "data": {"type": "csv", "train": str(rows)},
+            "train": {"duration": "1st"},
+        }
+        job = JobFile("default", "t", "uid", 0.0, 1, 1, {"kind": "config", "config": config}, "hash", str(HELPERS))
+        job.write(member.run_dir / "job.json")
+        member.expect("ready")
+        wait_until(is_read)
+        member.enter(["reduce.py", "return"])
+        folder = member.run(1, rank=0, nodes=1, port=free_port(), host_store=True)
+        member.started()
+        assert outcome(folder).kind == "completed"
+        wait_until(lambda: not is_read())

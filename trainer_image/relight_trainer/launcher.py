@@ -20,11 +20,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from relight_agent.processes import die_with_parent, ended_children
-from relight_trainer import hygiene
+from relight_trainer import hygiene, learned_imports
 
 WARM = ("torch", "torch.distributed", "relight_trainer.generation")
 # In a user's own image only torch is sure to be there.
 WARM_IF_INSTALLED = ("relight_trainer.train", "relight_trainer.client", "relight_trainer.metrics")
+LEARNED_OFF = "RELIGHT_LEARNED_OFF"  # set where what others have learned cannot be imported here
+LOOK_SECONDS = 1.0  # between two looks for what the workers have imported
+WARM_UP_SECONDS = 0.5  # without an order: then there is time for more than imports
+STORAGE_SECONDS = 2.0  # for a checkpoint folder to answer
 
 
 def preload() -> float:
@@ -41,6 +45,9 @@ def preload() -> float:
     from relight_trainer.late_dynamo import stand_in
 
     stand_in()
+    if LEARNED_OFF not in os.environ and (folder := _checkpoint_folder()):
+        for name in learned_imports.known_within(folder, STORAGE_SECONDS):
+            learned_imports.learn(name)
     # Shared pages stay shared: the collector of a forked worker leaves alone what was there before the fork.
     gc.collect()
     gc.freeze()
@@ -65,6 +72,9 @@ class Launcher:
         self._workers: Child | None = None
         self._store: Child | None = None
         self._flush: int | None = None  # the pid of a child that saves the member's snapshot
+        self._imports = _Imports(self._fork)
+        self._warm_up: int | None = None  # the pid of a child that reads ahead
+        self._waits = True  # for its first order, and nothing has been read ahead yet
 
     def serve(self, imported_seconds: float) -> None:
         import torch
@@ -80,7 +90,12 @@ class Launcher:
         )
         received = b""
         while True:
-            ready, _, _ = select.select([self._channel, self._wake], [], [])
+            patience = WARM_UP_SECONDS if self._waits else self._imports.wait(training=self._workers is not None)
+            ready, _, _ = select.select([self._channel, self._wake], [], [], patience)
+            if not ready and self._waits:
+                self._waits, self._warm_up = False, self._fork(_read_ahead)
+            elif not ready:
+                self._imports.go_on()
             if self._wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     self._wake.recv(4096)
@@ -119,6 +134,8 @@ class Launcher:
         order = generation.Order.from_message(message)
         self._end_workers()
         self._end_store()
+        self._end_warm_up()
+        self._imports.folder = order.env.get("RELIGHT_RUN_DIR")
         if order.host_store:
             try:
                 listener = listen(order.master_address, order.master_port)
@@ -130,7 +147,7 @@ class Launcher:
 
         def workers() -> int:
             os.setsid()
-            if order.cold:
+            if order.cold or self._imports.spoiled:
                 generation.exec_cold(order)
             return generation.run(order, start_method="fork")
 
@@ -169,7 +186,11 @@ class Launcher:
             self._ended(pid, status)
 
     def _ended(self, pid: int, status: int) -> None:
-        if pid == self._flush:
+        if self._imports.ended(pid, status):
+            return
+        if pid == self._warm_up:
+            self._warm_up = None
+        elif pid == self._flush:
             self._flush = None
             self._say("flushed", status=status)
         elif self._workers is not None and self._workers.pid == pid:
@@ -189,6 +210,12 @@ class Launcher:
             os.waitpid(self._store.pid, 0)
             self._store = None
 
+    def _end_warm_up(self) -> None:
+        self._waits = False
+        if self._warm_up is not None:
+            os.kill(self._warm_up, signal.SIGKILL)  # reaped with the others: it may hang in its storage
+            self._warm_up = None
+
     def _end_workers(self) -> None:
         """A generation that the agent has not ended: its session goes, and no `ended` follows."""
         if self._workers is not None:
@@ -197,6 +224,66 @@ class Launcher:
             os.kill(self._workers.pid, signal.SIGKILL)
             os.waitpid(self._workers.pid, 0)
             self._workers = None
+
+
+class _Imports:
+    """What workers have imported, tried in a child and then imported here: bit by bit, when nothing else is to be done."""
+
+    def __init__(self, fork: Callable[[Callable[[], int]], int]) -> None:
+        self.folder: str | None = None  # where workers note it
+        self.spoiled = False  # workers cannot be forked any more, against what the child has shown
+        self._fork = fork
+        self._names: list[str] = []
+        self._left: list[str] = []
+        self._child: int | None = None
+        self._over = False
+
+    def wait(self, *, training: bool) -> float | None:
+        """Seconds until `go_on` is of use; None for as long as it takes."""
+        if self._left:
+            return 0.0
+        return LOOK_SECONDS if training and self._child is None and not self._over else None
+
+    def go_on(self) -> None:
+        if self._left:
+            learned_imports.learn(self._left.pop(0))
+            if not self._left:
+                gc.collect()
+                gc.freeze()
+                self.spoiled = not learned_imports.can_fork()
+        elif self.folder is not None and (names := learned_imports.known(self.folder)):
+            self._over, self._names = True, [name for name in names if name not in sys.modules]
+            if self._names:
+                self._child = self._fork(lambda: learned_imports.rehearse(self._names))
+
+    def ended(self, pid: int, status: int) -> bool:
+        """Whether that was the child; `status` 0 says that what it has tried can be imported here."""
+        if pid != self._child:
+            return False
+        self._child = None
+        if status == 0:
+            self._left = self._names.copy()
+            if folder := _checkpoint_folder():
+                self._fork(lambda: learned_imports.publish(folder, self._names))
+        return True
+
+
+def _checkpoint_folder() -> str:
+    """Where members that come later look; "" where that is no folder."""
+    from relight_agent.files import JobFile
+
+    path = os.environ.get("RELIGHT_JOB_FILE")
+    try:
+        location = JobFile.load(path).checkpoint_dir if path else ""
+    except (OSError, ValueError):
+        return ""
+    return location if location.startswith("/") else ""
+
+
+def _read_ahead() -> int:
+    from relight_trainer import warm_up
+
+    return warm_up.main()
 
 
 def _flush() -> int:
@@ -211,6 +298,9 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # the agent alone decides; it closes the channel or kills
     hygiene.leave_working_folder_out_of_path()
     imported_seconds = preload()
+    if not learned_imports.can_fork() and LEARNED_OFF not in os.environ:
+        os.environ[LEARNED_OFF] = "1"
+        os.execv(sys.executable, sys.orig_argv)  # noqa: S606
     if (threads := hygiene.threads_of_this_process()) != 1:
         print(f"relight launcher: {threads} threads after the imports: cannot fork workers", file=sys.stderr)
         return 1

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from relight_agent.exits import ExitCode
 from relight_agent.files import MAX_METRICS, MAX_NOTICES, SECTIONS, Heartbeat, Outcome, Progress, clip
 from relight_agent.ledger import CHECKPOINT, DRAIN, EVALUATION, PRODUCTIVE, REPLAYED, Ledger
+from relight_trainer import learned_imports
 from relight_trainer.chaos import Chaos
 from relight_trainer.checkpoint import (
     Checkpoint,
@@ -269,6 +270,8 @@ class Session:
         self.pace = Pace(steps + 1, samples + cursor.samples - before.samples, seconds + now - self._entered_at)
         if self._progress.first_step_at is None:
             self._report(first_step_at=now)
+            if self._context.local_rank == 0:
+                learned_imports.note(self._context.run_dir)
         elif now >= self._progress_due:
             self._report()
         self._chaos.after_step(cursor.step)

@@ -18,7 +18,7 @@ import torch
 from relight_agent.exits import ExitCode
 from relight_agent.files import Heartbeat, Outcome
 from relight_agent.processes import die_with_parent
-from relight_trainer import hygiene
+from relight_trainer import hygiene, learned_imports
 from relight_trainer.context import WorkerContext
 from relight_trainer.failures import classify, describe, exit_status, recognise, tell
 from relight_trainer.seeds import seed_everything, stream
@@ -45,6 +45,7 @@ def main(parent: int) -> NoReturn:
     hygiene.cut_inherited_sockets()
     hygiene.reset_signals()
     hygiene.disown_finalizers()
+    learned_imports.begin()
     context = WorkerContext.from_env()
     assert context is not None, "a worker is started by the launcher"
     hygiene.write_stacks_to(context.folder.stack_path(context.local_rank))

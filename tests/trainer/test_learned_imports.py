@@ -1,0 +1,124 @@
+"""What is learned of the workers' imports: installed libraries, and only what leaves a process that can be forked."""
+
+import atexit
+import os
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from relight_agent.files import write_json
+from relight_trainer import learned_imports
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def in_a_child(run: Callable[[], int]) -> int:
+    """What `run` returns in a fork, as the launcher has it run."""
+    pid = os.fork()
+    if pid == 0:
+        status = 99
+        try:
+            status = run()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.fixture
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
+    """library(name, code): a module that can be imported by that name."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(name: str, code: str) -> str:
+        (tmp_path / f"{name}.py").write_text(code)
+        return name
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("x = 1", 0),
+        ("raise RuntimeError('not without a licence')", 0),
+        ("raise SystemExit(3)", 0),
+        ("import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()", 1),
+    ],
+)
+def test_a_library_that_starts_a_thread_is_found_in_the_child(
+    library: Callable[[str, str], str], code: str, status: int
+) -> None:
+    name = library("rehearsed", code)
+    assert in_a_child(lambda: learned_imports.rehearse([name])) == status
+    assert name not in sys.modules
+
+
+def test_what_a_library_prints_and_what_it_does_at_exit_is_not_the_workers(
+    library: Callable[[str, str], str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    name = library("talks", "import atexit\nprint('hello')\natexit.register(print, 'goodbye')")
+
+    def work() -> int:
+        atexit._clear()
+        learned_imports.learn(name)
+        learned_imports.begin()
+        atexit._run_exitfuncs()
+        return 0 if name in sys.modules else 1
+
+    assert in_a_child(work) == 0
+    assert capfd.readouterr() == ("", "")
+
+
+def module(name: str, origin: str | None) -> ModuleType:
+    made = ModuleType(name)
+    made.__spec__ = ModuleSpec(name, None, origin=origin)
+    return made
+
+
+def test_installed_libraries_are_noted_and_nobodys_own_code_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = sysconfig.get_paths()["purelib"]
+    learned_imports.begin()
+    names = [f"large.part{i}" for i in range(60)]
+    new: dict[str, Any] = {name: module(name, f"{installed}/large/part.py") for name in names}
+    new["mine"] = module("mine", str(tmp_path / "mine.py"))
+    new["built_in"] = module("built_in", None)
+    new["torch._made_up"] = module("torch._made_up", f"{installed}/torch/_made_up.py")
+    new["odd name"] = module("odd name", f"{installed}/odd.py")
+    new["none"] = None
+    for name, made in new.items():
+        monkeypatch.setitem(sys.modules, name, made)
+    learned_imports.note(tmp_path)
+    assert learned_imports.known(tmp_path) == names
+
+
+def test_few_imports_are_not_worth_a_note(tmp_path: Path) -> None:
+    learned_imports.begin()
+    learned_imports.note(tmp_path)
+    assert not (tmp_path / learned_imports.FILE).exists()
+
+
+@pytest.mark.parametrize("content", [{}, "os", [1], ["a b"], ["../x"], ["a."], ["x"] * 10_001, ["a" * 101]])
+def test_a_list_that_is_none_of_ours_is_nothing(tmp_path: Path, content: Any) -> None:
+    write_json(tmp_path / learned_imports.FILE, content)
+    assert learned_imports.known(tmp_path) == []
+
+
+def test_what_was_published_is_found_within_a_time_and_storage_that_hangs_holds_nobody_up(tmp_path: Path) -> None:
+    names = [f"a{i}.b" for i in range(9_000)]
+    learned_imports.publish(tmp_path, names)
+    assert learned_imports.known_within(tmp_path, 20) == names
+    assert learned_imports.known_within(tmp_path / "nowhere", 20) == []
+
+    (tmp_path / learned_imports.FILE).unlink()
+    os.mkfifo(tmp_path / learned_imports.FILE)
+    began = time.monotonic()
+    assert learned_imports.known_within(tmp_path, 0.2) == []
+    assert time.monotonic() - began < 10
+    os.waitpid(-1, 0)

@@ -1,0 +1,154 @@
+"""What a job's workers import beside what the launcher has imported: learned in one generation, at hand in the next.
+
+A script's libraries may take as long to import as a machine takes to come back. A worker that has done its first step
+notes which of them it has imported. The launcher tries them in a child, which shows whether workers can still be forked
+afterwards, and then imports them itself, between two orders. Members that come later find the list beside the checkpoints.
+
+Only installed libraries count: code of the user's own is imported by each worker anew, as it would be without all this.
+"""
+
+import atexit
+import contextlib
+import importlib
+import os
+import re
+import select
+import signal
+import site
+import sys
+import sysconfig
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from relight_agent.files import PathLike, read_json, write_json
+from relight_trainer import hygiene
+
+FILE = "imports.json"  # names of modules, in the order in which they were first wanted
+_LEAST = 50  # modules: fewer are imported in no time
+_OURS = ("torch", "relight_trainer", "relight_agent")  # of these the launcher has what it is to have
+_MOST = 10_000
+_NAME = re.compile(r"[A-Za-z_]\w{0,99}(\.\w{1,100}){0,15}", re.ASCII)
+
+_before: frozenset[str] = frozenset()
+_exit_handlers: list[Callable[..., Any]] = []  # that imports in the launcher have registered
+
+
+def begin() -> None:
+    """A worker begins: what the launcher has imported is not the worker's."""
+    global _before  # noqa: PLW0603  # of a process there is one
+    _before = frozenset(sys.modules)
+    # What a library clears away at its process's end is the launcher's, and of use to the workers that come after this one.
+    for handler in _exit_handlers:
+        atexit.unregister(handler)
+
+
+def note(folder: PathLike) -> None:
+    """Write which installed libraries this worker has imported, where they are many."""
+    installed = _installed()
+    later = [(name, module) for name, module in sys.modules.items() if name not in _before]
+    names = [
+        name
+        for name, module in later
+        if _NAME.fullmatch(name) and name.partition(".")[0] not in _OURS and _is_installed(module, installed)
+    ][:_MOST]
+    if len(names) >= _LEAST:
+        with contextlib.suppress(OSError):  # a full tmpfs: the next generation imports them by itself
+            write_json(Path(folder) / FILE, names)
+
+
+def known(folder: PathLike) -> list[str]:
+    """What has been noted in `folder`; nothing where that is none of ours."""
+    try:
+        names = read_json(Path(folder) / FILE)
+    except (OSError, ValueError):
+        return []
+    if not isinstance(names, list) or len(names) > _MOST:
+        return []
+    return names if all(isinstance(n, str) and _NAME.fullmatch(n) for n in names) else []
+
+
+def known_within(folder: PathLike, seconds: float) -> list[str]:
+    """What has been noted on storage that may hang: asked by a child, and nothing where that is not back in time."""
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with os.fdopen(tell, "wb") as pipe:
+                pipe.write(b"\n".join(name.encode() for name in known(folder)))
+        finally:
+            os._exit(0)
+    os.close(tell)
+    received, deadline = b"", time.monotonic() + seconds
+    with os.fdopen(told, "rb", buffering=0) as pipe:
+        while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            if not (data := pipe.read(1 << 16)):
+                os.waitpid(child, 0)
+                return received.decode().split()
+            received += data
+    os.kill(child, signal.SIGKILL)  # reaped with the others, if it ends
+    return []
+
+
+def publish(folder: PathLike, names: list[str]) -> int:
+    """In a child, for members that come later: `names` can be imported before workers are forked."""
+    with contextlib.suppress(OSError):  # storage that is full or ill is told by who needs it
+        if known(folder) != names:
+            write_json(Path(folder) / FILE, names)
+    return 0
+
+
+def rehearse(names: list[str]) -> int:
+    """In a child, once: 0 where workers can still be forked when all of them are imported."""
+    os.nice(19)  # beside a training
+    for name in names:
+        learn(name)
+    return 0 if can_fork() else 1
+
+
+def learn(name: str) -> None:
+    """Import it as `preload` does. What cannot be imported is left to who wants it, and so is what it prints."""
+    one_thread = hygiene.environment(dict.fromkeys(hygiene.THREAD_VARIABLES, "1"))
+    with _quiet(), _exit_handlers_noted(), one_thread, contextlib.suppress(Exception, SystemExit):
+        importlib.import_module(name)
+
+
+def can_fork() -> bool:
+    """Whether this process has one thread and has not touched a device."""
+    torch = sys.modules.get("torch")
+    return hygiene.threads_of_this_process() == 1 and not (torch is not None and torch.cuda.is_initialized())
+
+
+def _installed() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    folders = {paths["purelib"], paths["platlib"], site.getusersitepackages(), *site.getsitepackages()}
+    return tuple(f"{path}/" for folder in folders for path in {folder, str(Path(folder).resolve())})
+
+
+def _is_installed(module: ModuleType | None, folders: tuple[str, ...]) -> bool:
+    origin = getattr(getattr(module, "__spec__", None), "origin", None)
+    return isinstance(origin, str) and origin.startswith(folders)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nobody asked for what a library says at its import, and nobody could tell why it stands there."""
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        yield
+
+
+@contextlib.contextmanager
+def _exit_handlers_noted() -> Iterator[None]:
+    register = atexit.register
+
+    def noting(handler: Any, *args: Any, **kwargs: Any) -> Any:
+        _exit_handlers.append(handler)
+        return register(handler, *args, **kwargs)
+
+    atexit.register = noting  # type: ignore[assignment]  # the type names the function itself
+    try:
+        yield
+    finally:
+        atexit.register = register
