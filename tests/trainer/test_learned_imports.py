@@ -1,7 +1,7 @@
 """What is learned of the workers' imports: installed libraries, and only what leaves a process that can be forked."""
 
-import atexit
 import os
+import subprocess
 import sys
 import sysconfig
 import time
@@ -60,20 +60,35 @@ def test_a_library_that_starts_a_thread_is_found_in_the_child(
     assert name not in sys.modules
 
 
-def test_what_a_library_prints_and_what_it_does_at_exit_is_not_the_workers(
-    library: Callable[[str, str], str], capfd: pytest.CaptureFixture[str]
-) -> None:
-    name = library("talks", "import atexit\nprint('hello')\natexit.register(print, 'goodbye')")
+def said(program: str, folder: Path) -> str:
+    """What an interpreter with `learned_imports` prints that runs `program`, with the modules of `folder`."""
+    run = [sys.executable, "-c", f"import atexit, sys\nfrom relight_trainer import learned_imports\n{program}"]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    done = subprocess.run(run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    return done.stdout
 
-    def work() -> int:
-        atexit._clear()
-        learned_imports.learn(name)
-        learned_imports.begin()
-        atexit._run_exitfuncs()
-        return 0 if name in sys.modules else 1
 
-    assert in_a_child(work) == 0
-    assert capfd.readouterr() == ("", "")
+def test_what_a_library_prints_and_what_it_does_at_exit_is_not_the_workers(tmp_path: Path) -> None:
+    code = "import atexit, os\nprint('hello')\nos.system('echo hello')\natexit.register(print, 'goodbye')\n"
+    (tmp_path / "talks.py").write_text(code)
+    learned = "learned_imports.learn('talks')\nassert 'talks' in sys.modules\n"
+    assert said(f"{learned}learned_imports.begin()", tmp_path) == ""
+    assert said(learned, tmp_path) == "goodbye\n"
+
+
+def test_a_library_that_logs_later_still_has_where_to(tmp_path: Path) -> None:
+    (tmp_path / "logs.py").write_text(
+        "import logging\nlogging.warning('now')\nlog = logging.StreamHandler().stream.write"
+    )
+    assert said("learned_imports.learn('logs')\nsys.modules['logs'].log('later')", tmp_path) == "later"
+
+
+def test_an_open_device_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned_imports.hygiene, "threads_of_this_process", lambda: 1)
+    monkeypatch.setattr(learned_imports, "_DEVICES", (str(tmp_path / "nvidia-uvm"),))
+    assert learned_imports.can_fork()
+    with (tmp_path / "nvidia-uvm").open("w"):
+        assert not learned_imports.can_fork()
 
 
 def module(name: str, origin: str | None) -> ModuleType:

@@ -32,6 +32,12 @@ def environment(overrides: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def forkable() -> contextlib.AbstractContextManager[None]:
+    """For imports in a process that is to be forked: no pools of threads, and CUDA is asked about without being begun."""
+    one_thread = dict.fromkeys(THREAD_VARIABLES, "1")
+    return environment({**one_thread, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"})
+
+
 def leave_working_folder_out_of_path() -> None:
     """Undo what `python -m` does: a user's `queue.py` in the working folder must not become the library's."""
     if sys.path and sys.path[0] in {"", str(Path.cwd())}:

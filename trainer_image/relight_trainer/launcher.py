@@ -35,8 +35,7 @@ def preload() -> float:
     """Import what workers need, with libraries held to one thread; the seconds it took."""
     start = time.monotonic()
     gc.disable()  # nearly all of what is made stays, and to look for the rest again and again is a tenth of the time
-    held = dict.fromkeys(hygiene.THREAD_VARIABLES, "1")
-    with hygiene.environment({**held, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}):
+    with hygiene.forkable():
         for name in WARM:
             importlib.import_module(name)
         for name in WARM_IF_INSTALLED:

@@ -30,6 +30,8 @@ FILE = "imports.json"  # names of modules, in the order in which they were first
 _LEAST = 50  # modules: fewer are imported in no time
 _OURS = ("torch", "relight_trainer", "relight_agent")  # of these the launcher has what it is to have
 _MOST = 10_000
+# What is open once a device is in use: CUDA cannot be used in what is forked from then on. NVML, which only asks, opens others.
+_DEVICES = ("/dev/nvidia-uvm", "/dev/kfd")
 _NAME = re.compile(r"[A-Za-z_]\w{0,99}(\.\w{1,100}){0,15}", re.ASCII)
 
 _before: frozenset[str] = frozenset()
@@ -110,15 +112,20 @@ def rehearse(names: list[str]) -> int:
 
 def learn(name: str) -> None:
     """Import it as `preload` does. What cannot be imported is left to who wants it, and so is what it prints."""
-    one_thread = hygiene.environment(dict.fromkeys(hygiene.THREAD_VARIABLES, "1"))
-    with _quiet(), _exit_handlers_noted(), one_thread, contextlib.suppress(Exception, SystemExit):
+    with _quiet(), _exit_handlers_noted(), hygiene.forkable(), contextlib.suppress(Exception, SystemExit):
         importlib.import_module(name)
 
 
 def can_fork() -> bool:
-    """Whether this process has one thread and has not touched a device."""
-    torch = sys.modules.get("torch")
-    return hygiene.threads_of_this_process() == 1 and not (torch is not None and torch.cuda.is_initialized())
+    """Whether this process has one thread and no device."""
+    return hygiene.threads_of_this_process() == 1 and not any(map(_is_device, Path("/proc/self/fd").iterdir()))
+
+
+def _is_device(descriptor: Path) -> bool:
+    try:
+        return str(descriptor.readlink()) in _DEVICES
+    except OSError:  # the listing's own is gone by now
+        return False
 
 
 def _installed() -> tuple[str, ...]:
@@ -134,9 +141,24 @@ def _is_installed(module: ModuleType | None, folders: tuple[str, ...]) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Nobody asked for what a library says at its import, and nobody could tell why it stands there."""
-    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+    """Nobody asked for what a library says at its import, and nobody could tell why it stands there.
+
+    Below Python's own streams, which libraries keep for what they will log.
+    """
+    streams = sys.stdout, sys.stderr
+    kept = [os.dup(number) for number in (1, 2)]
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream, number in zip(streams, (1, 2), strict=True):
+            stream.flush()
+            os.dup2(null, number)
         yield
+    finally:
+        for stream, number, descriptor in zip(streams, (1, 2), kept, strict=True):
+            stream.flush()
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(null)
 
 
 @contextlib.contextmanager
