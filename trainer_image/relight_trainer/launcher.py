@@ -250,6 +250,12 @@ class _Imports:
                 gc.collect()
                 gc.freeze()
                 self.spoiled = not learned_imports.can_fork()
+                if self.spoiled:
+                    print(
+                        "relight launcher: a library is in the way of forks: workers start cold",
+                        file=sys.stderr,
+                        flush=True,
+                    )
         elif self.folder is not None and (names := learned_imports.known(self.folder)):
             self._over, self._names = True, [name for name in names if name not in sys.modules]
             if self._names:

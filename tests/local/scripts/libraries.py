@@ -26,7 +26,7 @@ model = nn.Linear(4, 2)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 run = client.start(model=model, optimizer=optimizer, init=True)
 replica = run.wrap(model)
-loader = DataLoader(TensorDataset(torch.ones(500, 4)), batch_size=1)
+loader = DataLoader(TensorDataset(torch.ones(200, 4)), batch_size=1)
 for (inputs,) in run.steps(loader, epochs=1):
     time.sleep(0.005 if flag.exists() else 0.2)
     optimizer.zero_grad()

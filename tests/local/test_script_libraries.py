@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(240)
 def test_the_libraries_of_a_script_are_there_when_its_workers_start_again(home: Home) -> None:
     notes, flag = home.path / "notes", home.path / "flag"
     # The second fault is a machine's: whoever comes for it finds the list, and is ready once all is imported.
-    run = home.start(Job(steps=500, trainer=script("libraries.py", notes, flag)), kill(0, at=300))
+    run = home.start(Job(steps=200, trainer=script("libraries.py", notes, flag)), kill(0, at=150))
     run.until_step(1)
     launchers = [launcher_of(home, slot) for slot in (0, 1)]
     give_up = time.monotonic() + 60
@@ -29,7 +29,7 @@ def test_the_libraries_of_a_script_are_there_when_its_workers_start_again(home: 
     result = run.wait()
 
     assert result.code == 0, result.said
-    assert (result.final["goodput"]["lostSteps"], result.final["executedSteps"]) == (0, 500)
+    assert (result.final["goodput"]["lostSteps"], result.final["executedSteps"]) == (0, 200)
     seen = {
         (generation, rank): (there, took)
         for generation, rank, there, took in map(json.loads, notes.read_text().splitlines())
