@@ -129,6 +129,8 @@ def test_what_was_published_is_found_within_a_time_and_storage_that_hangs_holds_
     names = [f"a{i}.b" for i in range(9_000)]
     learned_imports.publish(tmp_path, names)
     assert learned_imports.known_within(tmp_path, 20) == names
+    learned_imports.publish(tmp_path, ["a1.b", "later"])
+    assert learned_imports.known_within(tmp_path, 20) == [*names, "later"]
     assert learned_imports.known_within(tmp_path / "nowhere", 20) == []
 
     (tmp_path / learned_imports.FILE).unlink()

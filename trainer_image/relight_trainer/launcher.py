@@ -21,14 +21,13 @@ from typing import Any, NamedTuple, NoReturn
 
 from relight_agent.processes import die_with_parent, ended_children
 from relight_trainer import hygiene, learned_imports
+from relight_trainer.learned_imports import Learner
 
 WARM = ("torch", "torch.distributed", "relight_trainer.generation")
 # In a user's own image only torch is sure to be there.
 WARM_IF_INSTALLED = ("relight_trainer.train", "relight_trainer.client", "relight_trainer.metrics")
 LEARNED_OFF = "RELIGHT_LEARNED_OFF"  # set where what others have learned cannot be imported here
-LOOK_SECONDS = 1.0  # between two looks for what the workers have imported
 WARM_UP_SECONDS = 0.5  # without an order: then there is time for more than imports
-STORAGE_SECONDS = 2.0  # for a checkpoint folder to answer
 
 
 def preload() -> float:
@@ -44,9 +43,8 @@ def preload() -> float:
     from relight_trainer.late_dynamo import stand_in
 
     stand_in()
-    if LEARNED_OFF not in os.environ and (folder := _checkpoint_folder()):
-        for name in learned_imports.known_within(folder, STORAGE_SECONDS):
-            learned_imports.learn(name)
+    if LEARNED_OFF not in os.environ:
+        learned_imports.learn_from_others()
     # Shared pages stay shared: the collector of a forked worker leaves alone what was there before the fork.
     gc.collect()
     gc.freeze()
@@ -71,7 +69,7 @@ class Launcher:
         self._workers: Child | None = None
         self._store: Child | None = None
         self._flush: int | None = None  # the pid of a child that saves the member's snapshot
-        self._imports = _Imports(self._fork)
+        self._imports = Learner(self._fork)
         self._warm_up: int | None = None  # the pid of a child that reads ahead
         self._waits = True  # for its first order, and nothing has been read ahead yet
 
@@ -223,66 +221,6 @@ class Launcher:
             os.kill(self._workers.pid, signal.SIGKILL)
             os.waitpid(self._workers.pid, 0)
             self._workers = None
-
-
-class _Imports:
-    """What workers have imported, tried in a child and then imported here: bit by bit, when nothing else is to be done."""
-
-    def __init__(self, fork: Callable[[Callable[[], int]], int]) -> None:
-        self.folder: str | None = None  # where workers note it
-        self.spoiled = False  # workers cannot be forked any more, against what the child has shown
-        self._fork = fork
-        self._names: list[str] = []
-        self._left: list[str] = []
-        self._child: int | None = None
-        self._over = False
-
-    def wait(self, *, training: bool) -> float | None:
-        """Seconds until `go_on` is of use; None for as long as it takes."""
-        if self._left:
-            return 0.0
-        return LOOK_SECONDS if training and self._child is None and not self._over else None
-
-    def go_on(self) -> None:
-        if self._left:
-            learned_imports.learn(self._left.pop(0))
-            if not self._left:
-                gc.collect()
-                gc.freeze()
-                self.spoiled = not learned_imports.can_fork()
-                if self.spoiled:
-                    print(
-                        "relight launcher: a library is in the way of forks: workers start cold",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-        elif self.folder is not None and (names := learned_imports.known(self.folder)):
-            self._over, self._names = True, [name for name in names if name not in sys.modules]
-            if self._names:
-                self._child = self._fork(lambda: learned_imports.rehearse(self._names))
-
-    def ended(self, pid: int, status: int) -> bool:
-        """Whether that was the child; `status` 0 says that what it has tried can be imported here."""
-        if pid != self._child:
-            return False
-        self._child = None
-        if status == 0:
-            self._left = self._names.copy()
-            if folder := _checkpoint_folder():
-                self._fork(lambda: learned_imports.publish(folder, self._names))
-        return True
-
-
-def _checkpoint_folder() -> str:
-    """Where members that come later look; "" where that is no folder."""
-    from relight_agent.files import JobFile
-
-    path = os.environ.get("RELIGHT_JOB_FILE")
-    try:
-        location = JobFile.load(path).checkpoint_dir if path else ""
-    except (OSError, ValueError):
-        return ""
-    return location if location.startswith("/") else ""
 
 
 def _read_ahead() -> int:

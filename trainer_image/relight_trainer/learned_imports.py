@@ -9,6 +9,7 @@ Only installed libraries count: code of the user's own is imported by each worke
 
 import atexit
 import contextlib
+import gc
 import importlib
 import os
 import re
@@ -23,11 +24,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from relight_agent.files import PathLike, read_json, write_json
+from relight_agent.files import JobFile, PathLike, read_json, write_json
 from relight_trainer import hygiene
 
 FILE = "imports.json"  # names of modules, in the order in which they were first wanted
 _LEAST = 50  # modules: fewer are imported in no time
+_LOOK_SECONDS = 1.0  # between two looks for what the workers have imported
+_STORAGE_SECONDS = 2.0  # for a checkpoint folder to answer
 _OURS = ("torch", "relight_trainer", "relight_agent")  # of these the launcher has what it is to have
 _MOST = 10_000
 # What is open once a device is in use: CUDA cannot be used in what is forked from then on. NVML, which only asks, opens others.
@@ -95,11 +98,20 @@ def known_within(folder: PathLike, seconds: float) -> list[str]:
 
 
 def publish(folder: PathLike, names: list[str]) -> int:
-    """In a child, for members that come later: `names` can be imported before workers are forked."""
+    """In a child, for members that come later: `names` too can be imported before workers are forked."""
+    before = known(folder)
+    both = [*dict.fromkeys([*before, *names])][:_MOST]
     with contextlib.suppress(OSError):  # storage that is full or ill is told by who needs it
-        if known(folder) != names:
-            write_json(Path(folder) / FILE, names)
+        if both != before:
+            write_json(Path(folder) / FILE, both)
     return 0
+
+
+def learn_from_others() -> None:
+    """A member begins: import what members of its job have found to be of use, and to leave a process that can be forked."""
+    if folder := _checkpoint_folder():
+        for name in known_within(folder, _STORAGE_SECONDS):
+            learn(name)
 
 
 def rehearse(names: list[str]) -> int:
@@ -114,6 +126,64 @@ def learn(name: str) -> None:
     """Import it as `preload` does. What cannot be imported is left to who wants it, and so is what it prints."""
     with _quiet(), _exit_handlers_noted(), hygiene.forkable(), contextlib.suppress(Exception, SystemExit):
         importlib.import_module(name)
+
+
+class Learner:
+    """What workers have imported, tried in a child and then imported here: bit by bit, when nothing else is to be done."""
+
+    def __init__(self, fork: Callable[[Callable[[], int]], int]) -> None:
+        self.folder: str | None = None  # where workers note it
+        self.spoiled = False  # workers cannot be forked any more, against what the child has shown
+        self._fork = fork
+        self._names: list[str] = []
+        self._left: list[str] = []
+        self._child: int | None = None
+        self._over = False
+
+    def wait(self, *, training: bool) -> float | None:
+        """Seconds until `go_on` is of use; None for as long as it takes."""
+        if self._left:
+            return 0.0
+        return _LOOK_SECONDS if training and self._child is None and not self._over else None
+
+    def go_on(self) -> None:
+        if self._left:
+            learn(self._left.pop(0))
+            if not self._left:
+                gc.collect()
+                gc.freeze()
+                self.spoiled = not can_fork()
+                if self.spoiled:
+                    print(
+                        "relight launcher: a library is in the way of forks: workers start cold",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+        elif self.folder is not None and (names := known(self.folder)):
+            self._over, self._names = True, [name for name in names if name not in sys.modules]
+            if self._names:
+                self._child = self._fork(lambda: rehearse(self._names))
+
+    def ended(self, pid: int, status: int) -> bool:
+        """Whether that was the child; `status` 0 says that what it has tried can be imported here."""
+        if pid != self._child:
+            return False
+        self._child = None
+        if status == 0:
+            self._left = self._names.copy()
+            if folder := _checkpoint_folder():
+                self._fork(lambda: publish(folder, self._names))
+        return True
+
+
+def _checkpoint_folder() -> str:
+    """Where members that come later look; "" where that is no folder."""
+    path = os.environ.get("RELIGHT_JOB_FILE")
+    try:
+        location = JobFile.load(path).checkpoint_dir if path else ""
+    except (OSError, ValueError):
+        return ""
+    return location if location.startswith("/") else ""
 
 
 def can_fork() -> bool:
