@@ -262,10 +262,26 @@ def test_who_failed_because_of_the_root_is_named() -> None:
     assert (root.member.slot, [m.slot for m in root.collateral]) == (1, [0, 2])
 
 
+GONE = "RuntimeError: [/src/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:1 (exit code 1)"
+WRONG = "ValueError: no such digit (exit code 1)"
+
+
 @pytest.mark.parametrize(
     ("members", "options", "expected"),
     [
         pytest.param([], {}, None, id="nobody"),
+        pytest.param(
+            [failed(0, 1, 1.0, message=GONE), failed(1, 1, 2.0, message=WRONG)],
+            {"opaque": True},
+            (1, Cause.EXCEPTION),
+            id="of two commands the one that did not lose its peer, though it was seen to end later",
+        ),
+        pytest.param(
+            [failed(0, 1, 2.0, message=GONE), failed(1, 1, 1.0, message=GONE)],
+            {"opaque": True},
+            (1, Cause.EXCEPTION),
+            id="of two commands that lost their peer the older",
+        ),
         pytest.param([member(0), member(1, agent=None)], {}, None, id="nobody has failed"),
         pytest.param([member(0, agent=outcome("stopped"))], {}, None, id="a stop is no failure"),
         pytest.param([failed(0, 70, 5.0, generation=7)], {}, None, id="another generation's"),

@@ -1,5 +1,6 @@
 """What the end of a generation means: its root cause, and whether the job goes on."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -14,6 +15,12 @@ from relight_operator.core.observed import AgentOutcome, SlotView
 REPORT_SECONDS = 2.0
 # What follows from code, data and state alone. Memory is shared with others, a stall may be the network's.
 REPEATABLE = frozenset({Cause.EXCEPTION, Cause.NON_FINITE_LOSS})
+
+
+# How a plain command that has lost a peer says so: where another one says something else, that is what the peer died of.
+_PEER_GONE = re.compile(
+    r"/gloo/|Connection (closed|reset) by peer|Broken pipe|Dist(Backend|Network|Store)Error|ncclRemoteError"
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,12 @@ def root_cause(members: Iterable[SlotView], generation: int, *, lost: bool, opaq
         if lost and opaque and meaning.klass is Class.COUNTED:
             meaning = meaning._replace(cause=Cause.PEER_LOST, klass=Class.COLLATERAL)
         failures.append(RootCause(meaning.cause, meaning.klass, member, outcome))
-    root = min(failures, key=lambda f: (CLASS_ORDER.index(f.klass), f.outcome.at, f.member.slot), default=None)
+
+    def first(failure: RootCause) -> tuple[int, bool, float, int]:
+        consequence = opaque and _PEER_GONE.search(failure.outcome.message) is not None
+        return CLASS_ORDER.index(failure.klass), consequence, failure.outcome.at, failure.member.slot
+
+    root = min(failures, key=first, default=None)
     if root is not None and root.klass is Class.COLLATERAL and not lost:
         root = _left_early(spoken, root) or root
     if root is None:
