@@ -76,6 +76,9 @@ def test_each_worker_is_told_by_its_main_thread_or_by_the_kernel(tmp_path: Path)
         deadline = time.monotonic() + 10
         while not process_state(pids[2]).startswith("T"):
             assert time.monotonic() < deadline
+        deadline = time.monotonic() + 60  # they say that they are about to, and are a moment later
+        while [r[3][:1] for r in brief(collect(folder, 8, 2, time.monotonic())[0])] != [["match"], ["wait"]]:
+            assert time.monotonic() < deadline
         Heartbeat(folder.heartbeat_path(0)).beat(SECTIONS.index("data"), 7)
         began = time.monotonic()
         found, texts = collect(folder, 8, 5, time.monotonic() + 1.0)
