@@ -113,6 +113,20 @@ def test_installed_libraries_are_noted_and_nobodys_own_code_is(tmp_path: Path, m
     assert learned_imports.known(tmp_path) == names
 
 
+def test_a_note_is_taken_while_another_thread_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Meanwhile:
+        """The launcher's modules; each look at them is a moment in which somebody else imports one."""
+
+        def __contains__(self, name: object) -> bool:
+            if not str(name).startswith("meanwhile"):
+                monkeypatch.setitem(sys.modules, f"meanwhile_{name}", ModuleType("meanwhile"))
+            return True
+
+    monkeypatch.setattr(learned_imports, "_before", Meanwhile())
+    learned_imports.note(tmp_path)
+    assert any(name.startswith("meanwhile") for name in sys.modules)
+
+
 def test_few_imports_are_not_worth_a_note(tmp_path: Path) -> None:
     learned_imports.begin()
     learned_imports.note(tmp_path)

@@ -33,6 +33,7 @@ WARM_UP_SECONDS = 0.5  # without an order: then there is time for more than impo
 def preload() -> float:
     """Import what workers need, with libraries held to one thread; the seconds it took."""
     start = time.monotonic()
+    learned = [] if LEARNED_OFF in os.environ else learned_imports.of_others()  # by a fork, while that is cheap
     gc.disable()  # nearly all of what is made stays, and to look for the rest again and again is a tenth of the time
     with hygiene.forkable():
         for name in WARM:
@@ -43,8 +44,8 @@ def preload() -> float:
     from relight_trainer.late_dynamo import stand_in
 
     stand_in()
-    if LEARNED_OFF not in os.environ:
-        learned_imports.learn_from_others()
+    for name in learned:
+        learned_imports.learn(name)
     # Shared pages stay shared: the collector of a forked worker leaves alone what was there before the fork.
     gc.collect()
     gc.freeze()

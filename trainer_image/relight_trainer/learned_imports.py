@@ -53,7 +53,8 @@ def begin() -> None:
 def note(folder: PathLike) -> None:
     """Write which installed libraries this worker has imported, where they are many."""
     installed = _installed()
-    later = [(name, module) for name, module in sys.modules.items() if name not in _before]
+    # A copy: threads beside the training may import something meanwhile.
+    later = [(name, module) for name, module in [*sys.modules.items()] if name not in _before]
     names = [
         name
         for name, module in later
@@ -107,11 +108,10 @@ def publish(folder: PathLike, names: list[str]) -> int:
     return 0
 
 
-def learn_from_others() -> None:
-    """A member begins: import what members of its job have found to be of use, and to leave a process that can be forked."""
-    if folder := _checkpoint_folder():
-        for name in known_within(folder, _STORAGE_SECONDS):
-            learn(name)
+def of_others() -> list[str]:
+    """What members of this job have found to be of use, and to leave a process that can be forked."""
+    folder = _checkpoint_folder()
+    return known_within(folder, _STORAGE_SECONDS) if folder else []
 
 
 def rehearse(names: list[str]) -> int:
