@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import Home, Job, Result, agent_of
+from builders import Home, Job, Result, agent_of, waited_for, workers_of
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -30,7 +30,12 @@ def test_a_spare_takes_the_place_of_a_lost_member_at_once(home: Home, digest: st
     run = home.start(home.paced(job))
     first = run.until_step(10)["world"]["members"]  # whichever of the three were ready first
     lost, kept = first[1]["slot"], first[0]["slot"]
+    spare = 3 - kept - lost
+    parked = waited_for(lambda: workers_of(home, spare))
     os.kill(agent_of(home, lost), signal.SIGKILL)
+    run.until(lambda s: spare in {m["slot"] for m in s["world"]["members"]}, "the spare has a rank")
+    run.until_step(30)
+    assert workers_of(home, spare) == parked
     home.full_speed()
     result = run.wait()
     assert result.code == 0, result.said
@@ -40,7 +45,7 @@ def test_a_spare_takes_the_place_of_a_lost_member_at_once(home: Home, digest: st
     assert final["goodput"]["lostSteps"] == 0
     assert final["executedSteps"] == job.steps
     assert worlds(result) == [2, 2]
-    assert [m["slot"] for m in final["world"]["members"]] == [kept, 3 - kept - lost]
+    assert [m["slot"] for m in final["world"]["members"]] == [kept, spare]
 
 
 HOOK = '''

@@ -237,13 +237,15 @@ def test_sigterm_and_sigint_do_not_end_the_launcher(warm):
     assert outcome(folder).kind == "completed"
 
 
-def test_a_member_that_waits_reads_its_data_ahead_and_stops_when_there_is_something_to_do(tmp_path):
-    rows = tmp_path / "rows.csv"
-    os.mkfifo(rows)  # storage that never answers
+@pytest.mark.parametrize("file", ["rows.csv", "package/code.py"])
+def test_a_member_that_waits_reads_code_and_data_ahead_and_stops_when_there_is_something_to_do(tmp_path, file):
+    path = tmp_path / "own" / file
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)  # storage that never answers
 
     def is_read():
         try:
-            os.close(os.open(rows, os.O_WRONLY | os.O_NONBLOCK))
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
         except OSError:
             return False
         return True
@@ -251,10 +253,12 @@ def test_a_member_that_waits_reads_its_data_ahead_and_stops_when_there_is_someth
     with Member(tmp_path, 0, ["reduce.py", "return"]) as member:
         config = {
             "model": {"type": "digits_cnn"},
-            "data": {"type": "csv", "train": str(rows)},
+            "data": {"type": "csv", "train": "rows.csv"},
             "train": {"duration": "1st"},
         }
-        job = JobFile("default", "t", "uid", 0.0, 1, 1, {"kind": "config", "config": config}, "hash", str(HELPERS))
+        job = JobFile(
+            "default", "t", "uid", 0.0, 1, 1, {"kind": "config", "config": config}, "hash", str(tmp_path / "own")
+        )
         job.write(member.run_dir / "job.json")
         member.expect("ready")
         wait_until(is_read)

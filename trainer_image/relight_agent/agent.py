@@ -32,6 +32,7 @@ from relight_agent.stalls import Learned
 
 POLL_SECONDS = 0.01  # while workers run: how soon their end is seen
 IDLE_SECONDS = 0.5
+PARK_SECONDS = 1.0  # without an order: then the next one is worth being waited for by workers
 OBSERVE_SECONDS = 0.1  # between looks at progress and heartbeats
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # where libc keeps semaphores
 MAX_LAUNCHER_DEATHS = 3
@@ -85,6 +86,8 @@ class Agent:
         self._age = 0.0  # seconds from the start of this process to its first line
         self._settled_generation: Optional[Generation] = None
         self._cold_generation = 0
+        self._idle_since: Optional[float] = None  # for lack of an order, with everything ready for one
+        self._parked = False  # the launcher has been told to have workers wait for the next order
         self._profile: Optional[str] = None  # the id of a trace that is asked for, until the workers can make it
         self._profiled = ""  # the id of the last one that was told to them
         self._is_command = me.job.entry["kind"] == "command"
@@ -130,6 +133,7 @@ class Agent:
         self._watch_leaving()
         self._watch_orphanhood()
         self._watch_preflight()
+        self._watch_idleness()
 
     def _running(self) -> bool:
         return self._generation is not None and self._generation.outcome is None
@@ -326,6 +330,19 @@ class Agent:
                 ExitCode.STORAGE_FAILED,
                 f"the pre-flight has not ended within {seconds:.0f} s: does {self.me.job.checkpoint_dir or 'the disk'} answer?",
             )
+
+    def _watch_idleness(self) -> None:
+        """Have the workers of a member that waits wait too, ready but for their ranks."""
+        ready = self._fit and self._launcher_ready and self._leaving is None and self._exit is None
+        if not ready or self._running() or self._pending is not None:
+            self._idle_since, self._parked = None, False
+            return
+        now = time.monotonic()
+        if self._idle_since is None:
+            self._idle_since = now
+        elif not self._parked and now - self._idle_since >= PARK_SECONDS and self._launcher is not None:
+            self._parked = True
+            self._launcher.send({"op": "park", "proc_per_node": self.me.job.proc_per_node})
 
     # -- the running generation
 

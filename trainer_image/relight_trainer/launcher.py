@@ -8,6 +8,7 @@ import contextlib
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import platform
 import select
@@ -17,13 +18,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from relight_agent.processes import die_with_parent, ended_children
 from relight_trainer import hygiene, learned_imports
 from relight_trainer.learned_imports import Learner
 
-WARM = ("torch", "torch.distributed", "relight_trainer.generation")
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+WARM = ("torch", "torch.distributed", "relight_trainer.generation", "relight_trainer.parked")
 # In a user's own image only torch is sure to be there.
 WARM_IF_INSTALLED = ("relight_trainer.train", "relight_trainer.client", "relight_trainer.metrics")
 LEARNED_OFF = "RELIGHT_LEARNED_OFF"  # set where what others have learned cannot be imported here
@@ -58,6 +62,14 @@ class Child(NamedTuple):
     pid: int
 
 
+class Host(NamedTuple):
+    """The elastic agent of a generation to come, with its workers parked."""
+
+    pid: int
+    workers: int
+    orders: "Connection[Any, Any]"
+
+
 class Launcher:
     """Serves one agent over `channel` until that closes."""
 
@@ -69,6 +81,7 @@ class Launcher:
         self._pid = os.getpid()
         self._workers: Child | None = None
         self._store: Child | None = None
+        self._host: Host | None = None
         self._flush: int | None = None  # the pid of a child that saves the member's snapshot
         self._imports = Learner(self._fork)
         self._warm_up: int | None = None  # the pid of a child that reads ahead
@@ -108,6 +121,7 @@ class Launcher:
 
     def close(self) -> None:
         self._end_workers()
+        self._end_host()
         self._end_store()
 
     def _say(self, event: str, **fields: Any) -> None:
@@ -117,6 +131,8 @@ class Launcher:
         match message:
             case {"op": "run"}:
                 self._run(message)
+            case {"op": "park", "proc_per_node": int(workers)}:
+                self._park(workers)
             case {"op": "flush"}:
                 self._flush = self._fork(_flush)
             case {"op": "close_store", "generation": generation}:
@@ -145,13 +161,44 @@ class Launcher:
 
         def workers() -> int:
             os.setsid()
-            if order.cold or self._imports.spoiled:
+            if cold:
                 generation.exec_cold(order)
             return generation.run(order, start_method="fork")
 
-        self._workers = Child(order.generation, self._fork(workers))
+        cold = order.cold or self._imports.spoiled
+        host = self._host_for(0 if cold else order.proc_per_node, message)
+        self._workers = Child(order.generation, self._fork(workers) if host is None else host)
         store_pid = self._store.pid if self._store is not None else None
         self._say("started", generation=order.generation, pid=self._workers.pid, store_pid=store_pid)
+
+    def _park(self, workers: int) -> None:
+        """Have workers ready for the next order; with the first of them it is too late."""
+        from relight_trainer import parked
+
+        if self._workers is not None or self._host is not None or self._imports.spoiled:
+            return
+        orders, tell = multiprocessing.Pipe(duplex=False)
+
+        def host() -> int:
+            tell.close()
+            return parked.host(orders, workers)
+
+        self._host = Host(self._fork(host), workers, tell)
+        orders.close()
+
+    def _host_for(self, workers: int, message: dict[str, Any]) -> int | None:
+        """The pid of the process that waits with so many workers, and has been told `message`; None where there is none."""
+        host = self._host
+        if host is None or host.workers != workers:
+            self._end_host()
+            return None
+        with host.orders:
+            self._host = None
+            try:
+                host.orders.send_bytes(json.dumps(message).encode())
+            except OSError:  # it has ended just now
+                return None
+        return host.pid
 
     def _fork(self, run: Callable[[], int]) -> int:
         """The pid of a child that ends with what `run` returns."""
@@ -188,6 +235,9 @@ class Launcher:
             return
         if pid == self._warm_up:
             self._warm_up = None
+        elif self._host is not None and pid == self._host.pid:
+            self._host.orders.close()
+            self._host = None
         elif pid == self._flush:
             self._flush = None
             self._say("flushed", status=status)
@@ -217,11 +267,23 @@ class Launcher:
     def _end_workers(self) -> None:
         """A generation that the agent has not ended: its session goes, and no `ended` follows."""
         if self._workers is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._workers.pid, signal.SIGKILL)
-            os.kill(self._workers.pid, signal.SIGKILL)
-            os.waitpid(self._workers.pid, 0)
+            _end_session(self._workers.pid)
             self._workers = None
+
+    def _end_host(self) -> None:
+        if self._host is not None:
+            self._host.orders.close()
+            _end_session(self._host.pid)
+            self._host = None
+
+
+def _end_session(leader: int) -> None:
+    """Of a child, which may not have begun its session yet, and may have been reaped."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(leader, signal.SIGKILL)
+        os.waitpid(leader, 0)
 
 
 def _read_ahead() -> int:

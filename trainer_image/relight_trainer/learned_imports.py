@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from relight_agent.files import JobFile, PathLike, read_json, write_json
+from relight_agent.processes import die_with_parent
 from relight_trainer import hygiene
 
 FILE = "imports.json"  # names of modules, in the order in which they were first wanted
@@ -76,25 +77,51 @@ def known(folder: PathLike) -> list[str]:
     return names if all(isinstance(n, str) and _NAME.fullmatch(n) for n in names) else []
 
 
+class Inquiry:
+    """What has been noted on storage that may hang, asked by a child. To be waited for by `fileno`."""
+
+    def __init__(self, folder: PathLike) -> None:
+        told, tell = os.pipe()
+        us = os.getpid()
+        self._child = os.fork()
+        if self._child == 0:
+            try:
+                die_with_parent(us)
+                with os.fdopen(tell, "wb") as pipe:
+                    pipe.write(b"\n".join(name.encode() for name in known(folder)))
+            finally:
+                os._exit(0)
+        os.close(tell)
+        self._pipe = os.fdopen(told, "rb", buffering=0)
+        self._received = b""
+
+    def fileno(self) -> int:
+        return self._pipe.fileno()
+
+    def is_over(self) -> bool:
+        """Take what has been told; whether that was the last of it. Waits where there is nothing to take."""
+        data = self._pipe.read(1 << 16)
+        self._received += data
+        if not data:
+            self._pipe.close()
+            os.waitpid(self._child, 0)
+        return not data
+
+    def names(self) -> list[str]:
+        return self._received.decode().split()
+
+    def give_up(self) -> None:
+        self._pipe.close()
+        os.kill(self._child, signal.SIGKILL)  # reaped with the others, if it ends
+
+
 def known_within(folder: PathLike, seconds: float) -> list[str]:
-    """What has been noted on storage that may hang: asked by a child, and nothing where that is not back in time."""
-    told, tell = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            with os.fdopen(tell, "wb") as pipe:
-                pipe.write(b"\n".join(name.encode() for name in known(folder)))
-        finally:
-            os._exit(0)
-    os.close(tell)
-    received, deadline = b"", time.monotonic() + seconds
-    with os.fdopen(told, "rb", buffering=0) as pipe:
-        while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            if not (data := pipe.read(1 << 16)):
-                os.waitpid(child, 0)
-                return received.decode().split()
-            received += data
-    os.kill(child, signal.SIGKILL)  # reaped with the others, if it ends
+    """What has been noted in `folder`, and nothing where that is not told in time."""
+    inquiry, deadline = Inquiry(folder), time.monotonic() + seconds
+    while select.select([inquiry], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if inquiry.is_over():
+            return inquiry.names()
+    inquiry.give_up()
     return []
 
 
@@ -110,7 +137,7 @@ def publish(folder: PathLike, names: list[str]) -> int:
 
 def of_others() -> list[str]:
     """What members of this job have found to be of use, and to leave a process that can be forked."""
-    folder = _checkpoint_folder()
+    folder = checkpoint_folder()
     return known_within(folder, _STORAGE_SECONDS) if folder else []
 
 
@@ -171,12 +198,12 @@ class Learner:
         self._child = None
         if status == 0:
             self._left = self._names.copy()
-            if folder := _checkpoint_folder():
+            if folder := checkpoint_folder():
                 self._fork(lambda: publish(folder, self._names))
         return True
 
 
-def _checkpoint_folder() -> str:
+def checkpoint_folder() -> str:
     """Where members that come later look; "" where that is no folder."""
     path = os.environ.get("RELIGHT_JOB_FILE")
     try:

@@ -41,11 +41,21 @@ class BadEntry(Exception):
 
 def main(parent: int) -> NoReturn:
     """Be one worker of the generation whose elastic agent is process `parent`. Never returns."""
+    begin(parent)
+    serve()
+
+
+def begin(parent: int) -> None:
+    """Become a process of its own, after a fork from `parent`."""
     die_with_parent(parent)
     hygiene.cut_inherited_sockets()
     hygiene.reset_signals()
     hygiene.disown_finalizers()
     learned_imports.begin()
+
+
+def serve() -> NoReturn:
+    """Be the worker that this process's environment tells of. Never returns."""
     context = WorkerContext.from_env()
     assert context is not None, "a worker is started by the launcher"
     hygiene.write_stacks_to(context.folder.stack_path(context.local_rank))
