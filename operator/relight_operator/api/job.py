@@ -634,7 +634,7 @@ class JobSpec(ApiModel):
         0,
         ge=0,
         lt=MAX_NODES,
-        description="Members beyond `nodes` that wait, everything imported, to take a lost one's place at once.",
+        description="Members beyond `nodes` that wait, libraries imported and GPUs opened, to take a lost one's place at once.",
     )
     proc_per_node: int | None = Field(
         None, ge=1, description=f"Workers in each member; without it, the limit of {GPU}, else 1."
