@@ -52,6 +52,9 @@ crd: $(STAMP)  ## write the chart's CRD, with and without CEL, from the models
 	$(BIN)/relight crd > charts/relight/files/trainingjobs.relight.dev.yaml
 	$(BIN)/relight crd --cel > charts/relight/files/trainingjobs.relight.dev-cel.yaml
 
+docs: $(STAMP)  ## write docs/trainingjob.md from the models
+	$(BIN)/python -m relight_operator.api.reference > docs/trainingjob.md
+
 image:  ## build the operator's and the trainer's image, with docker or buildah (IMAGE_FLAGS="--base IMAGE --tag TAG")
 	$(PYTHON) .ci/images.py $(IMAGE_FLAGS)
 

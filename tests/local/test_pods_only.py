@@ -10,6 +10,7 @@ PODS_ONLY = {
     "imagePullSecrets": [{"name": "regcred"}],
     "resources": {"limits": {"nvidia.com/gpu": 1}},
     "sharedMemory": "1Gi",
+    "template": {"spec": {"nodeSelector": {"pool": "spot"}}},
 }
 
 
@@ -17,7 +18,8 @@ def test_what_only_pods_have_is_named_in_one_line(home: Home) -> None:
     result = home.run(Job(nodes=1, trainer=command("-c", "pass") | PODS_ONLY))
     assert result.code == 0
     (line,) = [x for x in result.said.splitlines() if "without a cluster" in x]
-    fields = "spec.trainer.image, spec.trainer.imagePullSecrets, spec.trainer.resources, spec.trainer.sharedMemory"
+    fields = "spec.trainer.image, spec.trainer.imagePullSecrets, spec.trainer.resources, spec.trainer.sharedMemory, "
+    fields += "spec.trainer.template"
     assert line.endswith(f"not used without a cluster: {fields}")
 
 

@@ -58,16 +58,19 @@ class FakeClient:
             if p == resource.plural and namespace in (None, n) and _matches(o, wanted)
         ]
 
-    async def create(self, resource: Resource, namespace: str | None, body: Mapping[str, Any]) -> Body:
+    async def create(
+        self, resource: Resource, namespace: str | None, body: Mapping[str, Any], *, dry_run: bool = False
+    ) -> Body:
         made = copy.deepcopy(dict(body))
         name = made.get("metadata", {}).get("name", "")
-        self._asked("create", resource, name)
+        self._asked("try" if dry_run else "create", resource, name)
         key = (resource.plural, namespace or "", name)
         if key in self.objects:
             raise AlreadyExists(f"{name} already exists", status=409)
         made["metadata"] |= {"uid": f"uid-{next(self._uids)}", "creationTimestamp": rfc3339(1.7e9), "generation": 1}
         self._touch(made)
-        self.objects[key] = made
+        if not dry_run:
+            self.objects[key] = made
         return copy.deepcopy(made)
 
     async def patch(

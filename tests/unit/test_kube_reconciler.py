@@ -329,6 +329,64 @@ async def test_a_local_path_is_no_place_for_checkpoints_in_a_cluster(w: World) -
     assert "spec.checkpoint.uri" in w.status.conditions[0].message
 
 
+TEMPLATE = {**SPEC, "trainer": {**SPEC["trainer"], "template": {"spec": {"nodeSelector": {"pool": "spot"}}}}}
+
+
+@scenario
+async def test_a_server_is_asked_whether_it_takes_what_a_template_makes_of_a_pod(w: World) -> None:
+    await w.apply(TEMPLATE)
+    w.client.before = refuse(error_of(400, {"message": 'unknown field "spec.nodeSelektor"'}), "try", "pods")
+    await w.settle()
+    assert (w.status.phase, w.pods()) == ("Invalid", [])
+    assert w.client.all("configmaps") == []  # it may still be edited
+    assert 'spec.trainer.template: the server does not take such a pod: unknown field "spec.nodeSelektor"' in (
+        w.status.conditions[0].message
+    )
+    w.client.before = lambda *_: None
+    w.client.edit("trainingjobs", "digits", {"metadata": {"generation": 2}})
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-0"]
+    assert w.reason("Invalid") is None
+    assert all(p["spec"]["nodeSelector"] == {"pool": "spot"} for p in w.client.all("pods"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        QuotaExceeded("exceeded quota: q"),
+        PodSecurity("violates PodSecurity"),
+        error_of(400, {"message": 'admission webhook "x" does not support dry run'}),
+    ],
+    ids=["quota", "pod security", "a webhook with side effects"],
+)
+def test_what_may_pass_or_cannot_be_asked_keeps_no_template_from_being_tried(error: Exception) -> None:
+    async def body() -> None:
+        w = World()
+        await w.apply(TEMPLATE)
+        w.client.before = refuse(error, "try", "pods")
+        await w.settle()
+        assert w.pods() == ["digits-0-0", "digits-1-0"]
+
+    asyncio.run(body())
+
+
+@scenario
+async def test_a_template_that_is_refused_by_a_later_server_does_not_undo_a_running_job(w: World) -> None:
+    await w.apply(TEMPLATE)
+    await w.settle()
+    w.client.before = refuse(error_of(422, {"message": "no"}), "try", "pods")
+    w.client.edit("trainingjobs", "digits", {"metadata": {"labels": {"a": "b"}}})
+    await w.settle()
+    assert w.status.phase != "Invalid"
+
+
+@scenario
+async def test_a_job_without_a_template_asks_nothing(w: World) -> None:
+    await w.apply()
+    await w.settle()
+    assert not [r for r in w.client.requests if r[0] == "try"]
+
+
 @scenario
 async def test_an_edit_of_a_frozen_field_is_ignored_and_said(w: World) -> None:
     await w.formed()

@@ -41,7 +41,9 @@ class Reviews(FakeClient):
         self.status = status
         self.asked: list[str] = []
 
-    async def create(self, resource: Resource, namespace: str | None, body: Mapping[str, Any]) -> Body:
+    async def create(
+        self, resource: Resource, namespace: str | None, body: Mapping[str, Any], *, dry_run: bool = False
+    ) -> Body:
         self.before("create", resource.plural, "")
         self.asked.append(body["spec"]["token"])
         assert body["spec"]["audiences"] == ["relight.dev/coordinator"]

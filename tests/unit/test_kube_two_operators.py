@@ -34,9 +34,11 @@ class SlowClient(FakeClient):
         await self._pause()
         return await super().get(resource, namespace, name)
 
-    async def create(self, resource: Resource, namespace: str | None, body: Mapping[str, Any]) -> Body:
+    async def create(
+        self, resource: Resource, namespace: str | None, body: Mapping[str, Any], *, dry_run: bool = False
+    ) -> Body:
         await self._pause()
-        made = await super().create(resource, namespace, body)
+        made = await super().create(resource, namespace, body, dry_run=dry_run)
         await self._pause()
         return made
 

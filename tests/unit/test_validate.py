@@ -76,6 +76,47 @@ WRONG = {
     ),
     "no shared memory": Wrong("{trainer: {config: {}, sharedMemory: 0}}", "spec.trainer.sharedMemory", "0", "more than 0"),
     "negative amount": Wrong("{trainer: {config: {}, sharedMemory: -1Gi}}", "spec.trainer.sharedMemory", '"-1Gi"', "64Gi"),
+    "toleration misspelt": Wrong(
+        "{trainer: {config: {}, template: {spec: {toleration: []}}}}", "spec.trainer.template.spec.toleration", "[]", "Kubernetes", "tolerations"
+    ),
+    "grace period in the template": Wrong(
+        "{trainer: {config: {}, template: {spec: {terminationGracePeriodSeconds: 5}}}}",
+        "spec.trainer.template.spec.terminationGracePeriodSeconds", "5", "spec.disruption.gracePeriod",
+    ),
+    "environment in the template": Wrong(
+        "{trainer: {config: {}, template: {spec: {containers: [{name: agent, env: []}]}}}}",
+        "spec.trainer.template.spec.containers[0].env", "[]", "spec.trainer.env",
+    ),
+    "a container beside the workers'": Wrong(
+        "{trainer: {config: {}, template: {spec: {containers: [{name: proxy}]}}}}",
+        "spec.trainer.template.spec.containers[0].name", '"proxy"', "restartPolicy: Always",
+    ),
+    "a volume of ours": Wrong(
+        "{trainer: {config: {}, template: {spec: {volumes: [{name: shm, emptyDir: {}}]}}}}",
+        "spec.trainer.template.spec.volumes[0].name", '"shm"', "any name but",
+    ),
+    "an init container of ours": Wrong(
+        "{trainer: {config: {}, template: {spec: {initContainers: [{name: fetch-code}]}}}}",
+        "spec.trainer.template.spec.initContainers[0].name", '"fetch-code"', "any name but",
+    ),
+    "a mount over ours": Wrong(
+        "{trainer: {config: {}, template: {spec: {containers: [{name: agent, volumeMounts: [{name: x, mountPath: /dev/}]}]}}}}",
+        "spec.trainer.template.spec.containers[0].volumeMounts[0].mountPath", '"/dev/"', "/dev/shm",
+    ),
+    "the metrics' port": Wrong(
+        "{trainer: {config: {}, template: {spec: {containers: [{name: agent, ports: [{containerPort: 9090}]}]}}}}",
+        "spec.trainer.template.spec.containers[0].ports[0].containerPort", "9090", "any port but 9090",
+    ),
+    "volumes that are no list": Wrong(
+        "{trainer: {config: {}, template: {spec: {volumes: {}}}}}", "spec.trainer.template.spec.volumes", "{}", "a list"
+    ),
+    "a label of ours": Wrong(
+        "{trainer: {config: {}, template: {metadata: {labels: {relight.dev/job: x}}}}}",
+        'spec.trainer.template.metadata.labels["relight.dev/job"]', '"x"', "any but relight.dev/*",
+    ),
+    "a pod's name": Wrong(
+        "{trainer: {config: {}, template: {metadata: {name: x}}}}", "spec.trainer.template.metadata.name", '"name"', "annotations, labels"
+    ),
     "bad duration": Wrong(f"{{retry: {{window: 5min}}, {CONFIG}}}", "spec.retry.window", '"5min"', "90s, 10m, 1h30m"),
     "negative retry": Wrong(f"{{retry: {{failures: -1}}, {CONFIG}}}", "spec.retry.failures", "-1", "0 or more"),
     "a taint that is any taint": Wrong(
@@ -299,7 +340,7 @@ def test_a_bare_configuration_is_taken_from_standard_input() -> None:
     "path",
     [
         "managedBy", "data", "scheduling", "networkPolicy", "ttlSecondsAfterFinished", "cleanPods",
-        "trainer.configMapRef", "trainer.template", "trainer.resources.claims",
+        "trainer.configMapRef", "trainer.resources.claims",
         "checkpoint.secretRef", "checkpoint.resume",
     ],
 )  # fmt: skip

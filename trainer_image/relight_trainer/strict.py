@@ -23,14 +23,16 @@ from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCu
 MAX_SHOWN = 12  # alternatives in one message
 
 
-def nearest(name: str, names: Iterable[str]) -> str | None:
+def nearest(name: str, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The one of `names` that `name` was probably meant to be, whatever its case and separators; None if none is near.
+
+    `cutoff`: from 0, where anything is near, to 1, where only the same name is.
 
     >>> nearest("nproc_per_node", ["procPerNode", "nodes"])
     'procPerNode'
     """
     plain = {_plain(n): n for n in names}
-    found = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=cutoff)
     return plain[found[0]] if found else None
 
 

@@ -18,6 +18,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from relight_agent.exits import CAUSE_CLASS, EXITS, RULED_CLASSES, Cause, Class, ExitCode, exit_of
 from relight_operator.api import durations, quantities
+from relight_operator.api.template import Template
 from relight_trainer.code_source import WrongSource, check_ref, check_url
 from relight_trainer.strict import StrictModel, located, nearest, problem
 
@@ -287,7 +288,7 @@ class Resources(ApiModel):
 class TrainerSpec(ApiModel):
     """What runs in each member: exactly one of `config`, `script`, `module` and `command`."""
 
-    not_yet: ClassVar = frozenset({"configMapRef", "template"})
+    not_yet: ClassVar = frozenset({"configMapRef"})
     exactly_one: ClassVar = ("config", "script", "module", "command")
 
     image: Image | None = Field(
@@ -313,6 +314,7 @@ class TrainerSpec(ApiModel):
         description="The size of /dev/shm, which holds the snapshots too and counts towards the memory limit; without it, as "
         "much as the machine or the limit leaves.",
     )
+    template: Template | None = Field(None, description="What else each member's pod is to have.")
 
 
 class GitSource(ApiModel):

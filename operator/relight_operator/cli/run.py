@@ -129,7 +129,7 @@ def check_script(job: TrainingJob, workdir: Path) -> None:
 def for_pods_only(job: TrainingJob) -> list[str]:
     """The paths of the job's fields that mean nothing to a process here."""
     given = job.spec.trainer.model_dump(by_alias=True, exclude_defaults=True)
-    pods = ("image", "imagePullSecrets", "resources", "sharedMemory")
+    pods = ("image", "imagePullSecrets", "resources", "sharedMemory", "template")
     return [f"spec.trainer.{name}" for name in pods if name in given]
 
 

@@ -22,6 +22,7 @@ from relight_operator.kube.errors import (
     QuotaExceeded,
 )
 from relight_operator.kube.names import Owner, pod_name
+from relight_operator.kube.overlay import dropped
 from relight_operator.kube.pods import Coordinator, pod, service
 from relight_operator.kube.spec import Frozen, manifest
 from relight_operator.kube.status import rfc3339
@@ -49,6 +50,30 @@ async def create_member(
         return Hindrance("CreateForbidden", clip(str(error)), 30.0)
     except Invalid as error:
         return Hindrance("PodRefused", clip(str(error)), 60.0)
+
+
+async def refusal(client: Client, owner: Owner, frozen: Frozen, coordinator: Coordinator) -> str:
+    """Why the server would never take a pod of this job as its template has it; "" where it would.
+
+    What passes by itself, or is for others to mend, is told when the pod is made. Raises KubeError where the server cannot
+    say now.
+    """
+    first = CreateMember(0, 0)
+    body = pod(owner, first, frozen.job_file, frozen.spec, frozen.defaults, frozen.config_map, coordinator)
+    template = frozen.spec.trainer.template
+    if template is None:
+        return ""
+    try:
+        made = await client.create(PODS, owner.namespace, body, dry_run=True)
+    except (AlreadyExists, Forbidden):
+        return ""
+    except Invalid as error:
+        # An admission webhook that does something beside its answer is not asked, and nobody is then.
+        said = "" if "does not support dry run" in str(error) else str(error)
+    else:
+        unknown = dropped(template, made)
+        said = f"it does not know {', '.join(unknown)}" if unknown else ""
+    return clip(f"spec.trainer.template: the server does not take such a pod: {said}") if said else ""
 
 
 async def delete_member(client: Client, owner: Owner, action: DeleteMember) -> None:

@@ -61,7 +61,11 @@ class Client(Protocol):
         """All objects, in every namespace for None; whole, however many requests that takes."""
         ...
 
-    async def create(self, resource: Resource, namespace: str | None, body: Mapping[str, Any]) -> Body: ...
+    async def create(
+        self, resource: Resource, namespace: str | None, body: Mapping[str, Any], *, dry_run: bool = False
+    ) -> Body:
+        """`dry_run`: only say what would come of it; unknown fields are wrong then, from Kubernetes 1.25 on."""
+        ...
 
     async def patch(
         self, resource: Resource, namespace: str | None, name: str, body: Mapping[str, Any], *, status: bool = False
@@ -104,8 +108,11 @@ class KubeClient:
             if not token:
                 return
 
-    async def create(self, resource: Resource, namespace: str | None, body: Mapping[str, Any]) -> Body:
-        return await self._request("POST", resource.path(namespace), body)
+    async def create(
+        self, resource: Resource, namespace: str | None, body: Mapping[str, Any], *, dry_run: bool = False
+    ) -> Body:
+        query = {"dryRun": "All", "fieldValidation": "Strict"} if dry_run else None
+        return await self._request("POST", resource.path(namespace), body, query=query)
 
     async def patch(
         self, resource: Resource, namespace: str | None, name: str, body: Mapping[str, Any], *, status: bool = False

@@ -21,9 +21,11 @@ class LeaderClient:
         self.get = client.get
         self.list = client.list
 
-    async def create(self, resource: Resource, namespace: str | None, body: Mapping[str, Any]) -> Body:
+    async def create(
+        self, resource: Resource, namespace: str | None, body: Mapping[str, Any], *, dry_run: bool = False
+    ) -> Body:
         self._check()
-        return await self._client.create(resource, namespace, body)
+        return await self._client.create(resource, namespace, body, dry_run=dry_run)
 
     async def patch(
         self, resource: Resource, namespace: str | None, name: str, body: Mapping[str, Any], *, status: bool = False

@@ -13,6 +13,7 @@ from relight_operator.api.job import OWN_RESOURCES, CheckpointSpec, GitSource, J
 from relight_operator.core.actions import CreateMember
 from relight_operator.kube import names
 from relight_operator.kube.names import Owner, pod_name
+from relight_operator.kube.overlay import overlaid
 
 UNREACHABLE_SECONDS = 30  # after which the cluster itself deletes a pod of a machine that does not answer
 INSTALLED = "/opt/relight-agent"  # in an image of the user's own: agent and client, from the installation's
@@ -106,7 +107,7 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
         mounts.append({"name": "code", "mountPath": names.CODE, "readOnly": True})
         init.append(_fetch(spec.code.git, member, trainer, defaults))
     secrets = _pull_secrets(trainer, defaults)
-    return {
+    body = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
@@ -170,6 +171,7 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
             "volumes": volumes,
         },
     }
+    return overlaid(body, trainer.template) if trainer.template is not None else body
 
 
 def pod_affinity(avoid: Sequence[str]) -> dict[str, Any]:

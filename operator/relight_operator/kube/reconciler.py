@@ -209,6 +209,9 @@ class _Round:
             return None
         # Until a status that names it has been taken, an edit may still replace it.
         frozen = freeze(known.job, self.owner, self.b.defaults)
+        if refused := await apply.refusal(self.b.client, self.owner, frozen, self.b.coordinator()):
+            await self._refuse(refused)
+            return None
         await apply.ensure_frozen(self.b.client, self.owner, frozen)
         return frozen
 
