@@ -56,7 +56,7 @@ def test_a_template_that_the_server_refuses_makes_no_pod_and_once_mended_brings_
     job.apply({"nodes": 2, "trainer": {**trainer, "template": template(image, tolerationSecs=5)}})
     status = job.until_phase("Invalid")
     [condition] = [c for c in status["conditions"] if c["type"] == "Invalid"]
-    assert "spec.trainer.template: the server does not take such a pod" in condition["message"]
+    assert "the server does not take a pod as spec.trainer.template makes it" in condition["message"]
     assert "tolerationSecs" in condition["message"]  # in the server's words or in ours
     assert job.pods() == []
     job.apply({"nodes": 2, "trainer": {**trainer, "template": template(image)}})

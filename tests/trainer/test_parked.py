@@ -176,10 +176,13 @@ def member_of(tmp_path, names, **options):
 
 def test_a_parked_worker_imports_what_others_have_come_to_need_since(tmp_path, library):
     imported = tmp_path / "imported"
+    mark = f"open({str(imported)!r}, 'w').close()"
     names = [
         library("learned_first", ""),
         library("learned_bad", "raise RuntimeError('no licence')"),
-        library("learned_last", f"open({str(imported)!r}, 'w').close()"),
+        library(
+            "learned_last", "import os\nos.environ['SET_BY_A_LIBRARY'] = os.environ['RELIGHT_UID'] = 'here'\n" + mark
+        ),
     ]
     with member_of(tmp_path, names) as member:
         member.expect("ready")
@@ -188,6 +191,8 @@ def test_a_parked_worker_imports_what_others_have_come_to_need_since(tmp_path, l
         wait_until(imported.exists)
         [one] = seen(member, run(member))
         assert one["modules"] == ["learned_first", "learned_last"]
+        environment = one["told"]["environment"]
+        assert (environment["SET_BY_A_LIBRARY"], environment["RELIGHT_UID"]) == ("here", "uid-0")
         assert "learned_bad not imported ahead: RuntimeError: no licence" in member.stderr.read_text()
 
 
@@ -214,18 +219,74 @@ def test_storage_that_hangs_holds_no_order_up(tmp_path, library):
         assert member.expect("ended")["status"] == 0
 
 
-def test_a_device_is_opened_for_a_job_with_gpus_and_for_no_other(tmp_path, monkeypatch):
+LAUNCHER = """\
+import runpy, time
+from pathlib import Path
+from relight_trainer import parked
+def open_device(local_rank):
+    Path({began!r}).touch()
+    time.sleep({seconds})
+    raise RuntimeError("the device is busy")
+parked.open_device = open_device
+runpy.run_module("relight_trainer.launcher", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture
+def busy_device(tmp_path):
+    """busy_device(seconds) -> (a member whose device cannot be opened, and takes so long to say it; a file that tells of a try)."""
+
+    def member(seconds):
+        began, program = tmp_path / "began", tmp_path / "launcher.py"
+        program.write_text(LAUNCHER.format(began=str(began), seconds=seconds))
+        return Member(tmp_path, 0, ["tells.py"], program=[str(program)]), began
+
+    return member
+
+
+def test_where_no_device_can_be_opened_ahead_the_generation_forks_its_own(busy_device):
+    member, began = busy_device(0)
+    with member:
+        member.expect("ready")
+        member.send({"op": "park", "proc_per_node": 1})
+        wait_until(began.exists)
+        wait_until(lambda: "the device is busy" in member.stderr.read_text())
+        folder = run(member)
+        assert noted(folder, "seen")
+        assert member.expect("ended")["status"] == 0
+
+
+def test_a_device_that_cannot_be_opened_is_for_the_worker_to_tell_once_there_is_a_generation(busy_device):
+    member, began = busy_device(2)
+    with member:
+        member.expect("ready")
+        _, workers = park(member)
+        wait_until(began.exists)
+        folder = member.run(1, rank=0, nodes=1, port=free_port(), host_store=True)
+        member.started()
+        wait_until(lambda: folder.pid(0))
+        assert folder.pid(0) == workers[0]  # it can be looked at before it can speak
+        assert noted(folder, "seen")["pid"] == workers[0]
+        assert outcome(folder).kind == "completed"
+
+
+@pytest.mark.parametrize(
+    ("rank", "job", "expected"),
+    [
+        (1, {"entry": {"kind": "config"}, "gpus": 2}, ["tensor on cuda:1", "synchronize 1"]),
+        (2, {"entry": {"kind": "config"}, "gpus": 2}, []),  # no such device: its worker will say so
+        (1, {"entry": {"kind": "config"}}, []),
+        (1, {"entry": {"kind": "script", "argv": ["a.py"]}, "gpus": 2}, []),  # it may choose its devices itself
+    ],
+)
+def test_the_core_s_device_is_opened_and_no_other(tmp_path, monkeypatch, rank, job, expected):
     """By torch's functions' doubles: no GPU is here."""
     calls = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(f"device {device}"))
     monkeypatch.setattr(torch, "empty", lambda *_, device: calls.append(f"tensor on {device}"))
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append(f"synchronize {device}"))
     path = tmp_path / "job.json"
     monkeypatch.setenv("RELIGHT_JOB_FILE", str(path))
-    for gpus, expected in ((0, []), (2, ["device 1", "tensor on cuda:1", "synchronize"])):
-        JobFile("default", "t", "uid", 0.0, 1, 2, {"kind": "config"}, "hash", "/", gpus=gpus).write(path)
-        parked.open_device(1)
-        assert calls == expected
-    parked.open_device(2)  # no such device: its worker will say so
+    JobFile("default", "t", "uid", 0.0, 1, 2, config_hash="hash", **job).write(path)
+    parked.open_device(rank)
     assert calls == expected

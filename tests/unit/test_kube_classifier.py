@@ -49,12 +49,18 @@ SAVED = {"exitCode": 75, "cause": "Stopped", "message": "stopped at step 7, save
 FREE = Class.DISRUPTION
 
 
-def unprepared(code: int, message: str = "", **more: Any) -> dict[str, Any]:
-    """A pod whose init container ended with `code`: the agent's never began."""
+def unprepared(
+    code: int, message: str = "", *, why: str = "Error", name: str = "install-agent", **more: Any
+) -> dict[str, Any]:
+    """A pod whose init container ended with `code`: the agent's never began. A proxy ran beside it, and was then ended."""
     made = pod(phase="Failed", **more)
-    terminated = {"exitCode": code, "reason": "Error", "message": message}
+    terminated = {"exitCode": code, "reason": why, "message": message}
+    made["spec"]["initContainers"] = [{"name": "proxy", "restartPolicy": "Always"}, {"name": name}]
     made["status"] |= {
-        "initContainerStatuses": [{"name": "install-agent", "state": {"terminated": terminated}}],
+        "initContainerStatuses": [
+            {"name": "proxy", "state": {"terminated": {"exitCode": 1, "reason": "Error"}}},
+            {"name": name, "state": {"terminated": terminated}},
+        ],
         "containerStatuses": [{"name": "agent", "state": {"waiting": {"reason": "PodInitializing"}}}],
     }
     return made
@@ -94,6 +100,10 @@ ENDS = [
     ("the server of the code did not answer", unprepared(74, "git fetch: timed out"), {}, Cause.STORAGE_FAILED, Class.STORAGE),
     ("init container failed and left no word", unprepared(2), {}, Cause.BAD_CONFIG, Class.FINAL),
     ("deleted while the init container ran", unprepared(137, deleting=True), {}, Cause.DELETED, FREE),
+    ("an init container of the job's own failed", unprepared(3, name="download"), {}, Cause.EXCEPTION, Class.COUNTED),
+    ("preempted while one of the job's own failed", unprepared(3, name="download", target="PreemptionByScheduler", deleting=True), {}, Cause.PREEMPTED, FREE),
+    ("preempted, and its init container obeyed", unprepared(143, name="download", target="PreemptionByScheduler", deleting=True), {}, Cause.PREEMPTED, FREE),
+    ("an init container of the job's own was killed for memory", unprepared(137, why="OOMKilled", name="download"), {}, Cause.OUT_OF_MEMORY, Class.COUNTED),
     ("lost sight of the container", pod(phase="Failed", code=137, why="ContainerStatusUnknown", said="The container could not be located when the pod was terminated"), {}, Cause.MACHINE_LOST, FREE),
     # the pod's own limits
     ("killed for memory", pod(phase="Failed", code=137, why="OOMKilled"), {}, Cause.OUT_OF_MEMORY, Class.COUNTED),

@@ -339,8 +339,9 @@ async def test_a_server_is_asked_whether_it_takes_what_a_template_makes_of_a_pod
     await w.settle()
     assert (w.status.phase, w.pods()) == ("Invalid", [])
     assert w.client.all("configmaps") == []  # it may still be edited
-    assert 'spec.trainer.template: the server does not take such a pod: unknown field "spec.nodeSelektor"' in (
-        w.status.conditions[0].message
+    [condition] = [c for c in w.status.conditions if c.type == "Invalid"]
+    assert condition.message == (
+        'the server does not take a pod as spec.trainer.template makes it: unknown field "spec.nodeSelektor"'
     )
     w.client.before = lambda *_: None
     w.client.edit("trainingjobs", "digits", {"metadata": {"generation": 2}})
@@ -354,10 +355,9 @@ async def test_a_server_is_asked_whether_it_takes_what_a_template_makes_of_a_pod
     "error",
     [
         QuotaExceeded("exceeded quota: q"),
-        PodSecurity("violates PodSecurity"),
         error_of(400, {"message": 'admission webhook "x" does not support dry run'}),
     ],
-    ids=["quota", "pod security", "a webhook with side effects"],
+    ids=["quota", "a webhook with side effects"],
 )
 def test_what_may_pass_or_cannot_be_asked_keeps_no_template_from_being_tried(error: Exception) -> None:
     async def body() -> None:
@@ -366,6 +366,33 @@ def test_what_may_pass_or_cannot_be_asked_keeps_no_template_from_being_tried(err
         w.client.before = refuse(error, "try", "pods")
         await w.settle()
         assert w.pods() == ["digits-0-0", "digits-1-0"]
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("error", "condition"),
+    [
+        (PodSecurity("violates PodSecurity"), "PodSecurity"),
+        (Forbidden("no PriorityClass with name reserch was found"), "CreateForbidden"),
+        (error_of(400, {"message": 'admission webhook "images" denied the request'}), "PodRefused"),
+    ],
+    ids=["pod security", "a class that is not there", "a webhook"],
+)
+def test_a_job_whose_pods_are_forbidden_may_be_edited_until_it_starts(error: Exception, condition: str) -> None:
+    async def body() -> None:
+        w = World()
+        await w.apply(TEMPLATE)
+        w.client.before = refuse(error, "try", "pods")
+        await w.settle()
+        assert (w.status.phase, w.pods(), w.client.all("configmaps")) == ("Pending", [], [])
+        assert w.reason(condition) == condition
+        w.client.before = lambda *_: None
+        w.client.edit("trainingjobs", "digits", {"spec": SPEC, "metadata": {"generation": 2}})
+        await w.settle()
+        assert w.pods() == ["digits-0-0", "digits-1-0"]
+        assert w.reason(condition) is None
+        assert w.reason("SpecChangeIgnored") is None
 
     asyncio.run(body())
 

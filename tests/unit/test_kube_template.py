@@ -6,10 +6,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from test_kube_pods import CODE, COORDINATOR, DEFAULTS, JOB, OWNER, THEIRS, TRAINER, made
 
 from relight_operator.api.job import CheckpointSpec, JobSpec, PersistentVolumeClaim, TrainerSpec
-from relight_operator.api.template import METRICS_PORT, OWN_INIT_CONTAINERS, OWN_PATHS, OWN_VOLUMES, Template
+from relight_operator.api.template import (
+    ACCEPTED,
+    METRICS_PORT,
+    OWN_INIT_CONTAINERS,
+    OWN_PATHS,
+    OWN_VOLUMES,
+    POD_LISTS,
+    Template,
+)
 from relight_operator.core.actions import CreateMember
 from relight_operator.kube.overlay import dropped, overlaid
 from relight_operator.kube.pods import pod
@@ -73,11 +82,98 @@ def test_a_security_context_is_merged_and_a_spread_replaced() -> None:
     assert body["spec"]["topologySpreadConstraints"] == [spread, strict]
 
 
-def test_one_s_own_patience_with_a_dead_machine_takes_the_place_of_ours() -> None:
-    mine = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}
+@pytest.mark.parametrize("effect", [{"effect": "NoExecute"}, {}], ids=["of the effect", "of any effect"])
+def test_one_s_own_patience_with_a_dead_machine_takes_the_place_of_ours(effect: dict[str, str]) -> None:
+    mine = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", **effect}
     tolerations = with_template({"tolerations": [mine]})["spec"]["tolerations"]
     assert [t for t in tolerations if t["key"] == mine["key"]] == [mine]
     assert len(tolerations) == 2
+
+
+def test_on_the_machine_s_own_network_the_operator_is_still_found_and_no_port_is_taken() -> None:
+    spec = with_template({"hostNetwork": True})["spec"]
+    assert spec["dnsPolicy"] == "ClusterFirstWithHostNet"
+    assert spec["containers"][0]["ports"] == []
+    assert with_template({"hostNetwork": True, "dnsPolicy": "Default"})["spec"]["dnsPolicy"] == "Default"
+    assert with_template({"hostNetwork": False})["spec"]["containers"] == made()["spec"]["containers"]
+
+
+def test_null_takes_a_field_away() -> None:
+    """OpenShift gives each namespace users of its own."""
+    spec = with_template({"securityContext": {"runAsUser": None, "fsGroup": None}, "topologySpreadConstraints": None})[
+        "spec"
+    ]
+    ours = made()["spec"]["securityContext"]
+    assert spec["securityContext"] == {k: v for k, v in ours.items() if k not in {"runAsUser", "fsGroup"}}
+    assert "topologySpreadConstraints" not in spec
+
+
+def test_claims_of_devices_are_the_container_s_beside_its_resources() -> None:
+    claims = [{"name": "channel"}]
+    body = with_template({
+        "resourceClaims": [{"name": "channel", "resourceClaimTemplateName": "nvlink"}],
+        "containers": [{"name": "agent", "resources": {"claims": claims}}],
+    })  # fmt: skip
+    ours = made()["spec"]["containers"][0]["resources"]
+    assert body["spec"]["containers"][0]["resources"] == {**ours, "claims": claims}
+
+
+@pytest.mark.parametrize(
+    "path", ["/data", "/checkpoints/more", "/tmp/cache", "/dev/infiniband", "/opt/relight-code/source/data"]
+)
+def test_data_may_be_mounted(path: str) -> None:
+    container = {"name": "agent", "volumeMounts": [{"name": "data", "mountPath": path}]}
+    assert with_template({"containers": [container]})
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/dev", "dev/shm", "/dev/../tmp/", "/var/run/relight/token", "/opt/relight-agent/x", "/dev/shm/relight", "/dev/termination-log"],
+)  # fmt: skip
+def test_what_relight_uses_may_not_be_mounted_over(path: str) -> None:
+    container = {"name": "agent", "volumeMounts": [{"name": "data", "mountPath": path}]}
+    with pytest.raises(ValidationError, match="used by Relight"):
+        Template.model_validate({"spec": {"containers": [container]}})
+
+
+def test_what_was_right_at_a_job_s_first_start_is_taken_by_a_later_operator() -> None:
+    spec = {"terminationGracePeriodSeconds": 5}  # as if it had been allowed
+    job = {"trainer": {"module": ["train"], "template": {"spec": spec}}}
+    with pytest.raises(ValidationError):
+        JobSpec.model_validate(job)
+    accepted = JobSpec.model_validate(job, context=ACCEPTED)
+    assert accepted.trainer.template is not None
+    assert accepted.trainer.template.spec == spec
+
+
+JSON: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=12,
+)
+LISTS = st.sampled_from([*POD_LISTS, "affinity", "securityContext", "nodeSelector", "other"])
+
+
+@given(
+    st.dictionaries(
+        LISTS, JSON | st.lists(st.dictionaries(st.sampled_from(["name", "key", "volumeMounts", "ports"]), JSON))
+    )
+)
+def test_whatever_is_in_a_template_is_refused_by_name_or_makes_a_pod(spec: dict[str, Any]) -> None:
+    try:
+        template = Template.model_validate({"spec": spec})
+    except ValidationError:
+        return
+    body = overlaid(made(THEIRS), template)
+    assert dropped(template, body) == []
+
+
+def test_what_is_too_deep_is_refused_as_such() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(400):
+        deep = {"x": deep}
+    with pytest.raises(ValidationError, match="too deep"):
+        Template.model_validate({"spec": deep})
 
 
 def test_machines_are_avoided_in_each_of_the_terms_that_would_do() -> None:
@@ -139,6 +235,11 @@ _SPECS = st.fixed_dictionaries(
             ["spec.containers[0].securityContext.seccomp"],
         ),
         ({"dnsConfig": {"options": [{"name": "a", "val": "1"}]}}, ["spec.dnsConfig.options[0].val"]),
+        (
+            {"tolerations": [{"key": "d", "effect": "E"}, {"key": "d", "effect": "E", "secs": 1}]},
+            ["spec.tolerations[1].secs"],
+        ),
+        ({"hostUsers": False}, ["spec.hostUsers"]),
         ({"hostNetwork": False, "hostAliases": [], "nodeSelector": {"a": ""}}, []),
         ({"initContainers": [{"name": "a", "image": "x"}], "volumes": [{"name": "v", "emptyDir": {}}]}, []),
     ],
@@ -146,7 +247,7 @@ _SPECS = st.fixed_dictionaries(
 )
 def test_a_field_that_a_server_leaves_out_is_found(spec: dict[str, Any], paths: list[str]) -> None:
     known = {"nodeSelector", "tolerations", "key", "containers", "name", "securityContext", "dnsConfig", "options", "image",
-             "initContainers", "volumes", "emptyDir", "a"}  # fmt: skip
+             "initContainers", "volumes", "emptyDir", "a", "effect"}  # fmt: skip
 
     def answer(value: Any) -> Any:
         """As a server answers that knows these fields, leaves out what is empty, and has a webhook that adds to lists."""

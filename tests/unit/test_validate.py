@@ -110,6 +110,20 @@ WRONG = {
     "volumes that are no list": Wrong(
         "{trainer: {config: {}, template: {spec: {volumes: {}}}}}", "spec.trainer.template.spec.volumes", "{}", "a list"
     ),
+    "a toleration that is a word": Wrong(
+        "{trainer: {config: {}, template: {spec: {tolerations: [spot]}}}}", "spec.trainer.template.spec.tolerations[0]", '"spot"', "a mapping"
+    ),
+    "the container given twice": Wrong(
+        "{trainer: {config: {}, template: {spec: {containers: [{name: agent}, {name: agent}]}}}}",
+        "spec.trainer.template.spec.containers[1].name", '"agent"', "one of them",
+    ),
+    "a mount in disguise": Wrong(
+        "{trainer: {config: {}, template: {spec: {containers: [{name: agent, volumeMounts: [{name: x, mountPath: //var/run/./relight/token}]}]}}}}",
+        "spec.trainer.template.spec.containers[0].volumeMounts[0].mountPath", '"//var/run/./relight/token"', "any path but",
+    ),
+    "a field of ours misspelt": Wrong(
+        "{trainer: {config: {}, template: {spec: {nodename: x}}}}", "spec.trainer.template.spec.nodename", '"x"', "Kubernetes", "nodeName"
+    ),
     "a label of ours": Wrong(
         "{trainer: {config: {}, template: {metadata: {labels: {relight.dev/job: x}}}}}",
         'spec.trainer.template.metadata.labels["relight.dev/job"]', '"x"', "any but relight.dev/*",

@@ -288,8 +288,9 @@ class GenerationFolder:
             if outcome is not None:
                 yield i, outcome
 
-    def write_pid(self, local_rank: int) -> None:
-        write_json(self.path / f"pid-{local_rank}", os.getpid())
+    def write_pid(self, local_rank: int, pid: Optional[int] = None) -> None:
+        """That of this process, or `pid`."""
+        write_json(self.path / f"pid-{local_rank}", pid or os.getpid())
 
     def pid(self, local_rank: int) -> Optional[int]:
         value = read_json(self.path / f"pid-{local_rank}")

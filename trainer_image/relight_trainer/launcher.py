@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from relight_agent.processes import die_with_parent, ended_children
 from relight_trainer import hygiene, learned_imports
-from relight_trainer.learned_imports import Learner
+from relight_trainer.learned_imports import Learner, Others
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -84,6 +84,7 @@ class Launcher:
         self._host: Host | None = None
         self._flush: int | None = None  # the pid of a child that saves the member's snapshot
         self._imports = Learner(self._fork)
+        self._others = Others(self._fork)
         self._warm_up: int | None = None  # the pid of a child that reads ahead
         self._waits = True  # for its first order, and nothing has been read ahead yet
 
@@ -101,12 +102,15 @@ class Launcher:
         )
         received = b""
         while True:
-            patience = WARM_UP_SECONDS if self._waits else self._imports.wait(training=self._workers is not None)
-            ready, _, _ = select.select([self._channel, self._wake], [], [], patience)
+            asked = self._others.asked
+            wanted: list[Any] = [self._channel, self._wake, *asked]
+            ready, _, _ = select.select(wanted, [], [], self._patience())
             if not ready and self._waits:
                 self._waits, self._warm_up = False, self._fork(_read_ahead)
-            elif not ready:
-                self._imports.go_on()
+            elif not ready and self._has_to_learn() is not None and self._imports.go_on():
+                self._park_again()
+            if new := self._others.go_on(answered=any(descriptor in ready for descriptor in asked)):
+                self._tell_host({"imports": new})
             if self._wake in ready:
                 with contextlib.suppress(BlockingIOError):
                     self._wake.recv(4096)
@@ -118,6 +122,16 @@ class Launcher:
                 *lines, received = (received + data).split(b"\n")
                 for line in lines:
                     self._obey(json.loads(line))
+
+    def _patience(self) -> float | None:
+        """Seconds to wait for orders before something else is done; None for ever."""
+        if self._waits:
+            return WARM_UP_SECONDS
+        waits = (self._has_to_learn(), self._others.wait())
+        return min((seconds for seconds in waits if seconds is not None), default=None)
+
+    def _has_to_learn(self) -> float | None:
+        return self._imports.wait(training=self._workers is not None)
 
     def close(self) -> None:
         self._end_workers()
@@ -185,20 +199,35 @@ class Launcher:
 
         self._host = Host(self._fork(host), workers, tell)
         orders.close()
+        self._others.begin()
+
+    def _park_again(self) -> None:
+        """More has been imported here than those have who wait."""
+        if self._host is not None:
+            workers = self._host.workers
+            self._end_host()
+            self._park(workers)
 
     def _host_for(self, workers: int, message: dict[str, Any]) -> int | None:
         """The pid of the process that waits with so many workers, and has been told `message`; None where there is none."""
         host = self._host
-        if host is None or host.workers != workers:
+        if host is None or host.workers != workers or not self._tell_host(message):
             self._end_host()
             return None
-        with host.orders:
-            self._host = None
-            try:
-                host.orders.send_bytes(json.dumps(message).encode())
-            except OSError:  # it has ended just now
-                return None
+        self._others.end()
+        host.orders.close()
+        self._host = None
         return host.pid
+
+    def _tell_host(self, message: dict[str, Any]) -> bool:
+        """Whether it is there to hear it."""
+        if self._host is None:
+            return False
+        try:
+            self._host.orders.send_bytes(json.dumps(message).encode())
+        except OSError:  # it has ended just now
+            return False
+        return True
 
     def _fork(self, run: Callable[[], int]) -> int:
         """The pid of a child that ends with what `run` returns."""
@@ -217,6 +246,8 @@ class Launcher:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for ours in (self._channel, self._wake, self._waker):
                 ours.close()
+            if self._host is not None:
+                self._host.orders.close()
             status = run()
         except BaseException:
             traceback.print_exc()
@@ -236,6 +267,7 @@ class Launcher:
         if pid == self._warm_up:
             self._warm_up = None
         elif self._host is not None and pid == self._host.pid:
+            self._others.end()
             self._host.orders.close()
             self._host = None
         elif pid == self._flush:
@@ -272,8 +304,9 @@ class Launcher:
 
     def _end_host(self) -> None:
         if self._host is not None:
-            self._host.orders.close()
+            self._others.end()
             _end_session(self._host.pid)
+            self._host.orders.close()
             self._host = None
 
 

@@ -32,6 +32,8 @@ FILE = "imports.json"  # names of modules, in the order in which they were first
 _LEAST = 50  # modules: fewer are imported in no time
 _LOOK_SECONDS = 1.0  # between two looks for what the workers have imported
 _STORAGE_SECONDS = 2.0  # for a checkpoint folder to answer
+# Between two looks for what other members have learned: most is learned soon after a job's start.
+_ASK_SECONDS, _ASK_SECONDS_AT_MOST = 5.0, 300.0
 _OURS = ("torch", "relight_trainer", "relight_agent")  # of these the launcher has what it is to have
 _MOST = 10_000
 # What is open once a device is in use: CUDA cannot be used in what is forked from then on. NVML, which only asks, opens others.
@@ -78,19 +80,18 @@ def known(folder: PathLike) -> list[str]:
 
 
 class Inquiry:
-    """What has been noted on storage that may hang, asked by a child. To be waited for by `fileno`."""
+    """What has been noted on storage that may hang, asked by a child, which the caller reaps. Wait for `fileno`."""
 
-    def __init__(self, folder: PathLike) -> None:
+    def __init__(self, folder: PathLike, fork: Callable[[Callable[[], int]], int]) -> None:
         told, tell = os.pipe()
-        us = os.getpid()
-        self._child = os.fork()
-        if self._child == 0:
-            try:
-                die_with_parent(us)
-                with os.fdopen(tell, "wb") as pipe:
-                    pipe.write(b"\n".join(name.encode() for name in known(folder)))
-            finally:
-                os._exit(0)
+
+        def ask() -> int:
+            os.close(told)
+            with os.fdopen(tell, "wb") as pipe:
+                pipe.write(b"\n".join(name.encode() for name in known(folder)))
+            return 0
+
+        self.child = fork(ask)
         os.close(tell)
         self._pipe = os.fdopen(told, "rb", buffering=0)
         self._received = b""
@@ -104,7 +105,6 @@ class Inquiry:
         self._received += data
         if not data:
             self._pipe.close()
-            os.waitpid(self._child, 0)
         return not data
 
     def names(self) -> list[str]:
@@ -112,17 +112,78 @@ class Inquiry:
 
     def give_up(self) -> None:
         self._pipe.close()
-        os.kill(self._child, signal.SIGKILL)  # reaped with the others, if it ends
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.child, signal.SIGKILL)
 
 
 def known_within(folder: PathLike, seconds: float) -> list[str]:
     """What has been noted in `folder`, and nothing where that is not told in time."""
-    inquiry, deadline = Inquiry(folder), time.monotonic() + seconds
+    inquiry, deadline = Inquiry(folder, _fork), time.monotonic() + seconds
     while select.select([inquiry], [], [], max(0.0, deadline - time.monotonic()))[0]:
         if inquiry.is_over():
+            os.waitpid(inquiry.child, 0)
             return inquiry.names()
-    inquiry.give_up()
+    inquiry.give_up()  # reaped with the others, if it ends
     return []
+
+
+def _fork(run: Callable[[], int]) -> int:
+    us, child = os.getpid(), os.fork()
+    if child == 0:
+        try:
+            die_with_parent(us)
+            run()
+        finally:
+            os._exit(0)
+    return child
+
+
+class Others:
+    """What other members have come to need, asked for ever more rarely while workers are parked here."""
+
+    def __init__(self, fork: Callable[[Callable[[], int]], int]) -> None:
+        self._fork = fork
+        self._folder = ""
+        self._told: set[str] = set()
+        self._inquiry: Inquiry | None = None
+        self._pause = self._ask_at = 0.0
+
+    def begin(self) -> None:
+        """Workers have been parked, which know nothing yet."""
+        self.end()
+        self._folder = checkpoint_folder()
+        self._told = set()
+        self._pause, self._ask_at = _ASK_SECONDS, time.monotonic()
+
+    def end(self) -> None:
+        self._folder = ""
+        if self._inquiry is not None:
+            self._inquiry.give_up()
+            self._inquiry = None
+
+    @property
+    def asked(self) -> list[int]:
+        """Descriptors to wait for; then there is something to be had from `go_on`."""
+        return [self._inquiry.fileno()] if self._inquiry is not None else []
+
+    def wait(self) -> float | None:
+        """Seconds until `go_on` is of use; None for as long as it takes."""
+        if not self._folder or self._inquiry is not None:
+            return None
+        return max(0.0, self._ask_at - time.monotonic())
+
+    def go_on(self, *, answered: bool) -> list[str]:
+        """Ask where it is time to, or take what is answered; the names that are new."""
+        if self._inquiry is not None and answered and self._inquiry.is_over():
+            new = [name for name in self._inquiry.names() if name not in self._told]
+            self._inquiry = None
+            self._told.update(new)
+            return new
+        if self._folder and self._inquiry is None and time.monotonic() >= self._ask_at:
+            self._inquiry = Inquiry(self._folder, self._fork)
+            self._pause = min(2 * self._pause, _ASK_SECONDS_AT_MOST)
+            self._ask_at = time.monotonic() + self._pause
+        return []
 
 
 def publish(folder: PathLike, names: list[str]) -> int:
@@ -173,7 +234,8 @@ class Learner:
             return 0.0
         return _LOOK_SECONDS if training and self._child is None and not self._over else None
 
-    def go_on(self) -> None:
+    def go_on(self) -> bool:
+        """Whether all that there was to be learned is now."""
         if self._left:
             learn(self._left.pop(0))
             if not self._left:
@@ -186,10 +248,12 @@ class Learner:
                         file=sys.stderr,
                         flush=True,
                     )
+                return True
         elif self.folder is not None and (names := known(self.folder)):
             self._over, self._names = True, [name for name in names if name not in sys.modules]
             if self._names:
                 self._child = self._fork(lambda: rehearse(self._names))
+        return False
 
     def ended(self, pid: int, status: int) -> bool:
         """Whether that was the child; `status` 0 says that what it has tried can be imported here."""

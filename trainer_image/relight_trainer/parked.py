@@ -1,32 +1,34 @@
 """Workers that are there before their generation, with everything but a rank.
 
 A fork inherits what the launcher has imported, but no CUDA context. So a member that waits for an order, a spare above all,
-has its workers parked: forked, the job's libraries imported, the device's context open. Once the order is there, torch's
-elastic agent takes them where it would have forked its own.
+has its workers parked: forked, the context of the core's device open, imported what the job's other members have come to
+need. Once the order is there, torch's elastic agent takes them where it would have forked its own.
 
-Code of the user's own is not run ahead: it may begin something that others see, or ask for its rank.
+Nothing of the user's own is run ahead, and for a script no device is opened: it may choose its devices itself, begin what
+others see, or ask for its rank.
 """
 
 import contextlib
+import fcntl
 import importlib
 import json
 import multiprocessing
 import os
 import sys
-import time
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch.distributed.elastic.agent.server import local_elastic_agent
-from torch.distributed.elastic.multiprocessing.api import MultiprocessContext
+from torch.distributed.elastic.multiprocessing.api import MultiprocessContext, PContext
 from torch.multiprocessing.spawn import ProcessContext
 
-from relight_agent.files import JobFile
-from relight_trainer import generation, hygiene, learned_imports, worker
+from relight_agent.files import GenerationFolder, JobFile
+from relight_trainer import generation, hygiene, worker
 
-ASK_SECONDS = 10.0  # between two looks for what other members have learned of the job's imports
+_END_SECONDS = 5.0  # for a killed worker to be gone; one that a driver holds may never be
+_PIPE_BYTES = 1 << 20  # a long list of imports fits in without a reader
 
 
 class Place(NamedTuple):
@@ -46,62 +48,64 @@ def host(orders: "Connection[Any, Any]", workers: int) -> int:
     Returns what `generation.run` does. Where a worker has ended before, the generation forks its own.
     """
     os.setsid()
-    places = [_park(i) for i in range(workers)]
-    message = _wait_for_order(orders, places)
-    if len(places) == workers:
-
-        def start_processes(**options: Any) -> MultiprocessContext:
-            context = _Taken(places, **options)
-            context.start()
-            return context
-
-        # The elastic agent has no other way to be given workers.
-        local_elastic_agent.start_processes = start_processes  # type: ignore[attr-defined,assignment]
-    return generation.run(generation.Order.from_message(json.loads(message)), start_method="fork")
+    places: list[Place] = []
+    for i in range(workers):
+        places.append(_park(i, [orders, *(place.pipe for place in places)]))
+    order = generation.Order.from_message(_wait_for_order(orders, places))
+    if places:
+        _offer(places)
+    return generation.run(order, start_method="fork")
 
 
-def _park(local_rank: int) -> Place:
+def _park(local_rank: int, not_its: "list[Connection[Any, Any]]") -> Place:
     context = multiprocessing.get_context("fork")
     theirs, ours = context.Pipe(duplex=False)
-    process = context.Process(target=_be_parked, args=(local_rank, theirs, os.getpid()))
+    with contextlib.suppress(OSError):  # beyond what this user may have
+        fcntl.fcntl(ours.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    process = context.Process(target=_be_parked, args=(local_rank, theirs, [*not_its, ours], os.getpid()))
     process.start()
     theirs.close()
     return Place(process, ours)
 
 
-def _wait_for_order(orders: "Connection[Any, Any]", places: list[Place]) -> bytes:
-    """The order. Meanwhile the workers hear what others import; `places` is empty in the end if one of them is gone."""
-    folder = learned_imports.checkpoint_folder()
-    inquiry: learned_imports.Inquiry | None = None
-    told: set[str] = set()
-    ask_at = time.monotonic()
-    while not orders.poll():
-        if folder and places and inquiry is None and time.monotonic() >= ask_at:
-            inquiry = learned_imports.Inquiry(folder)
-            ask_at = time.monotonic() + ASK_SECONDS
+def _wait_for_order(orders: "Connection[Any, Any]", places: list[Place]) -> Any:
+    """The order. Until it comes, workers are told what to import; if one of them ends, the others go too."""
+    while True:
         ends = [place.process.sentinel for place in places]
-        asked = [inquiry.fileno()] if inquiry is not None else []
-        idle = ask_at - time.monotonic() if folder and places and inquiry is None else None
-        ready = wait([orders, *ends, *asked], timeout=max(0.0, idle) if idle is not None else None)
-        if inquiry is not None and asked[0] in ready and inquiry.is_over():
-            new = [name for name in inquiry.names() if name not in told]
-            inquiry = None
-            told.update(new)
-            for place in places if new else []:
-                place.tell(imports=new)
+        ready = wait([orders, *ends])
         if any(end in ready for end in ends):
             _end(places)
-    if inquiry is not None:
-        inquiry.give_up()
-    return orders.recv_bytes()
+        if orders in ready:
+            message = json.loads(orders.recv_bytes())
+            if "imports" not in message:
+                return message
+            for place in places:
+                place.tell(imports=message["imports"])
 
 
 def _end(places: list[Place]) -> None:
     for place in places:
         place.process.kill()
-        place.process.join()
+    for place in places:
+        place.process.join(_END_SECONDS)
         place.pipe.close()
     places.clear()
+
+
+def _offer(places: list[Place]) -> None:
+    """Have torch's elastic agent in this process take these workers: it has no other way to be given any."""
+    fork = local_elastic_agent.start_processes  # type: ignore[attr-defined]
+
+    def start_processes(**options: Any) -> PContext:
+        if not all(place.process.is_alive() for place in places):
+            _end(places)
+            forked: PContext = fork(**options)
+            return forked
+        taken = _Taken(places, **options)
+        taken.start()
+        return taken
+
+    local_elastic_agent.start_processes = start_processes  # type: ignore[attr-defined,assignment]
 
 
 class _Taken(MultiprocessContext):
@@ -112,7 +116,10 @@ class _Taken(MultiprocessContext):
         self._places = places
 
     def _start(self) -> None:
+        folder = GenerationFolder(os.environ["RELIGHT_GENERATION_DIR"])
         for i, place in enumerate(self._places):
+            # Told here: the worker may be in an import that never ends, or ends it.
+            folder.write_pid(i, place.process.pid)
             place.tell(environment={**os.environ, **self.envs[i]})
         # No file tells of an exception: a worker says in its outcome how it ended.
         self._pc = ProcessContext(  # type: ignore[no-untyped-call]
@@ -120,11 +127,18 @@ class _Taken(MultiprocessContext):
         )
 
 
-def _be_parked(local_rank: int, pipe: "Connection[Any, Any]", parent: int) -> NoReturn:
+def _be_parked(
+    local_rank: int, pipe: "Connection[Any, Any]", not_ours: "list[Connection[Any, Any]]", parent: int
+) -> NoReturn:
+    for connection in not_ours:
+        connection.close()
     worker.begin(parent)
-    environment = _get_ready(local_rank, pipe)
-    os.environ.clear()
-    os.environ.update(environment)
+    before = dict(os.environ)
+    told = _get_ready(local_rank, pipe)
+    # What the imports have set stays, as it would if they had come later.
+    for name in before.keys() - told.keys():
+        os.environ.pop(name, None)
+    os.environ.update({name: value for name, value in told.items() if before.get(name) != value})
     worker.serve()
 
 
@@ -139,8 +153,13 @@ def _get_ready(local_rank: int, pipe: "Connection[Any, Any]") -> dict[str, str]:
             return environment
         names += message.get("imports", [])
         if not device_open:
-            open_device(local_rank)
             device_open = True
+            try:
+                open_device(local_rank)
+            except Exception:
+                # Where a generation has begun meanwhile, its worker meets this again, and knows what to make of it.
+                if not pipe.poll():
+                    raise
         elif names:
             _import(names.pop(0))
 
@@ -154,12 +173,13 @@ def _import(name: str) -> None:
 
 
 def open_device(local_rank: int) -> None:
-    """Open the CUDA context of this worker's device, where the job has GPUs: half a second and more.
+    """Open the CUDA context of this worker's device, where the core trains and the job has GPUs: half a second and more.
 
-    Nothing else is set up there: libraries such as cuBLAS read their settings when they are used first.
+    Nothing else is set up there, nor is the device made the current one: libraries such as cuBLAS read their settings when
+    they are used first.
     """
-    if not JobFile.load(os.environ["RELIGHT_JOB_FILE"]).gpus or local_rank >= torch.cuda.device_count():
+    job = JobFile.load(os.environ["RELIGHT_JOB_FILE"])
+    if job.entry["kind"] != "config" or not job.gpus or local_rank >= torch.cuda.device_count():
         return
-    torch.cuda.set_device(local_rank)
     torch.empty(1, device=torch.device("cuda", local_rank))
-    torch.cuda.synchronize()
+    torch.cuda.synchronize(local_rank)

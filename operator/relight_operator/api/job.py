@@ -636,7 +636,7 @@ class JobSpec(ApiModel):
         0,
         ge=0,
         lt=MAX_NODES,
-        description="Members beyond `nodes` that wait, libraries imported and GPUs opened, to take a lost one's place at once.",
+        description="Members beyond `nodes` that wait to take a lost one's place at once: libraries are imported and, for a `config`, the GPUs opened, which takes some of the memory of those that are shared.",
     )
     proc_per_node: int | None = Field(
         None, ge=1, description=f"Workers in each member; without it, the limit of {GPU}, else 1."

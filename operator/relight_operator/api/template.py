@@ -4,27 +4,31 @@ The pod is Kubernetes', and so are the fields: a server is asked what it thinks 
 only what is Relight's in a pod, and where to say instead what is wanted.
 """
 
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from relight_trainer.strict import StrictModel, located, nearest, problem
 
 CONTAINER = "agent"  # in which the workers run
 DOMAIN = "relight.dev"
+METRICS_PORT = 9090
 OWN_VOLUMES = frozenset({"tmp", "shm", "relight", "checkpoints", "agent", "code", "code-secret"})
 OWN_INIT_CONTAINERS = frozenset({"install-agent", "fetch-code"})
 OWN_PATHS = ("/tmp", "/dev/shm", "/var/run/relight", "/checkpoints", "/opt/relight-agent", "/opt/relight-code")  # noqa: S108  # in the pod
-METRICS_PORT = 9090
+SEALED_PATHS = ("/var/run/relight", "/opt/relight-agent", "/dev/shm/relight", "/dev/termination-log")  # noqa: S108  # nothing goes in there
+ACCEPTED = {"accepted": True}  # the context in which what was right at a job's first start is not judged anew
+_DEEPEST = 32
 
 POD_FIELDS = frozenset(
     (
         "affinity", "automountServiceAccountToken", "containers", "dnsConfig", "dnsPolicy", "enableServiceLinks", "hostAliases",
-        "hostIPC", "hostNetwork", "hostPID", "hostUsers", "initContainers", "nodeSelector", "os", "overhead", "preemptionPolicy",
-        "priority", "priorityClassName", "readinessGates", "resourceClaims", "runtimeClassName", "schedulerName",
-        "schedulingGates", "securityContext", "serviceAccountName", "tolerations", "topologySpreadConstraints", "volumes",
+        "hostIPC", "hostNetwork", "hostPID", "hostUsers", "initContainers", "nodeSelector", "os", "preemptionPolicy",
+        "priorityClassName", "resourceClaims", "runtimeClassName", "schedulerName", "schedulingGates", "securityContext",
+        "serviceAccountName", "tolerations", "topologySpreadConstraints", "volumes",
     )
 )  # fmt: skip
 # Whose business it is instead; "" where it is nobody's but Relight's.
@@ -35,6 +39,9 @@ POD_FIELDS_ELSEWHERE = {
     "hostnameOverride": "",
     "imagePullSecrets": "spec.trainer.imagePullSecrets",
     "nodeName": "nodeSelector, or affinity: a member that is lost has to come up elsewhere",
+    "overhead": "runtimeClassName",
+    "priority": "priorityClassName",
+    "readinessGates": "",
     "resources": "spec.trainer.resources",
     "restartPolicy": "",
     "serviceAccount": "serviceAccountName",
@@ -64,10 +71,18 @@ CONTAINER_FIELDS_ELSEWHERE = {
     "lifecycle": "",
     "livenessProbe": "spec.health",
     "readinessProbe": "spec.health",
-    "resources": "spec.trainer.resources",
+    "resources": "spec.trainer.resources; here only claims",
     "restartPolicy": "spec.retry",
     "startupProbe": "spec.health",
+    "stdin": "",
+    "stdinOnce": "",
+    "terminationMessagePath": "",
+    "terminationMessagePolicy": "",
+    "tty": "",
 }
+# Lists of mappings, which are put together with Relight's own.
+POD_LISTS = ("volumes", "initContainers", "containers", "tolerations")
+CONTAINER_LISTS = ("volumeMounts", "volumeDevices", "ports")
 
 
 class TemplateMetadata(StrictModel):
@@ -95,13 +110,15 @@ class Template(StrictModel):
         {},
         description="Fields of a pod's spec: `tolerations`, `nodeSelector`, `affinity`, `priorityClassName`, `volumes`, "
         f"`initContainers`, `securityContext`, ...; of its container `{CONTAINER}`, in which the workers run: `volumeMounts`, "
-        "`ports`, `securityContext`, `imagePullPolicy`, `workingDir`. Tolerations, volumes, init containers and mounts come to "
-        "Relight's own; mappings are merged; other lists replace. What is Relight's is refused, with where to say it. "
-        "Before the job's first start the API server is asked whether it takes such a pod.",
+        "`ports`, `securityContext`, `imagePullPolicy`, `workingDir`. Tolerations, volumes, init containers, mounts and ports "
+        "come to Relight's own; mappings are merged, and null takes a field out of them; other lists replace. What is Relight's "
+        "is refused, with where to say it. Before the job's first start the API server is asked whether it takes such a pod.",
     )
 
     @model_validator(mode="after")
-    def _what_is_not_ours(self) -> Self:
+    def _what_is_not_ours(self, info: ValidationInfo) -> Self:
+        if info.context is ACCEPTED:
+            return self
         if wrong := list(_of_pod(self.spec)):
             raise ValidationError.from_exception_data("template", wrong)
         return self
@@ -111,55 +128,76 @@ _Loc = tuple[int | str, ...]
 
 
 def _of_pod(spec: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
+    if _depth(spec) > _DEEPEST:
+        yield located(problem("range", "too deep", allowed=f"{_DEEPEST} levels"), ("spec",), "...")
+        return
     for name, value in spec.items():
-        here: _Loc = ("spec", name)
         if error := _field(name, POD_FIELDS, POD_FIELDS_ELSEWHERE):
-            yield located(error, here, value)
+            yield located(error, ("spec", name), value)
+    yield from _lists(spec, POD_LISTS, ("spec",))
     for i, volume in _entries(spec, "volumes"):
         yield from _named(volume, ("spec", "volumes", i), OWN_VOLUMES)
     for i, container in _entries(spec, "initContainers"):
         yield from _named(container, ("spec", "initContainers", i), OWN_INIT_CONTAINERS)
-    for name in ("volumes", "initContainers", "containers", "tolerations"):
-        if not isinstance(spec.get(name, []), list):
-            yield located(problem("type", "wrong type", allowed="a list"), ("spec", name), spec[name])
+    ours = [container for _, container in _entries(spec, "containers") if container.get("name") == CONTAINER]
     for i, container in _entries(spec, "containers"):
-        yield from _of_container(container, ("spec", "containers", i))
+        here: _Loc = ("spec", "containers", i)
+        if container.get("name") != CONTAINER:
+            allowed = f"{CONTAINER}; what runs beside it is an init container with restartPolicy: Always"
+            error = problem("name", "not the container of the workers", allowed=allowed)
+            yield located(error, (*here, "name"), container.get("name"))
+        elif container is not ours[0]:
+            yield located(problem("name", "given twice", allowed="one of them"), (*here, "name"), CONTAINER)
+        else:
+            yield from _of_container(container, here)
 
 
 def _of_container(container: Mapping[str, Any], here: _Loc) -> Iterator[InitErrorDetails]:
-    if container.get("name") != CONTAINER:
-        allowed = f"{CONTAINER}; what runs beside it is an init container with restartPolicy: Always"
-        yield located(
-            problem("name", "not the container of the workers", allowed=allowed), (*here, "name"), container.get("name")
-        )
-        return
     for name, value in container.items():
-        if error := _field(name, CONTAINER_FIELDS, CONTAINER_FIELDS_ELSEWHERE):
+        claims_only = name == "resources" and isinstance(value, Mapping) and value.keys() == {"claims"}
+        if not claims_only and (error := _field(name, CONTAINER_FIELDS, CONTAINER_FIELDS_ELSEWHERE)):
             yield located(error, (*here, name), value)
+    yield from _lists(container, CONTAINER_LISTS, here)
     for i, mount in _entries(container, "volumeMounts"):
         path = mount.get("mountPath")
-        if isinstance(path, str) and any(f"{own}/".startswith(f"{path.rstrip('/')}/") for own in OWN_PATHS):
-            allowed = f"any path but {', '.join(OWN_PATHS)}, and what they are in"
-            yield located(
-                problem("reserved", "used by Relight", allowed=allowed), (*here, "volumeMounts", i, "mountPath"), path
-            )
+        if isinstance(path, str) and not _may_be_mounted(path):
+            allowed = f"any path but {', '.join(OWN_PATHS)}, what they are in, and what is in {', '.join(SEALED_PATHS)}"
+            error = problem("reserved", "used by Relight", allowed=allowed)
+            yield located(error, (*here, "volumeMounts", i, "mountPath"), path)
     for i, port in _entries(container, "ports"):
         if port.get("containerPort") == METRICS_PORT:
             allowed = f"any port but {METRICS_PORT}, where the metrics are"
-            yield located(
-                problem("reserved", "used by Relight", allowed=allowed),
-                (*here, "ports", i, "containerPort"),
-                METRICS_PORT,
-            )
+            error = problem("reserved", "used by Relight", allowed=allowed)
+            yield located(error, (*here, "ports", i, "containerPort"), METRICS_PORT)
+
+
+def _may_be_mounted(path: str) -> bool:
+    """As the runtime will read it: from the root, without detours."""
+    plain = posixpath.normpath(f"/{path.lstrip('/')}").rstrip("/") + "/"
+    around = any(f"{own}/".startswith(plain) for own in (*OWN_PATHS, *SEALED_PATHS))
+    return not around and not plain.startswith(tuple(f"{sealed}/" for sealed in SEALED_PATHS))
 
 
 def _field(name: str, known: Iterable[str], elsewhere: Mapping[str, str]) -> PydanticCustomError | None:
     """What is wrong with the name of a field. One that nobody here knows is the server's to judge: it may be a newer one."""
     if name in elsewhere:
-        return problem("elsewhere", "set by Relight", allowed=elsewhere[name] or "nothing: a member's is as it is")
-    if name not in known and (near := nearest(name, known, cutoff=0.85)):
+        return problem(
+            "elsewhere", "not to be set here", allowed=elsewhere[name] or "nothing: Relight needs it as it is"
+        )
+    if name not in known and (near := nearest(name, {*known, *elsewhere}, cutoff=0.85)):
         return problem("unknown", "unknown field", allowed="the fields of Kubernetes", near=near)
     return None
+
+
+def _lists(holder: Mapping[str, Any], names: Iterable[str], here: _Loc) -> Iterator[InitErrorDetails]:
+    for name in names:
+        items = holder.get(name, [])
+        if not isinstance(items, list):
+            yield located(problem("type", "wrong type", allowed="a list of mappings"), (*here, name), items)
+            continue
+        for i, item in enumerate(items):
+            if not isinstance(item, Mapping):
+                yield located(problem("type", "wrong type", allowed="a mapping"), (*here, name, i), item)
 
 
 def _named(item: Mapping[str, Any], here: _Loc, own: Iterable[str]) -> Iterator[InitErrorDetails]:
@@ -172,8 +210,15 @@ def _named(item: Mapping[str, Any], here: _Loc, own: Iterable[str]) -> Iterator[
 
 
 def _entries(holder: Mapping[str, Any], name: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The mappings in a list; what else is there is the server's to judge."""
     items = holder.get(name)
     for i, item in enumerate(items) if isinstance(items, list) else ():
         if isinstance(item, Mapping):
             yield i, item
+
+
+def _depth(value: Any, most: int = _DEEPEST) -> int:
+    """How many containers are in each other, counted as far as matters."""
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else None
+    if inner is None or most < 0:
+        return 0
+    return 1 + max((_depth(item, most - 1) for item in inner), default=0)

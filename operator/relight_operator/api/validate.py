@@ -19,6 +19,7 @@ from relight_trainer.strict import nearest
 from relight_trainer.yaml_loader import MAX_BYTES, Document, YamlError, load_documents
 
 CONFIG_PATH = "spec.trainer.config"
+TEMPLATE_PATH = "spec.trainer.template.spec"
 
 
 def load_job(source: str | Path, sets: Sequence[str] = ()) -> TrainingJob:
@@ -140,7 +141,7 @@ def _identity(value: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _empty(value: Any, path: str) -> Iterator[Problem]:
     """Fields with nothing after the colon: a server refuses them."""
-    if path == CONFIG_PATH:
+    if path in {CONFIG_PATH, TEMPLATE_PATH}:
         return
     if value is None and path != "spec":
         yield Problem(path, "empty", "null", "a value, or no such field")

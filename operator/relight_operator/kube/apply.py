@@ -33,47 +33,66 @@ async def create_member(
     client: Client, owner: Owner, member: CreateMember, frozen: Frozen, coordinator: Coordinator
 ) -> Body | Hindrance:
     """The pod of the member, made now or before; or what is in its way. Raises KubeError for what passes by itself."""
-    body = pod(owner, member, frozen.job_file, frozen.spec, frozen.defaults, frozen.config_map, coordinator)
+    body = _pod(owner, member, frozen, coordinator)
     try:
         return await client.create(PODS, owner.namespace, body)
     except AlreadyExists:
         found = await client.get(PODS, owner.namespace, body["metadata"]["name"])
         return found if names.controller_of(found).get("uid") == owner.uid else _taken(found, owner)
-    # A victim in its grace period counts against the quota: waiting is all there is to do.
-    except QuotaExceeded as error:
-        return Hindrance("QuotaExceeded", clip(str(error)), 2.0)
-    except PodSecurity as error:
-        return Hindrance("PodSecurity", clip(str(error)), 60.0)
-    except NamespaceTerminating as error:
-        return Hindrance("NamespaceTerminating", clip(str(error)), 60.0)
-    except Forbidden as error:
-        return Hindrance("CreateForbidden", clip(str(error)), 30.0)
-    except Invalid as error:
-        return Hindrance("PodRefused", clip(str(error)), 60.0)
+    except (Forbidden, Invalid) as error:
+        return _hindrance(error)
 
 
-async def refusal(client: Client, owner: Owner, frozen: Frozen, coordinator: Coordinator) -> str:
-    """Why the server would never take a pod of this job as its template has it; "" where it would.
+async def trial(client: Client, owner: Owner, frozen: Frozen, coordinator: Coordinator) -> Hindrance | str | None:
+    """What the server says of a pod as this job's template makes it, before the job is frozen.
 
-    What passes by itself, or is for others to mend, is told when the pod is made. Raises KubeError where the server cannot
-    say now.
+    Text where it would never take one: the template is wrong. A hindrance where somebody else may mend it. None where it
+    takes the pod, may take it soon, or cannot be asked. Raises KubeError where it cannot say now.
     """
-    first = CreateMember(0, 0)
-    body = pod(owner, first, frozen.job_file, frozen.spec, frozen.defaults, frozen.config_map, coordinator)
     template = frozen.spec.trainer.template
     if template is None:
-        return ""
+        return None
+    body = _pod(owner, CreateMember(0, 0), frozen, coordinator)
+    body["metadata"]["name"] += "-trial"  # an older job's pod may still be there
     try:
         made = await client.create(PODS, owner.namespace, body, dry_run=True)
-    except (AlreadyExists, Forbidden):
-        return ""
+    except (AlreadyExists, QuotaExceeded, NamespaceTerminating):
+        return None
+    except Forbidden as error:  # a class or an account that is not there yet, a policy
+        return _hindrance(error)
     except Invalid as error:
-        # An admission webhook that does something beside its answer is not asked, and nobody is then.
-        said = "" if "does not support dry run" in str(error) else str(error)
+        said = str(error)
+        if "does not support dry run" in said:  # a webhook that does something beside its answer is not asked
+            return None
+        if any(words in said for words in _POLICIES):
+            return _hindrance(error)
     else:
         unknown = dropped(template, made)
         said = f"it does not know {', '.join(unknown)}" if unknown else ""
-    return clip(f"spec.trainer.template: the server does not take such a pod: {said}") if said else ""
+    return clip(f"the server does not take a pod as spec.trainer.template makes it: {said}") if said else None
+
+
+_POLICIES = ("admission webhook", "ValidatingAdmissionPolicy")  # they look at more than the template
+
+
+def _pod(owner: Owner, member: CreateMember, frozen: Frozen, coordinator: Coordinator) -> Body:
+    return pod(owner, member, frozen.job_file, frozen.spec, frozen.defaults, frozen.config_map, coordinator)
+
+
+def _hindrance(error: Forbidden | Invalid) -> Hindrance:
+    match error:
+        # A victim in its grace period counts against the quota: waiting is all there is to do.
+        case QuotaExceeded():
+            condition, retry = "QuotaExceeded", 2.0
+        case PodSecurity():
+            condition, retry = "PodSecurity", 60.0
+        case NamespaceTerminating():
+            condition, retry = "NamespaceTerminating", 60.0
+        case Forbidden():
+            condition, retry = "CreateForbidden", 30.0
+        case _:
+            condition, retry = "PodRefused", 60.0
+    return Hindrance(condition, clip(str(error)), retry)
 
 
 async def delete_member(client: Client, owner: Owner, action: DeleteMember) -> None:

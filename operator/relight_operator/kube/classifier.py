@@ -13,6 +13,7 @@ from typing import Any
 
 from relight_agent.exits import CAUSE_CLASS, Cause, Class, ExitCode, exit_of
 from relight_agent.files import clip
+from relight_operator.api.template import OWN_INIT_CONTAINERS
 from relight_operator.core.observed import AgentView, MemberEnd, SlotView
 from relight_operator.kube import names
 
@@ -60,6 +61,7 @@ WAITING_FOR_A_PERSON = frozenset(
         "InvalidImageName",
         "CreateContainerConfigError",
         "CreateContainerError",
+        "CrashLoopBackOff",  # of a job's own sidecar: ours are started once
     }
 )
 
@@ -203,9 +205,13 @@ def _without_a_word(
     """The cause where the agent left no message: it was killed, or never ran."""
     status = pod.get("status") or {}
     words = str(status.get("message") or "")
-    preparing = not terminated and _failed_init(pod)
-    if preparing and preparing["state"]["terminated"]["exitCode"] not in KILLED:
-        return _not_prepared(preparing)
+    preparing = None if terminated else _failed_init(pod)
+    outside = _disruption(pod, gone=gone, hints=hints, machine_ready=machine_ready)
+    if preparing is not None and preparing["name"] in OWN_INIT_CONTAINERS:
+        if preparing["state"]["terminated"]["exitCode"] not in KILLED:
+            return _not_prepared(preparing)
+    elif preparing is not None and outside is None and (end := _not_prepared_by_itself(preparing)):
+        return end
     code, why = terminated.get("exitCode"), terminated.get("reason") or ""
     if status.get("reason") == "Evicted" and any(w in words for w in _OWN_LIMIT):
         return _with_class(Cause.LIMIT_EXCEEDED, words)
@@ -213,7 +219,6 @@ def _without_a_word(
         return _with_class(Cause.OUT_OF_MEMORY, "killed for memory with all its processes: the container's limit")
     if code is not None and code not in KILLED:
         return _ended_by_itself(int(code), why, str(terminated.get("message") or ""))
-    outside = _disruption(pod, gone=gone, hints=hints, machine_ready=machine_ready)
     if outside is not None:
         return _with_class(outside[0], outside[1])
     if why == "ContainerStatusUnknown" or not terminated:
@@ -231,12 +236,27 @@ def _ended_by_itself(code: int, why: str, words: str) -> tuple[Cause, Class, str
 
 
 def _not_prepared(container: Pod) -> tuple[Cause, Class, str]:
-    terminated = container["state"]["terminated"]
-    code = terminated["exitCode"]
-    words = str(terminated.get("message") or "").strip() or f"ended with {code}; see its log"
+    """By an init container of ours."""
     # A server of code that did not answer may answer the next one.
+    code = container["state"]["terminated"]["exitCode"]
     cause = Cause.STORAGE_FAILED if code == ExitCode.STORAGE_FAILED else Cause.BAD_CONFIG
-    return _with_class(cause, f"init container {container['name']}: {words}")
+    return _with_class(cause, _said_by_init(container))
+
+
+def _not_prepared_by_itself(container: Pod) -> tuple[Cause, Class, str] | None:
+    """By an init container of the job's own: what it does may go right the next time. None where it was killed."""
+    terminated = container["state"]["terminated"]
+    if terminated.get("reason") == "OOMKilled":
+        return _with_class(Cause.OUT_OF_MEMORY, f"init container {container['name']}: killed for memory, its limit")
+    if terminated["exitCode"] in KILLED:
+        return None
+    return _with_class(Cause.EXCEPTION, _said_by_init(container))
+
+
+def _said_by_init(container: Pod) -> str:
+    terminated = container["state"]["terminated"]
+    words = str(terminated.get("message") or "").strip() or f"ended with {terminated['exitCode']}; see its log"
+    return f"init container {container['name']}: {words}"
 
 
 def _disruption(pod: Pod, *, gone: bool, hints: frozenset[str], machine_ready: bool) -> tuple[Cause, str] | None:
@@ -280,13 +300,16 @@ def _terminated(pod: Pod) -> Pod:
 
 
 def _failed_init(pod: Pod) -> Pod | None:
-    """The init container that ended wrongly, for which the agent's was never started."""
-    for container in (pod.get("status") or {}).get("initContainerStatuses") or ():
-        terminated = (container.get("state") or {}).get("terminated") or {}
-        if terminated.get("exitCode"):
-            failed: Pod = container
-            return failed
-    return None
+    """The init container that ended wrongly, for which the agent's was never started; one by itself before one killed."""
+    wanted = (pod.get("spec") or {}).get("initContainers") or ()
+    sidecars = {c.get("name") for c in wanted if c.get("restartPolicy") == "Always"}
+    failed: list[Pod] = [
+        container
+        for container in (pod.get("status") or {}).get("initContainerStatuses") or ()
+        if ((container.get("state") or {}).get("terminated") or {}).get("exitCode")
+        and container.get("name") not in sidecars
+    ]
+    return min(failed, key=lambda c: c["state"]["terminated"]["exitCode"] in KILLED, default=None)
 
 
 def _message(terminated: Pod) -> dict[str, Any] | None:

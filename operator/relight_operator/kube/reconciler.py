@@ -29,6 +29,7 @@ from relight_operator.kube.spec import Frozen, effective, freeze, load, problems
 from relight_operator.kube.store import job_key
 
 _log = logging.getLogger(__name__)
+_ASK_AGAIN_SECONDS = 60.0  # a server that does not take a job's pods
 
 
 class _Known(NamedTuple):
@@ -129,7 +130,7 @@ class _Round:
         if frozen is None:
             if known.problems and self.status.phase not in TERMINAL:
                 await self._refuse(known.problems)
-            return None
+            return min(self.delays, default=None)
         spec, late = frozen.spec, list[str]()
         if known.job is not None:
             spec, late = effective(frozen.spec, known.job.spec)
@@ -209,8 +210,10 @@ class _Round:
             return None
         # Until a status that names it has been taken, an edit may still replace it.
         frozen = freeze(known.job, self.owner, self.b.defaults)
-        if refused := await apply.refusal(self.b.client, self.owner, frozen, self.b.coordinator()):
-            await self._refuse(refused)
+        found = await apply.trial(self.b.client, self.owner, frozen, self.b.coordinator())
+        if found is not None:
+            await (self._refuse(found) if isinstance(found, str) else self._wait_for(found))
+            self.delays.append(found.retry if isinstance(found, Hindrance) else _ASK_AGAIN_SECONDS)
             return None
         await apply.ensure_frozen(self.b.client, self.owner, frozen)
         return frozen
@@ -230,6 +233,14 @@ class _Round:
     async def _refuse(self, problems: str) -> None:
         noted = Annotated(self.status.model_copy(update={"phase": "Invalid"}), self.now)
         noted.warn("Invalid", ("InvalidSpec", problems))
+        noted.hindrances([])
+        await self._write(noted, {})
+
+    async def _wait_for(self, hindrance: Hindrance) -> None:
+        """Of a job that has not begun and may still be edited."""
+        noted = Annotated(self.status.model_copy(update={"phase": "Pending"}), self.now)
+        noted.warn("Invalid", None)
+        noted.hindrances([hindrance])
         await self._write(noted, {})
 
     # -- what is made

@@ -9,6 +9,7 @@ from typing import Any
 from relight_agent.files import JobFile, from_dict
 from relight_operator.api.job import JobSpec, Resources, TrainingJob
 from relight_operator.api.problems import Problem
+from relight_operator.api.template import ACCEPTED
 from relight_operator.frozen import MUTABLE, frozen_changes, job_file, may_scale
 from relight_operator.kube import names
 from relight_operator.kube.names import Owner
@@ -89,7 +90,7 @@ def load(config_map: Mapping[str, Any]) -> Frozen:
         kept = json.loads(data[SPEC_KEY])
         file = from_dict(JobFile, json.loads(data[names.JOB_FILE_KEY]))
         defaults = from_dict(PodDefaults, kept["pods"])
-        spec = JobSpec.model_validate(kept["spec"], by_alias=True, by_name=False)
+        spec = JobSpec.model_validate(kept["spec"], by_alias=True, by_name=False, context=ACCEPTED)
         if file is None or defaults is None:
             raise ValueError("a field is missing")
         return Frozen(config_map["metadata"]["name"], kept["hash"], spec, file, defaults)

@@ -26,6 +26,7 @@ told = {
     "daemon": multiprocessing.current_process().daemon,
     "has_parent": multiprocessing.parent_process() is not None,
     "own_group": os.getpgid(0) == os.getppid(),
+    "device": torch.cuda.is_initialized(),
 }
 seen = {"pid": os.getpid(), "told": told, "modules": [name for name in sys.argv[1:] if name in sys.modules]}
 path = folder / f"seen-{os.environ['LOCAL_RANK']}.json"
