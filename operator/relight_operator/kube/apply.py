@@ -28,6 +28,8 @@ from relight_operator.kube.spec import Frozen, manifest
 from relight_operator.kube.status import rfc3339
 from relight_operator.kube.store import PodRecord
 
+_POLICIES = ("admission webhook", "ValidatingAdmissionPolicy")  # in a refusal: they look at more than the template
+
 
 async def create_member(
     client: Client, owner: Owner, member: CreateMember, frozen: Frozen, coordinator: Coordinator
@@ -70,9 +72,6 @@ async def trial(client: Client, owner: Owner, frozen: Frozen, coordinator: Coord
         unknown = dropped(template, made)
         said = f"it does not know {', '.join(unknown)}" if unknown else ""
     return clip(f"the server does not take a pod as spec.trainer.template makes it: {said}") if said else None
-
-
-_POLICIES = ("admission webhook", "ValidatingAdmissionPolicy")  # they look at more than the template
 
 
 def _pod(owner: Owner, member: CreateMember, frozen: Frozen, coordinator: Coordinator) -> Body:

@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from relight_operator.api import template
 from relight_operator.api.job import API_VERSION, GROUP, KIND
-from relight_operator.api.template import CONTAINER, METRICS_PORT
-
-__all__ = ["CONTAINER", "METRICS_PORT"]
 
 JOB_LABEL = f"{GROUP}/job"
 SLOT_LABEL = f"{GROUP}/slot"
@@ -19,6 +17,8 @@ MAX_PROFILE_ID = 63
 TOKEN_AUDIENCE = f"{GROUP}/coordinator"
 COMPONENT = "relight-operator"  # who posts events and owns field writes
 
+CONTAINER = template.CONTAINER
+METRICS_PORT = template.METRICS_PORT
 MOUNT = "/var/run/relight"  # the job file, the coordinator's CA and the member's token
 JOB_FILE_KEY = "job.json"
 CHECKPOINTS = "/checkpoints"
