@@ -18,11 +18,11 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from relight_agent.exits import CAUSE_CLASS, EXITS, RULED_CLASSES, Cause, Class, ExitCode, exit_of
 from relight_operator.api import durations, quantities
-from relight_operator.api.template import Template
+from relight_operator.api.template import DOMAIN, Template
 from relight_trainer.code_source import WrongSource, check_ref, check_url
 from relight_trainer.strict import StrictModel, located, nearest, problem
 
-GROUP = "relight.dev"
+GROUP = DOMAIN
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "TrainingJob"

@@ -14,7 +14,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from relight_trainer.strict import StrictModel, located, nearest, problem
 
 CONTAINER = "agent"  # in which the workers run
-DOMAIN = "relight.dev"
+DOMAIN = "relight.dev"  # of what is ours: the API group, labels, annotations
 METRICS_PORT = 9090
 OWN_VOLUMES = frozenset({"tmp", "shm", "relight", "checkpoints", "agent", "code", "code-secret"})
 OWN_INIT_CONTAINERS = frozenset({"install-agent", "fetch-code"})
@@ -51,17 +51,8 @@ POD_FIELDS_ELSEWHERE = {
     "terminationGracePeriodSeconds": "spec.disruption.gracePeriod",
 }
 CONTAINER_FIELDS = frozenset(
-    (
-        "name",
-        "imagePullPolicy",
-        "ports",
-        "resizePolicy",
-        "securityContext",
-        "volumeDevices",
-        "volumeMounts",
-        "workingDir",
-    )
-)
+    ("name", "imagePullPolicy", "ports", "resizePolicy", "securityContext", "volumeDevices", "volumeMounts", "workingDir")
+)  # fmt: skip
 CONTAINER_FIELDS_ELSEWHERE = {
     "args": "spec.trainer.script, .module or .command",
     "command": "spec.trainer.script, .module or .command",
