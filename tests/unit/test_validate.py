@@ -288,6 +288,7 @@ def rule(rules: str) -> str:
         (GOOD.replace("nodes: 2", "checkpoint: {uri: 'file:///p', keep: 1}"), "found 1; allowed: 2 or more"),
         (GOOD.replace("nodes: 2", "checkpoint: {hostPath: {path: a}}"), "allowed: /absolute/path"),
         (rule("{match: {exitCodes: [75]}, action: Fail}"), "spec.retry.rules[0].match.exitCodes[0]: no failure (stopped for a disruption, state saved); found 75; allowed: the exit code of a failure"),
+        (rule("{match: {exitCodes: [79]}, action: Retry}"), "exitCodes[0]: never retried (ranks hold different values where all must hold the same)"),
         (rule("{match: {exitCodes: [0]}, action: Fail}"), "no failure (training completed); found 0"),
         (rule("{match: {exitCodes: [256]}, action: Fail}"), "found 256; allowed: 1 to 255"),
         (rule("{match: {cause: OutOfMemry}, action: Fail}"), 'spec.retry.rules[0].match.cause: not a known cause; found "OutOfMemry"; did you mean "OutOfMemory"?'),

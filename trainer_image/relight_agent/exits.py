@@ -37,6 +37,7 @@ class Cause(str, enum.Enum):
     STOPPED = "Stopped"  # SIGTERM, and the backend knows no better name
     OUT_OF_MEMORY = "OutOfMemory"
     NON_FINITE_LOSS = "NonFiniteLoss"
+    RANKS_DIFFER = "RanksDiffer"
     # What only a backend can know of a member's end.
     PREEMPTED = "Preempted"
     DELETED = "Deleted"
@@ -68,6 +69,7 @@ class ExitCode(enum.IntEnum):
     STOPPED_UNSAVED = 76
     OUT_OF_MEMORY = 77
     NON_FINITE_LOSS = 78
+    RANKS_DIFFER = 79
 
 
 class Exit(NamedTuple):
@@ -89,6 +91,9 @@ EXITS: Dict[ExitCode, Exit] = {
     ExitCode.STOPPED_UNSAVED: Exit(Cause.STOPPED, Class.DISRUPTION, "stopped for a disruption, state not saved"),
     ExitCode.OUT_OF_MEMORY: Exit(Cause.OUT_OF_MEMORY, Class.COUNTED, "out of memory"),
     ExitCode.NON_FINITE_LOSS: Exit(Cause.NON_FINITE_LOSS, Class.COUNTED, "the loss is not finite"),
+    ExitCode.RANKS_DIFFER: Exit(
+        Cause.RANKS_DIFFER, Class.FINAL, "ranks hold different values where all must hold the same"
+    ),
 }
 
 # A backend's causes, which no exit code carries.
@@ -109,7 +114,9 @@ CAUSE_CLASS: Dict[Cause, Class] = {
 }
 
 # What a rule about retries may name: failures of the job or its storage, and ends for which a machine is to blame.
-RULED_CLASSES = (Class.FINAL, Class.COUNTED, Class.STORAGE, Class.MACHINE)
+_RULED_CLASSES = (Class.FINAL, Class.COUNTED, Class.STORAGE, Class.MACHINE)
+# Ranks that differ hold no state to go on from: a retry would spread one rank's values and end in a wrong success.
+RULED_CAUSES = tuple(c for c, k in CAUSE_CLASS.items() if k in _RULED_CLASSES and c is not Cause.RANKS_DIFFER)
 
 # The root cause of a generation is chosen by class first, then by age: a peer's exception always follows the loss.
 CLASS_ORDER = (

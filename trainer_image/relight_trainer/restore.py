@@ -40,7 +40,7 @@ class NotShared(Exception):
 class RanksDiffer(Exception):
     """Ranks hold different bytes where all must hold the same."""
 
-    exit_code: ClassVar[ExitCode] = ExitCode.EXCEPTION
+    exit_code: ClassVar[ExitCode] = ExitCode.RANKS_DIFFER
 
 
 class Restored(NamedTuple):

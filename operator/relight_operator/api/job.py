@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from relight_agent.exits import CAUSE_CLASS, EXITS, RULED_CLASSES, Cause, Class, ExitCode, exit_of
+from relight_agent.exits import EXITS, RULED_CAUSES, Cause, Class, ExitCode, exit_of
 from relight_operator.api import durations, quantities
 from relight_operator.api.template import DOMAIN, Template
 from relight_trainer.code_source import WrongSource, check_ref, check_url
@@ -38,7 +38,7 @@ RESERVED_ENV = frozenset(
 )  # fmt: skip
 RESERVED_ENV_PREFIXES = ("MASTER_", "PET_", "TORCHELASTIC_", "RELIGHT_")
 GPU = "nvidia.com/gpu"
-FAILURE_CAUSES = tuple(str(cause) for cause, klass in CAUSE_CLASS.items() if klass in RULED_CLASSES)
+FAILURE_CAUSES = tuple(map(str, RULED_CAUSES))
 _STORES = ("s3", "gs", "abfs", "az", "hdfs")  # object stores that fsspec has packages for
 _URI = rf"(?:file:///|(?:{'|'.join(_STORES)})://)[^\s?#@]+"
 _DEVICE = re.compile(r"(hugepages-|[a-z0-9]([-.a-z0-9]*[a-z0-9])?/)[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?")
@@ -129,7 +129,9 @@ def _near_uri(value: str) -> str | None:
 def _failure_code(value: Any) -> Any:
     if not isinstance(value, int) or isinstance(value, bool):
         return value
-    if value in set(ExitCode) and exit_of(value).klass not in RULED_CLASSES:
+    if value == ExitCode.RANKS_DIFFER:
+        raise problem("code", f"never retried ({exit_of(value).meaning})", allowed="the exit code of another failure")
+    if value in set(ExitCode) and exit_of(value).cause not in RULED_CAUSES:
         raise problem("code", f"no failure ({exit_of(value).meaning})", allowed="the exit code of a failure")
     if not 1 <= value <= 255:
         raise problem("range", "out of range", allowed="1 to 255")
