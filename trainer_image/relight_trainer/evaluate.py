@@ -13,7 +13,7 @@ from relight_trainer.objective import Objective, split
 from relight_trainer.peers import Interrupted, Peers
 
 if TYPE_CHECKING:
-    from relight_trainer.run import Run
+    from relight_trainer.step_context import StepContext
 
 _BATCH = 256
 _TOKENS = "(tokens)"  # among the sums: what the loss is divided by, where that is not the samples
@@ -21,7 +21,9 @@ _TOKENS = "(tokens)"  # among the sums: what the loss is divided by, where that 
 Sums = Callable[[Any, int], Mapping[str, Tensor]]  # from a batch and its size to sums over its samples
 
 
-def sums_of(model: nn.Module, objective: Objective, run: "Run", tokens: Callable[[Any], Tensor] | None = None) -> Sums:
+def sums_of(
+    model: nn.Module, objective: Objective, run: "StepContext", tokens: Callable[[Any], Tensor] | None = None
+) -> Sums:
     """What is summed in an evaluation of `model`: its loss, and right answers where it tells classes apart.
 
     The loss is a mean over samples, or over what `tokens` counts in a target. A model with

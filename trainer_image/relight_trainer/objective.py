@@ -2,8 +2,8 @@
 
 A batch is a tuple or list, its last part the target and the others the model's arguments; or a mapping, whose
 `target`, `targets`, `label` or `labels` is the target and whose other entries are the model's arguments by name.
-A model with `training_step(batch, run)` does it by itself: it gives the mean loss over the batch's samples, alone or
-as `loss` in a mapping.
+A model with `training_step(batch, run)` computes the loss itself: it returns the mean loss over the batch's samples,
+alone or as `loss` in a mapping. `run` is a `StepContext`. docs/own-models.md has examples.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from relight_trainer.run import Run
+    from relight_trainer.step_context import StepContext
 
 TARGETS = ("target", "targets", "label", "labels")
 
@@ -47,7 +47,7 @@ class Objective:
         self._criterion = criterion
         self._sums = getattr(criterion, "reduction", None) == "sum"
 
-    def output(self, replica: nn.Module, batch: Any, run: "Run") -> Any:  # noqa: ARG002  # for `training_step`
+    def output(self, replica: nn.Module, batch: Any, run: "StepContext") -> Any:  # noqa: ARG002  # for `training_step`
         if isinstance(batch, (tuple, list)) and len(batch) > 1:  # what `split` says, at once
             return replica(*batch[:-1])
         arguments, keywords, _ = split(batch)
@@ -78,7 +78,7 @@ class OwnStep(nn.Module):
         self.model = model
         self._training_step: Any = model.training_step
 
-    def forward(self, batch: Any, run: "Run") -> Any:
+    def forward(self, batch: Any, run: "StepContext") -> Any:
         return self._training_step(batch, run)
 
 
@@ -88,7 +88,7 @@ class OwnObjective(Objective):
     def __init__(self) -> None:
         super().__init__(lambda loss, _: loss)
 
-    def output(self, replica: nn.Module, batch: Any, run: "Run") -> Any:
+    def output(self, replica: nn.Module, batch: Any, run: "StepContext") -> Any:
         step: Any = getattr(replica, "training_step", replica)  # an evaluation has the model itself
         return step(batch, run)
 

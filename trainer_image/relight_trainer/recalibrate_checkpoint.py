@@ -16,13 +16,14 @@ from relight_trainer.evaluate import Sums, shard_sums, sums_of
 from relight_trainer.init_from import init_from
 from relight_trainer.inspect import Contents, WrongInput, read
 from relight_trainer.inspect.export import appearing, check_out, save_torch
-from relight_trainer.objective import Objective, split
+from relight_trainer.objective import Objective, OwnObjective
 from relight_trainer.recalibrate import calibration_draws, recalibrate
 from relight_trainer.registry import build
 from relight_trainer.settings.init_from import InitFrom
 from relight_trainer.settings.loss import LOSSES
 from relight_trainer.settings.model import MODELS
 from relight_trainer.settings.supernet import Recalibration
+from relight_trainer.step_context import OutsideTraining
 from relight_trainer.supernet.choices import path_of, space_of
 
 
@@ -57,9 +58,11 @@ def recalibrate_checkpoint(
     draws = calibration_draws(
         splits.train.size, trainer.train.seed, samples=samples or defaults.samples, batch=batch or defaults.batch
     )
-    sums = _sums(model, trainer)
+    run = OutsideTraining(trainer, model)
+    objective = OwnObjective() if hasattr(model, "training_step") else Objective(build(LOSSES, trainer.loss))
+    sums = sums_of(model, objective, run)
     before = _metrics(model, sums, splits.test)
-    statistics = recalibrate(model, splits.train.batches(draws), forward=lambda b: _forward(model, b))
+    statistics = recalibrate(model, splits.train.batches(draws), forward=lambda b: objective.output(model, b, run))
     if not statistics:
         raise WrongInput(
             f"{checkpoint}: the model {trainer.model.type} has no batch norm layer with running statistics"
@@ -104,20 +107,8 @@ def _choose(model: nn.Module, config: TrainerConfig, contents: Contents, path: s
     return path
 
 
-def _forward(model: nn.Module, batch: Any) -> object:
-    arguments, keywords, _ = split(batch)
-    return model(*arguments, **keywords)
-
-
-def _sums(model: nn.Module, config: TrainerConfig) -> Sums | None:
-    """None for a model that evaluates in a way of its own, which wants a training around it."""
-    if hasattr(model, "training_step") or hasattr(model, "validation_step"):
-        return None
-    return sums_of(model, Objective(build(LOSSES, config.loss)), run=None)  # type: ignore[arg-type]  # only such models ask
-
-
-def _metrics(model: nn.Module, sums: Sums | None, test: Split) -> dict[str, str]:
-    if sums is None or not test.size:
+def _metrics(model: nn.Module, sums: Sums, test: Split) -> dict[str, str]:
+    if not test.size:
         return {}
     names, totals = shard_sums(model, sums, test, rank=0, world=1, interrupted=lambda: False)
     count, *rest = totals.tolist()

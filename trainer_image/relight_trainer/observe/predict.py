@@ -21,6 +21,7 @@ from relight_trainer.settings.loss import LOSSES
 from relight_trainer.settings.model import MODELS
 from relight_trainer.settings.position import Length
 from relight_trainer.settings.spans import EpochSize
+from relight_trainer.step_context import OutsideTraining
 
 _CPU = torch.device("cpu")
 
@@ -60,7 +61,7 @@ def footprint(config: TrainerConfig, sample: Any, samples: int) -> Footprint:
     def loss_of(model: nn.Module, batch: Any) -> Tensor:
         objective = OwnObjective() if own else Objective(build(LOSSES, config.loss))
         with forward():
-            output = objective.output(OwnStep(model) if own else model, batch, None)  # type: ignore[arg-type]  # no run
+            output = objective.output(OwnStep(model) if own else model, batch, OutsideTraining(config, model))
         return objective.loss(output, batch, samples)
 
     return measure(make_model, make_optimizer, rows(sample, samples), loss_of, samples)

@@ -14,6 +14,7 @@ from relight_trainer.observe.memory import on_shapes, rows
 from relight_trainer.registry import build
 from relight_trainer.settings.loss import LOSSES
 from relight_trainer.settings.model import MODELS
+from relight_trainer.step_context import OutsideTraining
 
 
 class Call(NamedTuple):
@@ -45,7 +46,7 @@ def trace(config: TrainerConfig, sample: Any, samples: int = 2) -> Trace:
             logging.CRITICAL
         )  # it would tell the error too, with a traceback
         try:
-            objective.output(OwnStep(model) if own else model, inputs, None)  # type: ignore[arg-type]  # there is no run
+            objective.output(OwnStep(model) if own else model, inputs, OutsideTraining(config, model))
         except Exception as error:
             return Trace(recorder.calls, recorder.failed, f"{type(error).__name__}: {error}")
         return Trace(recorder.calls, None, "")
