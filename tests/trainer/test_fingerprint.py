@@ -1,9 +1,12 @@
 """Which exceptions are recognised when they come again, and which tell nothing."""
 
 import socket
+import time
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from relight_trainer.failures import exit_status, recognise
 from relight_trainer.fingerprint import MAX_TEXT, steady
@@ -69,10 +72,54 @@ def test_type_and_place_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [ConnectionResetError, FileNotFoundError, socket.timeout, EndpointConnectionError, SystemExit, TimeoutError]
+    "kind", [ConnectionResetError, FileNotFoundError, socket.timeout, EndpointConnectionError, TimeoutError]
 )
 def test_what_the_world_outside_brought_about_may_have_passed(kind: type[BaseException]) -> None:
     assert not recognise(raised(kind))
+
+
+def test_a_script_that_ends_with_a_text_says_the_same_again_and_one_that_ends_with_a_number_says_too_little() -> None:
+    assert recognise(raised(SystemExit, "error: --data-dir is required")) != ""
+    assert recognise(raised(SystemExit, 3)) == ""  # type: ignore[arg-type]
+
+
+# Each piece, many times over, makes some pattern begin everywhere and fail at the end.
+PIECES = [
+    "a.svc",
+    "a.",
+    ".svc-",
+    "localhost",
+    "rank ",
+    "rank",
+    "0x",
+    "0",
+    "1.",
+    "1 ",
+    " ",
+    "f0",
+    "/tmp",
+    "-",
+    "é.svc.",
+    "9:9",
+    ":",
+]
+
+
+@pytest.mark.timeout(60)
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=4), st.sampled_from(["", ":", ":x", "!", "g"]))
+@example(["a.svc"], ":x")
+@settings(max_examples=80, deadline=None)
+def test_the_time_that_a_text_takes_is_linear_in_its_length(pieces: list[str], end: str) -> None:
+    text = ("".join(pieces) * MAX_TEXT)[: MAX_TEXT - len(end)] + end
+    began = time.process_time()
+    steady(text)
+    # Milliseconds; what is quadratic takes seconds, what is cubic hours.
+    assert time.process_time() - began < 0.3
+
+
+@pytest.mark.parametrize("text", ["store.job-0.svc.cluster.local:29500", "localhost:4711", "my-db.svc:1"])
+def test_names_of_hosts_are_left_out_with_their_ports(text: str) -> None:
+    assert steady(f"cannot reach http://{text}/x") == "cannot reach http://<host>/x"
 
 
 def test_a_cause_from_outside_counts_as_such() -> None:

@@ -21,7 +21,7 @@ from sim_views import (
     wakeup,
 )
 
-from relight_agent.exits import Cause, Class
+from relight_agent.exits import Cause, Class, Manner
 from relight_operator.api.status import BlamedMachine, JobStatus
 from relight_operator.core.actions import CreateMember
 from relight_operator.core.blame import MAX_MACHINES, PATIENCE_SECONDS, is_to_blame
@@ -30,25 +30,25 @@ from relight_operator.core.plan import plan
 
 
 @pytest.mark.parametrize(
-    ("cause", "klass", "fingerprint", "opaque", "expected"),
+    ("cause", "klass", "manner", "expected"),
     [
-        (Cause.MACHINE_UNHEALTHY, Class.MACHINE, "", False, True),
-        (Cause.MACHINE_LOST, Class.DISRUPTION, "", False, True),
-        (Cause.STALL, Class.COUNTED, "", False, True),
-        (Cause.EXCEPTION, Class.COUNTED, "", False, True),  # a worker that died without a word
-        (Cause.EXCEPTION, Class.COUNTED, "f", False, False),  # the code's, wherever it runs
-        (Cause.EXCEPTION, Class.COUNTED, "", True, False),
-        (Cause.OUT_OF_MEMORY, Class.COUNTED, "", False, False),
-        (Cause.PEER_LOST, Class.COLLATERAL, "", False, False),
-        (Cause.PREEMPTED, Class.DISRUPTION, "", False, False),
-        (Cause.DELETED, Class.DISRUPTION, "", False, False),
-        (Cause.BAD_CONFIG, Class.FINAL, "", False, False),
+        (Cause.MACHINE_UNHEALTHY, Class.MACHINE, Manner.UNKNOWN, True),
+        (Cause.MACHINE_LOST, Class.DISRUPTION, Manner.UNKNOWN, True),
+        (Cause.STALL, Class.COUNTED, Manner.UNKNOWN, True),
+        (Cause.EXCEPTION, Class.COUNTED, Manner.DIED, True),
+        (Cause.EXCEPTION, Class.COUNTED, Manner.RAISED, False),  # the code's, wherever it runs: a missing file too
+        (Cause.EXCEPTION, Class.COUNTED, Manner.EXITED, False),
+        (Cause.EXCEPTION, Class.COUNTED, Manner.PERMANENT, False),
+        (Cause.EXCEPTION, Class.COUNTED, Manner.UNKNOWN, False),  # a plain command tells no crash from an exception
+        (Cause.OUT_OF_MEMORY, Class.COUNTED, Manner.DIED, False),
+        (Cause.PEER_LOST, Class.COLLATERAL, Manner.UNKNOWN, False),
+        (Cause.PREEMPTED, Class.DISRUPTION, Manner.UNKNOWN, False),
+        (Cause.DELETED, Class.DISRUPTION, Manner.UNKNOWN, False),
+        (Cause.BAD_CONFIG, Class.FINAL, Manner.RAISED, False),
     ],
 )
-def test_what_is_held_against_a_machine(
-    cause: Cause, klass: Class, fingerprint: str, opaque: bool, expected: bool
-) -> None:
-    assert is_to_blame(cause, klass, fingerprint=fingerprint, opaque=opaque) is expected
+def test_what_is_held_against_a_machine(cause: Cause, klass: Class, manner: Manner, expected: bool) -> None:
+    assert is_to_blame(cause, klass, manner) is expected
 
 
 PATIENT = spec(disruption={"holdSurvivors": "24h"})  # or the job would give its machines back
@@ -109,6 +109,8 @@ def test_a_second_end_on_one_machine_makes_it_avoided_and_says_so(end: Any, agen
 
 def test_a_crash_is_held_against_the_root_causes_machine_alone() -> None:
     crashed = outcome("failed", 70)
+    assert crashed.outcome is not None
+    crashed = replace(crashed, outcome=replace(crashed.outcome, manner=Manner.DIED))
     status = after(
         seen(running(), member(0, machine="a", agent=outcome("failed", 72)), member(1, machine="b", agent=crashed))
     )

@@ -56,6 +56,19 @@ class Cause(str, enum.Enum):
         return self.value
 
 
+class Manner(str, enum.Enum):
+    """How a worker that failed has ended, beside its exit code. What a machine can do to a worker is DIED alone."""
+
+    UNKNOWN = ""  # a plain command, or an older agent
+    DIED = "died"  # without a word: killed, or a crash in native code
+    EXITED = "exited"  # sys.exit with a number
+    RAISED = "raised"  # an exception, or sys.exit with a text
+    PERMANENT = "permanent"  # an exception that every other try would meet
+
+    def __str__(self) -> str:
+        return self.value
+
+
 class ExitCode(enum.IntEnum):
     COMPLETED = 0
     BAD_CONFIG = 64

@@ -166,6 +166,7 @@ class Outcome:
 
     `fingerprint`: what makes the exception recognisable when it comes again, "" where that says nothing (see
     relight_trainer.fingerprint). `exit_status`: what the user's code itself ended with, where that is no code of ours.
+    `manner`: of a failure, how the worker ended (`exits.Manner`).
     `left`: of a member's outcome: a rank of it that had ended with 0, without a result, while the others still wanted it.
     """
 
@@ -181,6 +182,7 @@ class Outcome:
     fingerprint: str = ""
     exit_status: Optional[int] = None
     left: Optional[int] = None
+    manner: str = ""
 
 
 _HEARTBEAT = struct.Struct("<qqd")

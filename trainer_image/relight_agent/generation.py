@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Deque, Dict, List, Optional, Set, Tuple
 
 from relight_agent.cgroup import Cgroup
-from relight_agent.exits import CLASS_ORDER, Class, ExitCode, exit_of
+from relight_agent.exits import CLASS_ORDER, Class, ExitCode, Manner, exit_of
 from relight_agent.files import (
     Command,
     GenerationFolder,
@@ -343,7 +343,7 @@ class WorkerGeneration(Generation):
         if memory_is_full(self.me.run_dir):
             text += f"; {self.me.run_dir} is full, and the state of a step must fit there, twice"
         outcome = self._failed(ExitCode.OUT_OF_MEMORY if starved else ExitCode.EXCEPTION, text)
-        return replace(outcome, rank=outcome.rank + local_rank)
+        return replace(outcome, rank=outcome.rank + local_rank, manner=str(Manner.DIED))
 
     def kill(self) -> None:
         """End the generation's session and whatever has been orphaned below the agent; not the launcher, not the store."""

@@ -169,6 +169,7 @@ class Reporter:
                     "fingerprint": o.fingerprint,
                     "exitStatus": o.exit_status,
                     "left": o.left,
+                    "manner": o.manner,
                     "metrics": {
                         clip(str(k), 64): clip(str(v), 64) for k, v in list((metrics or {}).items())[:MAX_METRICS]
                     },

@@ -3,7 +3,7 @@
 What differs from one process to the next (addresses, process numbers, temporary paths, ports, ranks, instants) is left
 out of the words. Who meets the same exception at the same step after going back to the state before it would meet it
 for ever: the job need not try. What the world outside brought about (files, networks) may well have passed by then, so
-such an exception has no fingerprint.
+such an exception has no fingerprint. `sys.exit("words")` has one, `sys.exit(3)` has none: a number says too little.
 """
 
 import hashlib
@@ -13,9 +13,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from traceback import FrameSummary
 
+from relight_trainer.words import code_of, text_of, type_of
+
 MAX_TEXT = 8192  # characters of an exception's words that are looked at
 
-# (what is volatile, what stands in its place), applied in this order.
+# (what is volatile, what stands in its place), applied in this order. Each takes time that is linear in the text: a
+# repetition that can begin anywhere and may fail at its end needs a lookbehind, or a bound.
 _VOLATILE = tuple(
     (re.compile(pattern, re.IGNORECASE), instead)
     for pattern, instead in (
@@ -25,7 +28,7 @@ _VOLATILE = tuple(
         (r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d)?(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?", "<time>"),
         (r"\b\d\d?:\d\d:\d\d(?:[.,]\d+)?\b", "<time>"),
         (r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b", "<host>"),
-        (r"\b(localhost|[\w.-]+\.svc[\w.-]*):\d+", "<host>"),
+        (r"(?<![\w.-])(?=localhost:|[\w.-]*?\.svc)[\w.-]++:\d+", "<host>"),
         (
             r"\b(local_rank|rank|pid|ppid|tid|process|thread|worker|port|fd|device|gpu|cuda)((?:\s*id)?[\s:=#(\[]*)\d+",
             r"\1<n>",
@@ -48,7 +51,7 @@ def fingerprint(chain: Iterable[BaseException], frames: Sequence[FrameSummary]) 
         return ""
     where = frames[-1]
     place = f"{Path(where.filename).name}:{where.name}:{where.lineno}"
-    words = [f"{type(e).__module__}.{type(e).__qualname__}: {steady(str(e))}" for e in errors]
+    words = [f"{type_of(e)}: {steady(text_of(e, MAX_TEXT))}" for e in errors]
     return hashlib.sha256("\0".join([place, *words]).encode("utf-8", "replace")).hexdigest()[:16]
 
 
@@ -67,4 +70,6 @@ def steady(text: str) -> str:
 
 
 def _is_from_outside(error: BaseException) -> bool:
-    return isinstance(error, (OSError, SystemExit, KeyboardInterrupt)) or bool(_OUTSIDE.search(type(error).__name__))
+    if isinstance(error, SystemExit):
+        return not isinstance(code_of(error), str)
+    return isinstance(error, (OSError, KeyboardInterrupt)) or bool(_OUTSIDE.search(type(error).__name__))

@@ -20,8 +20,9 @@ from relight_agent.files import Heartbeat, Outcome
 from relight_agent.processes import die_with_parent
 from relight_trainer import hygiene, learned_imports
 from relight_trainer.context import WorkerContext
-from relight_trainer.failures import classify, describe, exit_status, recognise, tell
+from relight_trainer.failures import classify, describe, exit_status, manner_of, recognise, tell
 from relight_trainer.seeds import seed_everything, stream
+from relight_trainer.words import code_of
 
 # The agent starts such a generation again, cold.
 BAD_FORK = "bad fork:"
@@ -152,7 +153,7 @@ def _completed(context: WorkerContext) -> Outcome:
 
 def _outcome_of(error: BaseException, context: WorkerContext) -> Outcome:
     at = time.monotonic()
-    if isinstance(error, SystemExit) and error.code in {None, 0}:
+    if isinstance(error, SystemExit) and code_of(error) in (None, 0):
         return _completed(context)
     tell(error)
     beat = Heartbeat.read(context.folder.heartbeat_path(context.local_rank))
@@ -165,6 +166,7 @@ def _outcome_of(error: BaseException, context: WorkerContext) -> Outcome:
         at=at,
         fingerprint=recognise(error),
         exit_status=exit_status(error),
+        manner=str(manner_of(error)),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
+from relight_agent.exits import Manner
 from relight_agent.files import MAX_MESSAGE_BYTES, MAX_METRICS, MAX_NOTICES
 from relight_agent.ledger import KINDS
 from relight_agent.reporting import MAX_STACKS
@@ -78,6 +79,7 @@ class OutcomeReport(Wire):
     fingerprint: Word = ""
     exit_status: Annotated[int, Field(ge=0, le=255)] | None = None
     left: Count | None = None
+    manner: Word = ""
 
 
 class StallReport(Wire):
@@ -144,6 +146,11 @@ class Report(Wire):
     acknowledged: Id = ""
 
 
+def _manner(word: str) -> Manner:
+    """One of a newer version's agent is not known here."""
+    return Manner(word) if word in set(Manner) else Manner.UNKNOWN
+
+
 def view(report: Report, *, heard_at: float) -> AgentView:
     """The report in the core's words. `heard_at`: the unix second at which it came in, from which ages are counted."""
 
@@ -166,7 +173,7 @@ def view(report: Report, *, heard_at: float) -> AgentView:
         outcome = AgentOutcome(
             generation=o.generation, kind=o.kind, exit_code=o.exit_code, step=o.step, saved=o.saved, rank=o.rank,
             message=o.message, at=heard_at - o.age, weights_digest=o.weights_digest, metrics=o.metrics,
-            fingerprint=o.fingerprint, exit_status=o.exit_status, left=o.left,
+            fingerprint=o.fingerprint, exit_status=o.exit_status, left=o.left, manner=_manner(o.manner),
         )  # fmt: skip
     stall = pace = None
     if report.stall is not None:

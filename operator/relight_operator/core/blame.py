@@ -2,10 +2,10 @@
 
 What a user's code raises follows the code to every machine and says nothing of this one. What is held against a machine:
 it said that it cannot run the job, a member was killed there from outside, it was lost, a worker stalled there, or died
-without an exception of its own.
+without an exception of its own. A file that is missing, `sys.exit`, a server that does not answer are none of these.
 """
 
-from relight_agent.exits import Cause, Class
+from relight_agent.exits import Cause, Class, Manner
 from relight_operator.api.durations import seconds
 from relight_operator.api.job import AvoidMachines
 from relight_operator.api.status import BlamedMachine, SlotStatus, SuccessorStatus
@@ -18,11 +18,11 @@ MAX_MACHINES = 32  # in status: the latest to blame
 PATIENCE_SECONDS = 120.0
 
 
-def is_to_blame(cause: Cause, klass: Class, *, fingerprint: str = "", opaque: bool = False) -> bool:
-    """Whether such an end is held against the machine. `opaque`: of a plain command, which tells no crash from an exception."""
+def is_to_blame(cause: Cause, klass: Class, manner: Manner = Manner.UNKNOWN) -> bool:
+    """Whether such an end is held against the machine."""
     if klass is Class.MACHINE or cause in (Cause.MACHINE_LOST, Cause.STALL):
         return True
-    return cause is Cause.EXCEPTION and not fingerprint and not opaque
+    return cause is Cause.EXCEPTION and manner is Manner.DIED
 
 
 def blame(draft: Draft, machine: str, at: float) -> None:

@@ -53,7 +53,7 @@ def _count_root(draft: Draft, *, lost: bool) -> None:
         step=steps,
         collateral=[draft.name(m.slot, m.incarnation) for m in root.collateral[:MAX_COLLATERAL]],
     )
-    if blame.is_to_blame(root.cause, root.klass, fingerprint=root.outcome.fingerprint, opaque=opaque):
+    if blame.is_to_blame(root.cause, root.klass, root.outcome.manner):
         blame.blame(draft, root.member.machine, root.outcome.at)
     if root.klass is Class.MACHINE:
         _give_up_machine(draft, root)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from relight_agent.exits import Cause, Class
+from relight_agent.exits import Cause, Class, Manner
 from relight_operator.api.job import JobSpec
 from relight_operator.api.status import JobStatus
 
@@ -23,6 +23,7 @@ class AgentOutcome:
     metrics: dict[str, str] = field(default_factory=dict)
     fingerprint: str = ""  # recognises an exception that comes again; "" where it could not
     exit_status: int | None = None  # of the user's code, where it is no code of ours
+    manner: Manner = Manner.UNKNOWN  # of a failure: how the worker ended
     left: int | None = None  # a rank of this member that ended with 0 while its peers still wanted it
 
 
