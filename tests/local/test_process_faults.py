@@ -65,6 +65,17 @@ def slow(home: Home, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
+def test_storage_that_cannot_flush_a_folder_is_named_and_used(
+    home: Home, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(HOOKS))
+    monkeypatch.setenv("TESTS_NO_FOLDER_FSYNC", "1")
+    result = home.run(JOB, kill(1, at=50))
+    goes_on_as_if_nothing_had_happened(result, digest)
+    assert home.checkpoints()
+    assert "cannot flush a folder to the disk" in result.said
+
+
 def test_all_members_are_told_to_leave_at_once(home: Home, digest: str, random_from_seed: random.Random) -> None:
     at = random_from_seed.randrange(21, 100)
     result = home.run(home.slow_from(JOB, at), preempt(0, at=at), preempt(1, at=at))

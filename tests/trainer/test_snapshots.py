@@ -216,6 +216,20 @@ def test_without_room_for_two_states_snapshots_are_off_and_nothing_is_held(folde
     assert sum(size for _, size in slot_files(folder).values()) == 0
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_reserve_memory_is_written_to_instead(folder, monkeypatch, number):
+    def no_such_call(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", no_such_call)
+    snapshots = open_snapshots(folder)
+    for step in range(3):
+        snapshots.write(state_at(step, 1_000_000), generation=1, step=step)
+    assert step_of(snapshots) == 2
+    for file in folder.glob("*.safetensors"):
+        assert file.stat().st_blocks * 512 >= file.stat().st_size, "no memory is promised that is not there"
+
+
 def test_a_writer_killed_at_any_moment_costs_at_most_the_write_it_was_in(folder):
     result = subprocess.run(
         [sys.executable, __file__, str(folder)],

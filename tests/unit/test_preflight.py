@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -124,6 +125,27 @@ def test_whose_fault_a_checkpoint_folder_is(
     else:
         assert looked(replacement) == [f"{message}; training goes on meanwhile"]
     assert list(storage.iterdir()) == [], "what was tried out is removed"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+@pytest.mark.parametrize("incarnation", [0, 1])
+def test_storage_that_cannot_flush_a_folder_is_used_and_named(
+    number: int, incarnation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = tmp_path / "storage"
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (said,) = looked(identity(tmp_path, incarnation=incarnation, checkpoint_dir=str(storage)))
+    assert said == (
+        f"{storage}: this file system cannot flush a folder to the disk; a power cut there can lose the newest checkpoint"
+    )
+    assert list(storage.iterdir()) == []
 
 
 def test_a_replacement_does_not_wait_for_storage_that_does_not_answer(

@@ -28,6 +28,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, TypeVar, Union
 
+from relight_agent.durable import sync
+
 T = TypeVar("T")
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -55,7 +57,7 @@ def write_json(path: PathLike, value: Any, *, durable: bool = False) -> None:
             json.dump(value, file, allow_nan=False, separators=(",", ":"))
             if durable:
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno(), path)
         os.replace(temporary, path)
     except BaseException:
         try:
@@ -67,10 +69,11 @@ def write_json(path: PathLike, value: Any, *, durable: bool = False) -> None:
         fsync_folder(os.path.dirname(path) or ".")
 
 
-def fsync_folder(path: PathLike) -> None:
+def fsync_folder(path: PathLike) -> bool:
+    """Flush a folder's entries to the storage; False where its file system cannot. Raises OSError with the path."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        return sync(descriptor, path)
     finally:
         os.close(descriptor)
 

@@ -14,8 +14,9 @@ import threading
 import time
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Callable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
+from relight_agent.durable import sync
 from relight_agent.exits import ExitCode
 from relight_agent.files import JobFile, fsync_folder, read_json
 from relight_agent.identity import Identity
@@ -75,18 +76,24 @@ def checkpoint_folder(folder: Path, me: Identity, warn: Callable[[str], None]) -
     Of a member that replaces another: its job has used the folder before, so what keeps this one out is its machine; and
     storage that is full, ill or slow must not keep training from going on.
     """
-    found = Queue()  # type: Queue[Optional[OSError]]
+    found = Queue()  # type: Queue[Union[bool, OSError]]
     trial = threading.Thread(target=_try_out, args=(folder, me.uid, found), name="storage", daemon=True)
     trial.start()
     try:
-        error = found.get(timeout=STORAGE_SECONDS if me.incarnation else None)
+        answer = found.get(timeout=STORAGE_SECONDS if me.incarnation else None)
     except Empty:
         warn(
             f"{folder} has not answered within {STORAGE_SECONDS:g} s: checkpoints will be late; training goes on meanwhile"
         )
         return
-    if error is None:
+    if not isinstance(answer, OSError):
+        if not answer:
+            warn(
+                f"{folder}: this file system cannot flush a folder to the disk; a power cut there can lose the newest "
+                "checkpoint"
+            )
         return
+    error = answer
     text = f"checkpoints cannot be written to {folder}: {said(error)}"
     if error.errno in _FORBIDDEN:
         if me.incarnation:
@@ -97,29 +104,28 @@ def checkpoint_folder(folder: Path, me: Identity, warn: Callable[[str], None]) -
     warn(f"{text}; training goes on meanwhile")
 
 
-def _try_out(folder: Path, name: str, found: "Queue[Optional[OSError]]") -> None:
+def _try_out(folder: Path, name: str, found: "Queue[Union[bool, OSError]]") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try_out(folder, name)
+        found.put(try_out(folder, name))
     except OSError as error:
         found.put(error)
-    else:
-        found.put(None)
 
 
-def try_out(folder: Path, name: str) -> None:
-    """Create, sync, rename, read back and remove a file. Raises OSError."""
+def try_out(folder: Path, name: str) -> bool:
+    """Create, flush, rename, read back and remove a file. False where the file system cannot flush. Raises OSError."""
     before, after = folder / f".probe-{name}.tmp", folder / f".probe-{name}"
     text = os.urandom(16).hex()
     try:
         with before.open("w", encoding="ascii") as file:
             file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            flushed = sync(file.fileno(), before)
         os.replace(before, after)
-        fsync_folder(folder)
+        flushed = fsync_folder(folder) and flushed
         if after.read_text(encoding="ascii") != text:
             raise OSError(errno.EIO, "what was written is not what is read")
+        return flushed
     finally:
         for path in (before, after):
             try:

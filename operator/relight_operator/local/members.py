@@ -7,7 +7,6 @@ whether the member lives, and never starts one twice.
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import hmac
 import os
@@ -29,6 +28,7 @@ from relight_agent.processes import Process, descendants, kill_all
 from relight_operator.api.job import RESERVED_ENV, RESERVED_ENV_PREFIXES
 from relight_operator.core.observed import MemberEnd
 from relight_operator.errors import StateError
+from relight_operator.local.locks import lock
 
 ADDRESS = "127.0.0.1"
 LOG_TAIL_BYTES = 400
@@ -198,8 +198,8 @@ class ProcessMembers:
             "RELIGHT_TOKEN_FILE": str(token),
             "RELIGHT_TERMINATION_LOG": str(path / "termination.json"),
         }
-        with (path / "lock").open("a", encoding="ascii") as lock, (path / "log").open("ab") as log:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (path / "lock").open("a", encoding="ascii") as held, (path / "log").open("ab") as log:
+            lock(held)
             # From here on the member has been started for whoever finds the folder: with the lock free, it has ended.
             process = subprocess.Popen(
                 [sys.executable, "-m", "relight_agent"],
@@ -208,7 +208,7 @@ class ProcessMembers:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                pass_fds=[lock.fileno()],
+                pass_fds=[held.fileno()],
             )
             (path / "started").touch()
         process.returncode = 0  # waited for by pidfd, not by Popen
@@ -309,14 +309,14 @@ def _lock_holder(path: Path) -> int | None:
     """The pid of the process that holds the member's lock, or None where nobody does."""
     if not path.exists():
         return None
-    with path.open("a", encoding="ascii") as lock:
+    with path.open("a", encoding="ascii") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError:
             pass
         else:
             return None
-        inode = os.fstat(lock.fileno())
+        inode = os.fstat(file.fileno())
         deadline = time.monotonic() + 5.0
         while time.monotonic() < deadline:
             for entry in Path("/proc").iterdir():
@@ -343,9 +343,9 @@ def _holds(descriptors: Path, inode: os.stat_result) -> bool:
 
 
 def _free(path: Path) -> bool:
-    with path.open("a", encoding="ascii") as lock:
+    with path.open("a", encoding="ascii") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError:
             return False
         return True

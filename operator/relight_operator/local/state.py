@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime as dt
-import fcntl
 import os
 import uuid
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from relight_agent.files import read_json, write_json
 from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import JobStatus
 from relight_operator.errors import Conflict, InvalidUsage, StateError
+from relight_operator.local.locks import lock
 
 
 class AlreadyRunning(StateError):
@@ -44,19 +44,19 @@ class StateFolder:
     def exclusively(self) -> Iterator[None]:
         """Hold the folder for one runner. Raises AlreadyRunning."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.path / "runner.lock").open("a+", encoding="ascii") as lock:
+        with (self.path / "runner.lock").open("a+", encoding="ascii") as file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
             except BlockingIOError:
-                lock.seek(0)
-                holder = lock.read().strip() or "unknown"
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
                 raise AlreadyRunning(
                     f"another `relight run` (pid {holder}) is at work in {self.path}: wait for it, stop it with Ctrl-C, "
                     "or name another folder with --state-dir"
                 ) from None
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
             yield
 
     def load(self) -> StoredJob | None:
@@ -102,8 +102,8 @@ class StateFolder:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with (self.path / "job.lock").open("a", encoding="ascii") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with (self.path / "job.lock").open("a", encoding="ascii") as file:
+            lock(file, wait=True)
             yield
 
     def _write(self, job: TrainingJob, status: JobStatus, version: int) -> None:

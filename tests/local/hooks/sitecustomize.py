@@ -4,9 +4,12 @@
 beside it. `TESTS_PORT`: a port that each agent takes for free when it first looks for one.
 `TESTS_SLOW_DISK`: a file with the seconds that each fsync of a member in a volume takes longer, for as long as it is there. (Names that begin with
 RELIGHT_ do not reach members.)
+`TESTS_NO_FOLDER_FSYNC`: set where no file system can fsync a folder, as some network file systems cannot.
 """
 
+import errno
 import os
+import stat
 import time
 from pathlib import Path
 
@@ -53,3 +56,13 @@ if slow := os.environ.get("TESTS_SLOW_DISK"):
 
     if "RELIGHT_SLOT" in os.environ:
         os.fsync = _slow_fsync
+
+if os.environ.get("TESTS_NO_FOLDER_FSYNC"):
+    _fsync_of_files = os.fsync
+
+    def _fsync_of_files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        _fsync_of_files(descriptor)
+
+    os.fsync = _fsync_of_files_alone

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from relight_agent.durable import sync
+
 _CHUNK = 16 * 2**20
 
 
@@ -22,7 +24,7 @@ def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> tuple[int, st
                 while chunk:
                     chunk = chunk[os.write(descriptor, chunk) :]
             size += len(view)
-        os.fsync(descriptor)
+        sync(descriptor, path)
     finally:
         os.close(descriptor)
     return size, digest.hexdigest()

@@ -27,6 +27,7 @@ from relight_trainer.checkpoint.repeated import Flattener
 _LEAST_HEAD = 4096
 _SMALL = 1 << 14  # bytes; torch copies more than that as fast, and without holding up other threads
 _MARK_BYTES = 1024
+_ZEROS = 1 << 20  # bytes written at once
 _OPEN = ord(" ")  # what a mark begins with that is none
 
 
@@ -219,12 +220,25 @@ class _Slot:
         self._targets, self._small, self._large = [], [], []
 
 
+def _take(descriptor: int, size: int) -> None:
+    """Make an open file `size` bytes long, every one of which there is memory for."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        # A C library that does not write in the place of the call, as glibc does.
+        os.ftruncate(descriptor, size)
+        for at in range(0, size, _ZEROS):
+            os.pwrite(descriptor, bytes(min(_ZEROS, size - at)), at)
+
+
 def _allocate(path: Path, size: int) -> None:
     room.require(size)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, size)
+            _take(descriptor, size)
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import secrets
 import struct
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from relight_agent.durable import sync
 from relight_trainer.inspect.contents import Contents, TensorRef, Unreadable, WrongInput
 from relight_trainer.inspect.dtypes import ITEM_SIZES, SAFETENSORS
 from relight_trainer.inspect.folders import damage
@@ -69,7 +69,7 @@ def appearing(out: Path) -> Iterator[IO[bytes]]:
         with temporary.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno(), temporary)
         temporary.replace(out)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(out)) from None
