@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from relight_trainer.buffer_layouts import Agreement, layout_agreement
+from relight_trainer.buffers import Kept, Packed, Places
 from relight_trainer.comm_hooks import compress
 from relight_trainer.modes import mode
 from relight_trainer.settings.ddp import Ddp
@@ -80,76 +82,62 @@ def _instead_of_forward(module: nn.Module, stand_in: Any) -> Iterator[None]:
             module.forward = before
 
 
-class Packed:
-    """Tensors of any types, and room for a copy of them in one run of bytes."""
-
-    def __init__(self, tensors: Iterable[Tensor], device: torch.device) -> None:
-        distinct = {id(t): t for t in tensors}
-        # the widest first, so that each view into the bytes is aligned
-        self._tensors = sorted(distinct.values(), key=lambda t: -t.element_size())
-        self.bytes = torch.empty(
-            sum(t.numel() * t.element_size() for t in self._tensors), dtype=torch.uint8, device=device
-        )
-        self._views: list[Tensor] = []
-        start = 0
-        for tensor in self._tensors:
-            end = start + tensor.numel() * tensor.element_size()
-            self._views.append(self.bytes[start:end].view(tensor.dtype).view(tensor.shape))
-            start = end
-
-    @torch.no_grad()
-    def save(self) -> None:
-        if self._tensors:
-            torch._foreach_copy_(self._views, self._tensors)  # the one copy of a list that torch has
-
-    @torch.no_grad()
-    def load(self) -> None:
-        if self._tensors:
-            torch._foreach_copy_(self._tensors, self._views)
-
-
 class EqualBuffers:
     """Makes the buffers of `modules` (batch statistics, mostly) rank 0's, in one broadcast.
 
     DDP's own broadcast comes before the next forward, too late: between steps the ranks would hold different states,
     and which one a resumed job got would depend on who survived. Those of a step that is dropped can be brought back.
+    A step may replace buffers and change their shapes: where all ranks do the same, they stay equal.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
-        # Of each buffer where it is found, for it may be replaced: by `module.to(device)`, though that changes nothing.
-        places = {id(m): m for module in modules for m in module.modules()}.values()
-        self._places = [(m._buffers, name) for m in places for name in m._buffers]  # noqa: SLF001
+    def __init__(self, modules: Iterable[nn.Module], device: torch.device, agree: Agreement | None = None) -> None:
+        """`agree` is asked in the first `sync`, and in each one that finds other names, shapes or dtypes than the last.
+
+        Raises UnsupportedBuffer.
+        """
+        self._places = Places(modules)
+        self._kept = Kept(self._places, device)
         self._device = device
-        self._pack()
-        self._idle = not self._packed.bytes.numel() or dist.get_world_size() == 1
+        self._alone = dist.get_world_size() == 1
         self._rank = dist.get_rank()
-
-    def _pack(self) -> None:
-        self._held = [buffers.get(name) for buffers, name in self._places]
-        self._packed = Packed((b for b in self._held if b is not None), self._device)
-
-    def _look(self) -> None:
-        if any(buffers.get(name) is not held for (buffers, name), held in zip(self._places, self._held, strict=True)):
-            self._pack()
+        self._packed = Packed({} if self._alone else self._places.named, device)
+        self._version = -1
+        self._layout: list[str] | None = None
+        self._syncs = 0
+        self._agree = agree or layout_agreement("relight/buffers")
 
     def keep(self) -> None:
         """As they are now, until the next `sync`."""
-        self._look()
-        self._packed.save()
+        self._kept.keep()
 
     def bring_back(self) -> None:
-        """As they were when kept."""
-        self._packed.load()
+        """As they were when kept, those too that have been replaced, or have changed their shapes, or came late."""
+        self._kept.bring_back()
 
     def sync(self) -> None:
-        if self._idle:
+        """Called by all ranks after the same step. Raises BuffersDiffer where their buffers have different shapes."""
+        if self._alone:
             return
-        self._look()
+        self._syncs += 1
+        version = self._places.look()
+        if version != self._version:
+            self._fit()
+            self._version = version
+        if not self._packed.bytes.numel():
+            return
         if self._rank == 0:
             self._packed.save()
         dist.broadcast(self._packed.bytes, 0)
         if self._rank != 0:
             self._packed.load()
+
+    def _fit(self) -> None:
+        if not self._packed.refit(self._places.named):
+            self._packed = Packed(self._places.named, self._device)
+        layout = self._places.layout()
+        if layout != self._layout:
+            self._agree(layout, self._syncs)
+            self._layout = layout
 
 
 class VirtualBuffers:
@@ -160,24 +148,25 @@ class VirtualBuffers:
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
-        self._begun = Packed(module.buffers(), device)
-        self._first = Packed(module.buffers(), device)
+        places = Places([module])
+        self._begun = Kept(places, device)
+        self._first = Kept(places, device)
         self._runs: int | None = None
         self._kept = False
 
     def begin(self, virtual_rank: int) -> None:
         """The next forward is `virtual_rank`'s; they come in order."""
         if self._runs is None:
-            self._begun.save()
+            self._begun.keep()
         elif virtual_rank != self._runs:
             if not self._kept:
-                self._first.save()
+                self._first.keep()
                 self._kept = True
-            self._begun.load()
+            self._begun.bring_back()
         self._runs = virtual_rank
 
     def end(self) -> None:
         """The step's last forward is done."""
         if self._kept:
-            self._first.load()
+            self._first.bring_back()
         self._runs, self._kept = None, False

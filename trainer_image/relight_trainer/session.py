@@ -22,6 +22,7 @@ from relight_agent.exits import ExitCode
 from relight_agent.files import MAX_METRICS, MAX_NOTICES, SECTIONS, Heartbeat, Outcome, Progress, clip
 from relight_agent.ledger import CHECKPOINT, DRAIN, EVALUATION, PRODUCTIVE, REPLAYED, Ledger
 from relight_trainer import learned_imports
+from relight_trainer.buffer_layouts import layout_agreement
 from relight_trainer.chaos import Chaos
 from relight_trainer.checkpoint import (
     Checkpoint,
@@ -127,7 +128,7 @@ class Session:
         self.data_ready = self._heartbeat.entering(_TRAIN)
         self._patience = Patience(context.folder.patience) if own_group else None
         self._ledger = Ledger(context.folder.ledger_path if context.local_rank == 0 else None)
-        prefix = f"relight/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{context.generation}"
+        prefix = self._prefix = f"relight/{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{context.generation}"
         self._exchange = StoreExchange(connect(prefix))
         self._stop = StopAgreement(
             connect(prefix),
@@ -199,7 +200,9 @@ class Session:
         self._objects = objects
         self._live = {name: found for name, o in objects.items() if (found := live(o)) is not None}
         self._others = [(name, o) for name, o in objects.items() if name not in self._live]
-        self._buffers = EqualBuffers(modules, self.peers.device)
+        self._buffers = EqualBuffers(
+            modules, self.peers.device, layout_agreement(f"{self._prefix}/buffers", self._patient_for)
+        )
         restored = newest_state(
             self.peers,
             snapshots=self._snapshots,
@@ -348,6 +351,11 @@ class Session:
             return
         collector = metrics.SessionCollector(self, node_rank=context.node_rank, job_wide=context.rank == 0)
         metrics.serve(port, collector, self.say)
+
+    def _patient_for(self) -> float:
+        """Seconds that another rank may take to come to where this one waits, as long as agents learn."""
+        learned = self._context.folder.patience() if self._patience is not None else None
+        return max(TIMEOUT.total_seconds(), learned or 0.0)
 
     def _requested(self) -> bool:
         command = self._context.folder.command()
