@@ -57,6 +57,9 @@ def _changes(training: Training) -> dict[str, Callable[[], object]]:
     first: Any = model[0]
     return {
         "another buffer": lambda: setattr(norm, "running_mean", torch.ones(3)),
+        "another buffer of one equal number": lambda: setattr(
+            norm, "num_batches_tracked", norm.num_batches_tracked.clone()
+        ),
         "a new buffer": lambda: first.register_buffer("count", torch.zeros(1)),
         "a buffer that is not saved": lambda: first.register_buffer("scratch", torch.zeros(1), persistent=False),
         "no bias": lambda: setattr(first, "bias", None),

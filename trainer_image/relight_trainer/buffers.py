@@ -44,17 +44,31 @@ class Places:
         self.named: dict[str, Tensor] = {}
         self._walk()
 
-    def look(self) -> int:
-        """Bring `named` up to date; the version. Costs about a microsecond for a small module."""
-        # By identity: comparing tensors would wait for their device, and equal numbers may be in another tensor.
-        if (
-            [*chain.from_iterable(self._containers)] != self._keys
-            or not all(map(is_, chain.from_iterable(map(dict.values, self._containers)), self._held))
-            or [*map(Tensor.size, self._tensors)] != self._sizes
-            or [(t.dtype, t.device) for t in self._tensors] != self._kinds
+    def look(self, *, shapes: bool = True) -> int:
+        """Bring `named` up to date; the version. Costs less than a microsecond for a small module.
+
+        Without `shapes`, a tensor that changes its shape, dtype or device and stays the same object is not noticed.
+        """
+        if not self._same_objects() or (
+            shapes
+            and (
+                [*map(Tensor.size, self._tensors)] != self._sizes
+                or [t.dtype for t in self._tensors] != self._dtypes
+                or [t.device for t in self._tensors] != self._devices
+            )
         ):
             self._walk()
         return self.version
+
+    def _same_objects(self) -> bool:
+        # Two tensors of one number each may be equal; tensors of several numbers are no answer where they are not the
+        # same object, which is looked at first.
+        if not all(held.get(name) is tensor for held, name, tensor in self._singles):
+            return False
+        try:
+            return self._containers == self._seen
+        except (RuntimeError, ValueError, TypeError):
+            return False
 
     def layout(self) -> list[str]:
         """A line for each tensor, such as `head.center (16,) float32`."""
@@ -90,12 +104,18 @@ class Places:
         owners = list(dict.fromkeys(module for top in self._modules for module in top.modules()))
         containers = [held for module in owners for held in (*self._containers_of(module), module._modules)]  # noqa: SLF001
         self._containers: list[dict[str, object]] = containers  # type: ignore[assignment]
-        self._keys = [*chain.from_iterable(self._containers)]
-        self._held = [*chain.from_iterable(map(dict.values, self._containers))]
+        self._seen = [held.copy() for held in self._containers]
+        self._singles = [
+            (held, name, tensor)
+            for held in self._containers
+            for name, tensor in held.items()
+            if isinstance(tensor, Tensor) and tensor.numel() == 1
+        ]
         self.named = dict(self._names())
         self._tensors = [*self.named.values()]
         self._sizes = [*map(Tensor.size, self._tensors)]
-        self._kinds = [(t.dtype, t.device) for t in self._tensors]
+        self._dtypes = [t.dtype for t in self._tensors]
+        self._devices = [t.device for t in self._tensors]
         self.version += 1
 
     def _names(self) -> Iterator[tuple[str, Tensor]]:
@@ -164,7 +184,7 @@ class Packed:
 
     def _copy(self, targets: list[Tensor], sources: list[Tensor]) -> None:
         if self._odd:
-            targets, sources = [*map(_copyable, targets)], [*map(_copyable, sources)]
+            targets, sources = [*map(copyable, targets)], [*map(copyable, sources)]
         torch._foreach_copy_(targets, sources)  # the one copy of a list that torch has
 
 
@@ -183,9 +203,14 @@ def _is_odd(tensor: Tensor) -> bool:
     return tensor.dtype in _ODD
 
 
-def _copyable(tensor: Tensor) -> Tensor:
+def copyable(tensor: Tensor) -> Tensor:
     """`tensor`, or its bytes where torch cannot copy its dtype."""
     return tensor.view(torch.uint8) if _is_odd(tensor) else tensor
+
+
+def copy_of(tensor: Tensor) -> Tensor:
+    """A clone of `tensor`, of whatever dtype."""
+    return copyable(tensor).clone().view(tensor.dtype) if _is_odd(tensor) else tensor.clone()
 
 
 class Kept:

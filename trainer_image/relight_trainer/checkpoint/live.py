@@ -2,8 +2,7 @@
 
 `state_dict()` of a small model and its optimizer takes longer than to copy their tensors. What it gives hardly ever
 changes, though: names and tensors stay, a learning rate moves. A live state compares the containers in which torch keeps
-all this with what was in them, by identity first, so that tensors that are the same objects cost nothing. (Others are
-different, but for two of one equal number, which are told apart as soon as it matters.)
+all this with what was in them, by identity first, so that tensors that are the same objects cost nothing.
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from relight_trainer.buffers import Places
 
 Place = tuple[int, str]  # parameter group, key
 
@@ -52,23 +53,22 @@ def live(stateful: Any) -> Live | None:
 class _LiveModule(Live):
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+        self._places = Places([module], parameters=True)
+        self._version = -1
         self._containers: list[Any] = []
         self._seen: list[Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
+        self._version = self._places.look(shapes=False)
         modules = list(self._module.modules())
-        self._containers = [
-            held
-            for m in modules
-            for held in (m._parameters, m._buffers, m._modules, m._non_persistent_buffers_set, *_hooks(m))  # noqa: SLF001
-        ]
+        self._containers = [held for m in modules for held in (m._non_persistent_buffers_set, *_hooks(m))]  # noqa: SLF001
         self._seen = [held.copy() for held in self._containers] if all(map(_is_plain, modules)) else None
         # The tensors themselves, not views made for this call: those of the next step are the same objects.
         state: dict[str, Any] = self._module.state_dict(keep_vars=True)
         return state
 
     def same(self) -> bool:
-        return _equal(self._containers, self._seen)
+        return self._places.look(shapes=False) == self._version and _equal(self._containers, self._seen)
 
 
 _OWN_SAY = ("state_dict", "_save_to_state_dict", "get_extra_state")
