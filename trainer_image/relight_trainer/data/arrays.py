@@ -11,12 +11,14 @@ from PIL import Image
 from relight_trainer.data.errors import BadData, one_of, unreadable
 from relight_trainer.data.fingerprint import digest
 from relight_trainer.data.images import ImageSet, image_sets
+from relight_trainer.data.labels import as_classes, as_numbers, is_real, is_whole
 from relight_trainer.data.parts import Indices
 from relight_trainer.data.paths import existing
 from relight_trainer.data.rows import RowSet, row_sets
 from relight_trainer.settings.data import Images
 
 Array = npt.NDArray[Any]
+_TORCHS = {np.dtype(kind) for kind in (bool, np.uint8, np.int8, np.int16, np.int32, np.int64)}
 _LOCAL_HEADER = 30  # bytes of a zip's header of a member, before its name and its extra field
 
 
@@ -70,20 +72,48 @@ class Pair:
         self._name = f"{path}:{inputs}"
         self._inputs = mapped(path, inputs, field)
         found = mapped(path, labels, field)
-        for array in (self._inputs, found):
-            if not (np.issubdtype(array.dtype, np.number) or array.dtype == bool):
-                raise BadData(f"{field}: {path} holds {array.dtype}; allowed: numbers")
+        for name, array in ((inputs, self._inputs), (labels, found)):
+            if not is_real(array.dtype):
+                raise BadData(f"{field}: {path}: {name} holds {array.dtype}; allowed: real numbers")
         if not self._inputs.ndim or found.ndim != 1 or len(self._inputs) != len(found) or not len(found):
             raise BadData(
-                f"{field}: {path}: inputs of the shape {self._inputs.shape} and labels of {found.shape}; "
+                f"{field}: {path}: {inputs} of the shape {self._inputs.shape} and {labels} of {found.shape}; "
                 "allowed: one label for each row of inputs, and a row at least"
             )
-        whole = np.issubdtype(found.dtype, np.integer) or found.dtype == bool
-        self.labels: Array = np.asarray(found).astype(np.int64 if whole else np.float32)
+        if 0 in self._inputs.shape:
+            raise BadData(
+                f"{field}: {path}: {inputs} of the shape {self._inputs.shape}; allowed: a number at least in each row"
+            )
+        where = f"{field}: {path}: {labels}"
+        whole = is_whole(found.dtype)
+        self.labels: Array = as_classes(found, where, least=None) if whole else as_numbers(found, where)
         self.fingerprint = digest(str((self._inputs.shape, self._inputs.dtype)), self.labels.tobytes())
 
     def rows(self, chosen: Indices) -> Array:
-        return np.asarray(self._inputs[chosen])
+        """The rows at `chosen` in a type that torch has, in this machine's byte order. Raises BadData.
+
+        Floats come as float32: what is not finite there is refused, with its row.
+        """
+        found = np.asarray(self._inputs[chosen])
+        if found.dtype.kind != "f":
+            native = found.dtype.newbyteorder("=")
+            return found.astype(native if native in _TORCHS else np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            rows = found.astype(np.float32, copy=False)
+        if not np.isfinite(rows.sum(dtype=np.float64)):
+            self._require_finite(chosen, found, rows)
+        return rows
+
+    def _require_finite(self, chosen: Indices, found: Array, rows: Array) -> None:
+        """Raises BadData where a value is not finite."""
+        wrong = np.argwhere(~np.isfinite(rows))
+        if len(wrong):
+            place = tuple(wrong[0])
+            inside = "".join(f"[{i}]" for i in place[1:])
+            raise BadData(
+                f"{self._name}[{chosen[place[0]]}]{inside}: found {found[place]}; allowed: finite numbers that float32 "
+                "holds, up to 3.4e38"
+            )
 
     def name(self, index: int) -> str:
         return f"{self._name}[{index}]"

@@ -158,12 +158,19 @@ class Csv(Arguments):
     test_fraction: Fraction = Field(0.2, description=FRACTION_WITHOUT_TEST)
     split_seed: Seed = Field(0, description=SPLIT_SEED)
     header: bool = Field(False, description="The first line names the columns.")
-    label: int | str = Field(-1, description="The labels' column: its number, -1 for the last, or its name.")
+    label: int | str = Field(-1, description="The labels' column: its number from 0, -1 for the last, or its name.")
     target: Literal["class", "number"] = Field("class", description="What labels are.")
     shape: list[Annotated[int, Field(ge=1)]] | None = Field(
         None, min_length=1, description="Of one sample; null: the columns in a row."
     )
     scale: float = Field(1.0, gt=0, description="Inputs are divided by it.")
+
+    @model_validator(mode="after")
+    def _a_name_needs_a_header(self) -> Self:
+        if isinstance(self.label, str) and not self.header:
+            error = problem("conflict", "columns have no names", allowed="a column's number, or data.header: true")
+            raise ValidationError.from_exception_data("csv", [located(error, ("label",), self.label)])
+        return self
 
 
 class HuggingFace(Arguments):
