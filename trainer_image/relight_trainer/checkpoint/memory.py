@@ -19,6 +19,13 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return _view(tensor.data_ptr(), tensor.numel() * tensor.element_size())
 
 
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a dense tensor as flat uint8, on its own device."""
+    size = tensor.element_size()
+    memory = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    return memory.set_(tensor.untyped_storage(), tensor.storage_offset() * size, (tensor.numel() * size,), (1,))
+
+
 def owned(data: Buffer) -> torch.Tensor:
     """A copy of `data` as a flat uint8 tensor that owns its memory, aligned as torch's allocator aligns."""
     source = memoryview(data).cast("B")

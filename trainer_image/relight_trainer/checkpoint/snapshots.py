@@ -23,6 +23,7 @@ from relight_trainer.checkpoint.errors import SnapshotsOff
 from relight_trainer.checkpoint.manifest import Position
 from relight_trainer.checkpoint.memory import bytes_of
 from relight_trainer.checkpoint.repeated import Flattener
+from relight_trainer.checkpoint.unchanged import Unchanged, edges_of
 
 _LEAST_HEAD = 4096
 _SMALL = 1 << 14  # bytes; torch copies more than that as fast, and without holding up other threads
@@ -46,12 +47,15 @@ class Snapshots:
         self._geometry: object = None
         self._layout = Layout((), (), ())
         self._head = Head((), {})
+        self._unchanged = Unchanged()
+        self.copied = 0  # bytes of tensors that the last write has copied
 
     def write(self, state: State, *, generation: int, step: int) -> None:
         """Copy the state into the older slot and close it. Tensors on a device are waited for.
 
         After the first two calls, and while names, sizes and aliases of the tensors stay the same, this only copies
-        bytes into memory that is already there.
+        bytes into memory that is already there; and of a large tensor that has not been written since it was copied into
+        this slot, next to none (see `unchanged`).
         Raises `SnapshotsOff` where two such states do not fit, `UnsupportedState` where the state cannot be saved; the
         newest closed slot stays as it is.
         """
@@ -67,13 +71,16 @@ class Snapshots:
             # Room for the numbers in it to grow, the same in each process for the same state.
             least = len(self._head.bytes(json.loads(quoted))) * 5 // 4
             head_bytes = max(_LEAST_HEAD, 1 << least.bit_length())
+            self._unchanged.forget(self._next)
             try:
                 slot.map(self._layout, tensors, self._head, head_bytes)
                 other.reserve(head_bytes + self._head.data_bytes)
             except SnapshotsOff:
                 slot.drop()
                 raise
-        slot.copy(words, tensors, self._geometry)
+        held = self._unchanged.look(self._layout, tensors, self._geometry, self._next)
+        self.copied = slot.copy(words, tensors, self._geometry, held)
+        self._unchanged.copied(self._next)
         slot.close(f'{self._mark},"generation":{generation},"step":{step},"bytes":{slot.bytes}}}'.encode())
         self._next = 1 - self._next
 
@@ -123,7 +130,9 @@ class _Slot:
         self._targets: list[Tensor] = []
         self._geometry: object = None  # of the tensors that the next two are for
         self._small: list[tuple[memoryview, memoryview]] = []
+        self._data_bytes = 0
         self._large: list[int] = []
+        self._edges: dict[int, list[tuple[memoryview, memoryview]]] = {}  # of entries that are here
         self._mark: mmap.mmap | None = None
 
     def position(self, owner: dict[str, str]) -> Position | None:
@@ -179,15 +188,18 @@ class _Slot:
         for i, entry in enumerate(layout.entries):
             self._targets.append(layout.target(i, whole[at : at + entry.bytes], tensors))
             at += entry.bytes
-        self.layout, self.bytes = layout, size
+        self.layout, self.bytes, self._data_bytes = layout, size, head.data_bytes
 
     def drop(self) -> None:
         """Give the memory back."""
         self._let_go()
         self.path.unlink(missing_ok=True)
 
-    def copy(self, words: bytes, tensors: Sequence[Tensor], geometry: object) -> None:
-        """Copy the state's text and `tensors` in; `geometry` is another object where their memory is another."""
+    def copy(self, words: bytes, tensors: Sequence[Tensor], geometry: object, held: frozenset[int]) -> int:
+        """Copy the state's text and `tensors` in; `geometry` is another object where their memory is another.
+
+        Entries `held` are here as they are, but for their edges. Returns the bytes of tensors that have been copied.
+        """
         assert self.layout is not None
         assert self._memory is not None
         if geometry is not self._geometry:
@@ -198,10 +210,20 @@ class _Slot:
         self._words = len(words)
         for target, source in self._small:
             target[:] = source
-        if self._large:
-            sources = [self.layout.source(i, tensors) for i in self._large]
+        size = self._data_bytes
+        for i in held:
+            size -= self.layout.entries[i].bytes
+            if (edges := self._edges.get(i)) is None:
+                edges = self._edges[i] = edges_of(self.layout.source(i, tensors), self._targets[i])
+            for target, source in edges:
+                target[:] = source
+                size += len(source)
+        large = [i for i in self._large if i not in held] if held else self._large
+        if large:
+            sources = [self.layout.source(i, tensors) for i in large]
             with torch.no_grad():  # one call for all of them
-                torch._foreach_copy_([self._targets[i] for i in self._large], sources)
+                torch._foreach_copy_([self._targets[i] for i in large], sources)
+        return size
 
     def _aim(self, tensors: Sequence[Tensor]) -> None:
         """Tell apart what torch copies and what is copied sooner than torch is called."""
@@ -211,13 +233,14 @@ class _Slot:
             s.device.type == "cpu" and e.bytes <= _SMALL for s, e in zip(sources, self.layout.entries, strict=True)
         ]
         self._large = [i for i, is_small in enumerate(small) if not is_small]
+        self._edges = {}
         self._small = [
             (bytes_of(self._targets[i]), bytes_of(sources[i])) for i, is_small in enumerate(small) if is_small
         ]
 
     def _let_go(self) -> None:
         self.layout, self._memory, self._geometry, self.room = None, None, None, 0
-        self._targets, self._small, self._large = [], [], []
+        self._targets, self._small, self._large, self._edges = [], [], [], {}
 
 
 def _take(descriptor: int, size: int) -> None:
