@@ -68,13 +68,21 @@ def test_a_failure_before_anything_is_done_is_given_up_once_it_has_come_often_en
 
 def test_a_rank_that_ends_with_0_before_the_others_has_failed_and_a_rule_may_end_the_job_for_it(home: Home) -> None:
     rule = {"match": {"cause": "Exception"}, "action": "Fail", "after": 2}
-    result = home.run(job("leave:7", nodes=2, failures=0, rules=[rule]))
+    result = home.run(job("early", nodes=2, failures=0, rules=[rule]))
     assert result.code == 70, result.said
     assert result.reason == "RetryRule"
     assert "retry.rules[0]: cause Exception, 2 times within 1h" in result.said
     failure = result.final["lastFailure"]
     assert failure["message"].startswith("rank 1 ended with exit code 0 before the others were done")
     assert (failure["member"], failure["collateral"]) == ("small-1-0", ["small-0-0"])
+
+
+def test_a_rank_that_leaves_its_loop_while_others_need_it_is_named_at_once(home: Home) -> None:
+    result = home.run(job("leave:7", nodes=2, failures=5))
+    assert result.code == 64, result.said
+    failure = result.final["lastFailure"]
+    assert failure["message"].startswith("the script has left its training loop in step 7 of 40")
+    assert (failure["rank"], failure["member"], failure["collateral"]) == (1, "small-1-0", ["small-0-0"])
 
 
 def test_a_rule_knows_the_exit_code_of_a_users_own_program(home: Home) -> None:

@@ -90,7 +90,7 @@ def test_a_heartbeat_says_what_the_worker_is_at_and_how_much_of_its_time_is_its_
         }
         last = Heartbeat.read(folder.heartbeat_path(0))
         assert last is not None
-        assert last[:2] == ("end", 12)
+        assert last[:2] == ("after", 12)
         told = Heartbeat.read_own(folder.heartbeat_path(0))
         assert told is not None
         assert told[1] == 12

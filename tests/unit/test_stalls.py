@@ -39,6 +39,12 @@ def test_how_long_a_silence_may_be(slowest: float | None, stalls: int, seconds: 
     assert limit(slowest, HEALTH, stalls) == seconds
 
 
+def test_what_is_seen_behind_the_last_step_teaches_nothing_of_what_comes() -> None:
+    learned = Learned(whole_epoch=True, stalls=3)
+    learned.note("after", 0.1)
+    assert learned.limit("after", HEALTH) == HEALTH.no_progress
+
+
 def test_health_comes_from_the_world_and_defaults_where_a_coordinator_says_nothing() -> None:
     assert Health.from_world({"startup": 1.0, "heartbeat": 2, "noProgress": 3.0}) == Health(1.0, 2.0, 3.0)
     assert Health.from_world(None) == Health(1800.0, 60.0, 1800.0)

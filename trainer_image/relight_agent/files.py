@@ -190,7 +190,8 @@ class Outcome:
 
 _HEARTBEAT = struct.Struct("<qqd")
 _OWN = struct.Struct("<dq")  # behind it
-SECTIONS = ("start", "data", "train", "evaluation", "checkpoint", "end")
+# "end": the final checkpoint; "after": what a script or a hook does behind the last step.
+SECTIONS = ("start", "data", "train", "evaluation", "checkpoint", "end", "after")
 
 
 class Heartbeat:

@@ -64,6 +64,8 @@ class Learned:
         self.slowest[section] = max(seconds, self.slowest.get(section, 0.0))
 
     def limit(self, section: str, health: Health) -> float:
+        if section == "after":  # done once: what has been seen of it says nothing of what comes
+            return health.no_progress
         section = _kind(section)
         known = self.slowest.get(section) if section != "train" or self.whole_epoch else None
         return limit(known, health, self.stalls)

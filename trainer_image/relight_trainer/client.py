@@ -9,8 +9,10 @@
 
 In a job, `start` loads the newest state that any member holds, and the loop goes on behind the last batch that had
 been trained on. Each time the loop asks for its next batch, the step before it is complete: there, and only there,
-state is saved and the job stops when it is told to. The end of the loop is the end of the training; the script may go
-on, to evaluate for instance. A script that is run again after that ends in `start`.
+state is saved and the job stops when it is told to. The end of the loop is the end of the training; a script that leaves
+the loop earlier calls `run.finish()`. The script may go on, to evaluate or to export for instance. The job has succeeded
+once the script of every rank has ended with 0. Where it is killed before that, the script is run again, the loop ends at
+once, and what stands behind it is done again: at least once, not exactly once.
 
 Torch's, numpy's and Python's global generators are seeded for each epoch and batch, so that a resumed script draws
 what it would have drawn. (Loader processes that are kept over epochs, `persistent_workers`, draw from where they are.)
@@ -46,13 +48,20 @@ class Misused(Exception):
     exit_code = ExitCode.BAD_CONFIG
 
 
+class Unfinished(Exception):
+    """The script has ended with 0, and its training is not over."""
+
+    exit_code = ExitCode.BAD_CONFIG
+
+
 def start(*, init: bool = False, seed: int = 0, **state: Stateful) -> "Run":
     """Join the job that this process is a worker of, and load its newest state into the objects given.
 
     `state` is everything that the next step depends on, by name: models, optimizers, schedulers, scalers; whatever has
     `state_dict` and `load_state_dict`. Models in DDP are unwrapped, so names do not depend on it. With `init`, the
     default process group is formed (NCCL where there is a GPU, else gloo) unless there is one.
-    Raises Misused without a process group, SystemExit(0) where the job has been trained to its end already.
+    Where the job has been trained to its end already, that state is loaded, `run.finished` is true, and the loop ends at
+    once. Raises Misused without a process group.
     """
     context = WorkerContext.from_env()
     own_group = False
@@ -71,11 +80,16 @@ def start(*, init: bool = False, seed: int = 0, **state: Stateful) -> "Run":
 
 
 def outcome() -> Outcome | None:
-    """How this process's run has ended; None where it has not, or where there is none.
-
-    For the worker's entry, which writes it when the script is through: the agent ends the process soon after.
-    """
+    """How this process's training has ended; None where it has not, or where there is none."""
     return _current.outcome() if _current is not None else None
+
+
+def at_the_end() -> Outcome | None:
+    """How this process's run has ended, now that the script has ended with 0; None where it has used no client.
+
+    For the worker's entry, which writes it: the agent ends the process soon after. Raises Unfinished.
+    """
+    return _current.at_the_end() if _current is not None else None
 
 
 class Run:
@@ -89,6 +103,7 @@ class Run:
         self._cursor = Cursor()
         self._reached: Cursor | None = None  # what the batch that the script is at leads to, once it is done
         self._started = False
+        self._epochs: int | None = None  # planned, where `steps` is the loop
         self._outcome: Outcome | None = None
         self._session: Session | None = None
         self._data_seconds = 0.0  # spent waiting for batches
@@ -108,6 +123,13 @@ class Run:
         """Batches of this epoch that have been trained on."""
         return self._cursor.batch
 
+    @property
+    def finished(self) -> bool:
+        """Whether the training is over, in this process or in one before it: no step is to come."""
+        cursor = self._cursor
+        planned = cursor.early or self._epochs is None or cursor.epoch >= self._epochs
+        return self._outcome is not None or (cursor.weights_digest != "" and planned)
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """`model` in DDP, whose sums are the same in a resumed process; as it is where there is no process group."""
         if not dist.is_initialized():
@@ -120,15 +142,19 @@ class Run:
         `set_epoch` is called on samplers that have it. With `accumulate`, that many batches make one optimizer step,
         fewer at the end of an epoch; `run.stepping` says for which batch the script calls `optimizer.step()`.
         Raises SystemExit(0) where the job stops; everything is saved by then, and of a step that was under way nothing.
+        Who leaves the loop before its end calls `finish`: else the job fails, for it is not known whether the last batch
+        has been trained on.
         """
         if self._started:
             raise Misused("run.steps can be used once: the place in the data is one place")
         self._started = True
+        self._epochs = epochs
         if self._session is not None:
             batches = _length(loader)
             self._session.batches_per_epoch = batches
             self._session.total_steps = epochs * -(-batches // accumulate)
-        while self._cursor.epoch < epochs:
+            self._session.loop = _words(loader, batches, epochs)
+        while self._cursor.epoch < epochs and not self.finished:
             yield from self._epoch(loader, accumulate)
         self.finish()
 
@@ -198,27 +224,76 @@ class Run:
         if self._session is not None:
             self._session.log({name: _text(value) for name, value in metrics.items()})
 
+    def alive(self) -> None:
+        """Say that this rank is at work: for what takes long outside of a step, an export for instance.
+
+        It then counts as silent for no longer than since this call; `health.noProgress` in the job bounds that.
+        """
+        if self._session is not None:
+            self._session.alive()
+
     def finish(self) -> None:
         """End the training here; the end of the loop does it, a script that breaks out of it calls it.
 
         All ranks must do so after the same step. The weights are compared over ranks, and the final checkpoint saved.
+        Raises UnevenRanks and RanksDiffer where they are not the same, SystemExit(0) where the job stops here.
         """
         if self._session is None or self._outcome is not None:
             return
         self._arrive()
+        if self._cursor.weights_digest:
+            self._outcome = self._session.completed()
+            return
         prefix = len(self._modules) > 1
         tensors = [
             (f"{name}.{tensor_name}" if prefix else tensor_name, tensor)
             for name, module in self._modules.items()
             for tensor_name, tensor in (*module.named_parameters(), *module.named_buffers())
         ]
-        self._guard(lambda session: setattr(self, "_outcome", session.complete(tensors)))
+        early = self._is_early()
+        self._guard(lambda session: setattr(self, "_outcome", session.complete(tensors, early=early)))
 
     def outcome(self) -> Outcome | None:
-        """How the run has ended, with the metrics logged until now; None before its end."""
+        """How the training has ended, with the metrics logged until now; None before its end."""
         if self._outcome is None or self._session is None or self._outcome.result is None:
             return self._outcome
         return replace(self._outcome, result={**self._outcome.result, "metrics": self._session.cursor.metrics})
+
+    def at_the_end(self) -> Outcome | None:
+        """See the function of this name."""
+        if self._session is None:
+            return None
+        if self._outcome is None and self.finished:  # by an earlier process, and this one's script has no loop then
+            self.finish()
+        ended = self.outcome()
+        if ended is None:
+            raise Unfinished(self._left())
+        return replace(ended, at=time.monotonic())
+
+    def _left(self) -> str:
+        """What is wrong with a script that ends with 0 before its training is over."""
+        session, cursor = self._session, self._cursor
+        assert session is not None
+        if not session.pace.steps and self._reached is None:
+            return (
+                f"the script has called client.start and ended with 0 without a training step (the job is at step "
+                f"{cursor.step}): train in `for batch in run.steps(loader, epochs=...)`, call run.finish() where the "
+                "training is over, or do not call client.start"
+            )
+        total = f" of {session.total_steps}" if session.total_steps else ""
+        where = f"in step {cursor.step + 1}" if self._reached is not None else f"after step {cursor.step}"
+        return (
+            f"the script has left its training loop {where}{total}, and ended with 0 without run.finish(): whether the "
+            "last batch has been trained on is not known, and its weights are not saved. Where the training is to end "
+            "there, call run.finish() after the loop (after `break`, say), and run the job again: it goes on from its "
+            "newest saved step"
+        )
+
+    def _is_early(self) -> bool:
+        """Whether steps of the plan are left, as far as there is one."""
+        if self._epochs is not None:
+            return self._cursor.epoch < self._epochs
+        return self._session is not None and self._cursor.step < self._session.total_steps
 
     def _join(self, context: WorkerContext, state: dict[str, Stateful], *, own_group: bool) -> None:
         for stateful in state.values():
@@ -232,8 +307,6 @@ class Run:
         self._session.waited = lambda: self._data_seconds
         self._session.restore(objects, self._modules.values())
         self._cursor = self._session.cursor
-        if self._cursor.weights_digest:
-            self._end(self._session.completed())
 
     @property
     def _world(self) -> int:
@@ -320,6 +393,15 @@ def _length(loader: Any) -> int:
         return len(loader)
     except TypeError:  # a DataLoader has `__len__` even where its data set has none
         return 0
+
+
+def _words(loader: Any, batches: int, epochs: int) -> str:
+    """The loop's length and what it follows from."""
+    data = getattr(loader, "dataset", None)
+    name = f"a {type(loader).__name__}" + (f" of {type(data).__name__}" if data is not None else "")
+    return (
+        f"{epochs} epochs of {batches} batches of {name}" if batches else f"{epochs} epochs of {name} without a length"
+    )
 
 
 def _parts(loader: Any) -> Iterator[Any]:

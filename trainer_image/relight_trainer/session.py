@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 from torch import Tensor, nn
 
-from relight_agent.exits import ExitCode
+from relight_agent.exits import ExitCode, Manner
 from relight_agent.files import MAX_METRICS, MAX_NOTICES, SECTIONS, Heartbeat, Outcome, Progress, clip
 from relight_agent.ledger import CHECKPOINT, DRAIN, EVALUATION, PRODUCTIVE, REPLAYED, Ledger
 from relight_trainer import learned_imports
@@ -40,6 +40,7 @@ from relight_trainer.checkpoint import (
 from relight_trainer.context import WorkerContext
 from relight_trainer.due import CheckpointDue
 from relight_trainer.leaving import Decision, MemberState, SaveTime, agree
+from relight_trainer.loop_end import LastStep, UnevenRanks, went_on
 from relight_trainer.peers import TIMEOUT, Interrupted, Patience, Peers, StoreExchange, connect
 from relight_trainer.replicas import EqualBuffers
 from relight_trainer.restore import RanksDiffer, Restored, newest_state, spread
@@ -48,6 +49,7 @@ from relight_trainer.stop import StopAgreement
 
 _START, _DATA, _TRAIN = SECTIONS.index("start"), SECTIONS.index("data"), SECTIONS.index("train")
 _EVALUATION, _CHECKPOINT, _END = SECTIONS.index("evaluation"), SECTIONS.index("checkpoint"), SECTIONS.index("end")
+_AFTER = SECTIONS.index("after")
 _PROGRESS_SECONDS = 1.0
 # For a checkpoint in flight, at a stop that needs none.
 _FINISH_SECONDS = 5.0
@@ -68,6 +70,7 @@ class Cursor(NamedTuple):
     samples: int = 0  # samples consumed by the whole job
     metrics: dict[str, str] = {}  # noqa: RUF012  # replaced, never changed
     weights_digest: str = ""
+    early: bool = False  # of a final state: before the planned end, by `run.finish()`
 
 
 class Pace(NamedTuple):
@@ -111,6 +114,8 @@ class Session:
         # Seconds of this rank's own work in this generation's steps, waiting for peers left out; None: not known.
         self.own_seconds: Callable[[], float] | None = None
         self.waited: Callable[[], float] = float  # seconds that steps have waited for their data, in all
+        self.loop = ""  # what the steps' number follows from, in words: for who compares it over ranks
+        self._section = _START
         self._entered_at = 0.0
         self._context = context
         self._notices: list[str] = []
@@ -136,6 +141,7 @@ class Session:
             world=context.world_size,
             requested=self._requested,
             say=self.say,
+            uneven=self._fail_uneven,
             poll=max(0.02, 0.0005 * context.world_size),  # bounds what the store is asked in a large world
         )
         job = context.job
@@ -226,7 +232,8 @@ class Session:
         self._write_snapshot()
         self._due.start(self.cursor.step)
         self._stop.at_boundary(self.cursor.step)
-        self._heartbeat.beat(_TRAIN, self.cursor.step)
+        self._section = _TRAIN
+        self.alive()
         self._ledger.turn_to(self._kind_of_step())
         self._report(restored_at=time.monotonic())
         self._serve_metrics()
@@ -307,25 +314,36 @@ class Session:
     @contextmanager
     def section(self, name: str) -> Iterator[None]:
         """What is done within is one of SECTIONS, for whoever judges how long it may take."""
-        self._heartbeat.beat(SECTIONS.index(name), self.cursor.step)
-        yield
-        self._heartbeat.beat(_TRAIN, self.cursor.step)
+        before, self._section = self._section, SECTIONS.index(name)
+        self.alive()
+        try:
+            yield
+        finally:
+            self._section = before
+            self.alive()
 
-    def complete(self, named_tensors: Iterable[tuple[str, Tensor]]) -> Outcome:
+    def alive(self) -> None:
+        """Say that this rank is at work: its silence begins anew."""
+        self._heartbeat.beat(self._section, self.cursor.step)
+
+    def complete(self, named_tensors: Iterable[tuple[str, Tensor]], *, early: bool = False) -> Outcome:
         """All steps are done: compare the weights over ranks, save the final checkpoint, and say so.
 
-        Raises Stopped where all ranks have agreed to stop here, RanksDiffer where their weights are not the same.
+        `early`: before the planned end. What follows in this process is in the section "after".
+        Raises Stopped where all ranks have agreed to stop here, UnevenRanks where another rank has done another number
+        of steps, RanksDiffer where their weights are not the same.
         """
-        if not self._stop.finish(self.cursor.step):
+        if not self._stop.finish(self.cursor.step, self.loop):
             self._leave()
         self._heartbeat.beat(_END, self.cursor.step)
         self._ledger.turn_to(CHECKPOINT)
+        self._stop.wait_for_all()
         digest = weights_digest(named_tensors)
         digests = self.peers.gather(bytes.fromhex(digest))
         differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
         if differing:
             raise RanksDiffer(f"at the end ranks {differing} hold other weights than rank 0")
-        self.cursor = self.cursor._replace(weights_digest=digest)
+        self.cursor = self.cursor._replace(weights_digest=digest, early=early)
         self._write_snapshot()
         if self._saver:
             self._save_checkpoint(self._saver, final=True)
@@ -334,7 +352,9 @@ class Session:
     def completed(self) -> Outcome:
         """The outcome of a job whose final state is loaded: at its end, or in a run after it."""
         self._stop.close()
-        self._heartbeat.beat(_END, self.cursor.step)
+        self._section = _AFTER
+        self.alive()
+        self._ledger.turn_to(EVALUATION)
         self._report()
         result = {"weightsDigest": self.cursor.weights_digest, "metrics": self.cursor.metrics}
         return Outcome("completed", rank=self._context.rank, step=self.cursor.step, at=time.monotonic(), result=result)
@@ -356,6 +376,17 @@ class Session:
         """Seconds that another rank may take to come to where this one waits, as long as agents learn."""
         learned = self._context.folder.patience() if self._patience is not None else None
         return max(TIMEOUT.total_seconds(), learned or 0.0)
+
+    def _fail_uneven(self, first: LastStep, done: int, within: bool) -> None:  # a callback
+        """In a thread beside the main one, which waits in a collective: the agent ends this process once it has read it."""
+        context = self._context
+        message = clip(went_on(first, context.rank, done, self.loop, within=within))
+        outcome = Outcome(
+            "failed", context.rank, done, int(UnevenRanks.exit_code), message=message, at=time.monotonic(),
+            manner=str(Manner.RAISED),
+        )  # fmt: skip
+        context.folder.write_outcome(context.local_rank, outcome)
+        print(f"relight: {message}", flush=True)
 
     def _requested(self) -> bool:
         command = self._context.folder.command()

@@ -12,6 +12,9 @@ The furthest position decides: all stop at boundary s; before part m + 1, and wh
 at boundary s + 1. A rank that waits inside a step for its peers is thereby never left alone, whether they meet in each
 part or in the last, and no rank has passed the place chosen. Which part is a step's last must be the same on all ranks:
 where they have different numbers of parts, it is that of the rank with the fewest, and what follows counts to it.
+
+The same side thread sees that this rank begins a step after the one with which another rank's loop has ended
+(`loop_end`): the main thread would wait for that rank's gradients for ever.
 """
 
 import threading
@@ -20,11 +23,15 @@ from collections.abc import Callable
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
+from relight_trainer.loop_end import LastStep, LoopEnd
+
 Position = tuple[int, int]
 
 _START: Position = (0, 0)
 _DONE: Position = (2**60, 0)
 _GO_ON = "go on"
+# One key that all look for wakes them up, whatever for; a stop may be asked for after a loop has ended.
+_NOTICE, _STOP, _END = "stop/notice", "stop", "end"
 
 
 class StopAgreement:
@@ -32,7 +39,9 @@ class StopAgreement:
 
     `store` must be this object's own client: nothing else may wait on it. `requested` says whether this member's
     agent has asked for a stop; the side thread calls it every `poll` seconds. A decision that is not there `patience`
-    seconds after the notice is given up by all ranks alike: training goes on, and `say` hears why.
+    seconds after the notice is given up by all ranks alike: training goes on, and `say` hears why. `uneven` is called
+    by the side thread, once, with where the loop of another rank has ended, the steps that this rank has done, and
+    whether it is within the next one.
     """
 
     def __init__(
@@ -43,6 +52,7 @@ class StopAgreement:
         world: int,
         requested: Callable[[], bool],
         say: Callable[[str], None],
+        uneven: Callable[[LastStep, int, bool], None] = lambda *_: None,
         poll: float = 0.02,
         patience: float = 10.0,
     ) -> None:
@@ -51,6 +61,8 @@ class StopAgreement:
         self._positions = [f"stop/position/{i}" for i in range(world)]
         self._requested = requested
         self._say = say
+        self._uneven = uneven
+        self._ends = LoopEnd(store, rank, world)
         self._poll = poll
         self._patience = patience
         # No lock, which each step would take: the main thread first tells its position and then looks whether it may go on;
@@ -75,14 +87,22 @@ class StopAgreement:
         """Begin `part` of the step after `step` done ones: False where all ranks stop here instead."""
         return self._pass(step, part, (2 * step + 1, 0) if last else (2 * step, part + 1))
 
-    def finish(self, step: int) -> bool:
+    def finish(self, step: int, how: str = "") -> bool:
         """Leave the loop with `step` steps done and nothing left but to save: False where all ranks stop here instead.
 
-        A stop asked for later finds this rank done and is dropped by all.
+        A stop asked for later finds this rank done and is dropped by all. `how` the loop ended, in words.
+        Raises UnevenRanks where another rank's loop has ended after another step.
         """
         going_on = self._pass(step, 0, _DONE)
         self.close()
+        if going_on:
+            self._ends.announce(step, how)
+            self._store.compare_set(_NOTICE, "", _END)
         return going_on
+
+    def wait_for_all(self) -> None:
+        """After `finish`: wait until the loops of all ranks have ended."""
+        self._ends.wait()
 
     def close(self) -> None:
         """End the side thread; a position is still published for peers that may ask."""
@@ -99,9 +119,12 @@ class StopAgreement:
     def _watch(self) -> None:
         try:
             if self._noticed():
-                self._store.set("stop/notice", "1")
+                self._store.set(_NOTICE, _STOP)
                 self._publish()
                 self._decide()
+                self._decided.set()
+                if self._stop_at is None:
+                    self._watch_ends()
             else:
                 self._publish()
         except RuntimeError as error:  # the store has gone: the world is ending, or has ended well
@@ -111,10 +134,34 @@ class StopAgreement:
             self._decided.set()
 
     def _noticed(self) -> bool:
+        """Wait until a stop is asked for; False where the loop has ended before."""
+        ended: LastStep | None = None
+        told = False
         while not self._closed.wait(self._poll):
-            if self._requested() or self._store.check(["stop/notice"]):
+            if self._requested():
                 return True
+            if ended is None and not self._store.check([_NOTICE]):
+                continue
+            if self._store.get(_NOTICE) == _STOP.encode():
+                return True
+            ended = ended or self._ends.first()
+            told = told or self._tell_if_later(ended)
         return False
+
+    def _watch_ends(self) -> None:
+        """No stop is listened to any more, only the end of another rank's loop."""
+        while not self._closed.wait(self._poll):
+            if self._tell_if_later(self._ends.first()):
+                return
+
+    def _tell_if_later(self, ended: LastStep | None) -> bool:
+        """Say so where this rank has gone beyond the step with which `ended`."""
+        position = self._position
+        if ended is None or position == _DONE or position <= (2 * ended.step, 0):
+            return False
+        place, part = position
+        self._uneven(ended, place // 2, place % 2 == 1 or part > 0)
+        return True
 
     def _publish(self) -> None:
         self._frozen = True

@@ -62,7 +62,8 @@ def train(
         with closing(Feed(training.sampler, training.dealer, splits.train, run.step, run.total_steps)) as feed:
             _steps(training, feed)
         training.evaluate()
-        hooks.run_end(run)
+        with session.section("after"):  # it may export, or compute for long
+            hooks.run_end(run)
     except Stopped:
         hooks.run_end(run)
         raise

@@ -83,10 +83,13 @@ def _run_to_the_end(context: WorkerContext) -> Outcome:
         settings = context.job.entry.get("config", {}).get("train", {})
         hygiene.set_threads(int(settings.get("threads") or os.environ.get("OMP_NUM_THREADS") or 1))
         _seed(stream(int(settings.get("seed", 0)), "worker", context.generation, context.rank))
-        outcome = entry_of(context)()
+        return entry_of(context)() or _completed(context)
+    except SystemExit as end:
+        if code_of(end) in (None, 0):
+            return _ended_with_0(context)
+        return _outcome_of(end, context)
     except BaseException as error:
         return _outcome_of(error, context)
-    return outcome or _completed(context)
 
 
 def _check_fork() -> None:
@@ -145,16 +148,25 @@ def run_module(module: str, arguments: list[str], workdir: str) -> None:
 
 
 def _completed(context: WorkerContext) -> Outcome:
-    """The end of a script that ran through: the client's word on it, where the script uses the client."""
+    """The end of a script that ran through: the client's word on it, where the script uses the client.
+
+    Raises Unfinished where its training is not over.
+    """
     from relight_trainer import client
 
-    return client.outcome() or Outcome("completed", context.rank, at=time.monotonic())
+    return client.at_the_end() or Outcome("completed", context.rank, at=time.monotonic())
+
+
+def _ended_with_0(context: WorkerContext) -> Outcome:
+    """By `sys.exit(0)`, or where the client has stopped the script."""
+    try:
+        return _completed(context)
+    except BaseException as error:
+        return _outcome_of(error, context)
 
 
 def _outcome_of(error: BaseException, context: WorkerContext) -> Outcome:
     at = time.monotonic()
-    if isinstance(error, SystemExit) and code_of(error) in (None, 0):
-        return _completed(context)
     tell(error)
     beat = Heartbeat.read(context.folder.heartbeat_path(context.local_rank))
     return Outcome(

@@ -246,7 +246,7 @@ class StallStatus(StatusModel):
     slot: int | None = None
     machine: str = ""
     member: str = ""
-    section: str = ""  # start | data | train | evaluation | checkpoint | end
+    section: str = ""  # start | data | train | evaluation | checkpoint | end | after
     step: int = 0  # steps that this rank has done
     frames: list[str] = Field(default_factory=list)  # of its Python stack, the innermost first
     message: str = ""

@@ -1,5 +1,6 @@
 """`failing.py HOW [MENDED]`: ends badly in the way it is told to, until the file MENDED exists (it is made at the first
-failure where MENDED ends in ".once"). "starve" takes memory for ever. With HOW "step:N", trains with the client, and the last rank fails once it has
+failure where MENDED ends in ".once"). "starve" takes memory for ever. "early" uses no client: rank 1 ends with 0 while
+rank 0 waits for it. With HOW "step:N", trains with the client, and the last rank fails once it has
 applied step N; with "forward:N" it fails before it, with "leave:N" it ends with 0 there. VOLATILE in the environment puts what differs each time into the words.
 """
 
@@ -59,5 +60,10 @@ fails = MENDED is None or not MENDED.exists()
 kind, _, step = how.partition(":")
 if kind in {"step", "forward", "leave"}:
     train(40, int(step) if fails else None, kind)
+elif how == "early":
+    torch.distributed.init_process_group("gloo")
+    if torch.distributed.get_rank() == 1:
+        sys.exit(0)
+    torch.distributed.all_reduce(torch.ones(1))
 elif fails:
     end(how, int(os.environ["RANK"]))

@@ -49,6 +49,7 @@ class RelightCallback(pl.Callback):  # type: ignore[misc,unused-ignore]
         self._trainer = trainer
         self._run = client.start(init=True, seed=self._seed, **state)
         self._steps = trainer.global_step
+        trainer.should_stop = self._run.finished  # only what stands behind the training is left to do
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches  # either may be infinite

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import TrainOutput
 
 from relight_trainer import client
 from relight_trainer.replicas import warm_up
@@ -36,10 +37,19 @@ class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self._steps = 0  # of the Trainer's count, as the run was told it last
 
     def resume(self, trainer: Trainer) -> str | None:
-        """Load the newest state: what `Trainer.train` wants as `resume_from_checkpoint`, None for a new training."""
+        """Load the newest state: what `Trainer.train` wants as `resume_from_checkpoint`, None for a new training.
+
+        Where the training is over, `Trainer.train` returns at once: what stands behind it is left to do.
+        """
         self._trainer = trainer
         self._run = client.start(init=True, seed=self._seed, model=trainer.model, **self._parts)
         self._steps = self._run.step
+        if self._run.finished:
+            self._run.finish()
+            step = self._run.step
+            # `train` has been looked up by now. It would take one step more where an epoch is not whole.
+            trainer._inner_training_loop = lambda *_, **__: TrainOutput(step, 0.0, {})  # noqa: SLF001
+            return None
         if not self._run.step:
             return None
         self._folder = tempfile.TemporaryDirectory(prefix="relight-")
