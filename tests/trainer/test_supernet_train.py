@@ -20,7 +20,7 @@ from relight_trainer.data.digits import digits
 from relight_trainer.inspect import WrongInput
 from relight_trainer.models.digits_supernet import digits_supernet
 from relight_trainer.recalibrate import calibration_draws, population_statistics
-from relight_trainer.setup import Training
+from relight_trainer.step import Step
 from relight_trainer.supernet import BadSupernet, PathContext
 from relight_trainer.supernet.choices import space_of
 
@@ -56,13 +56,13 @@ class Careless(nn.Module):
 def active(context: WorkerContext) -> list[set[str]]:
     """The parameters that have a gradient in each step of a training."""
     steps: list[set[str]] = []
-    after_step = Training.after_step
+    step = Step.__call__
 
-    def note(self: Training) -> None:
-        steps.append({name for name, p in self.run.model.named_parameters() if p.grad is not None})
-        after_step(self)
+    def note(self: Step, *arguments: Any) -> None:
+        step(self, *arguments)
+        steps.append({name for name, p in self._run.model.named_parameters() if p.grad is not None})
 
-    Training.after_step = note  # type: ignore[method-assign]
+    Step.__call__ = note  # type: ignore[method-assign]
     assert train.run(context).kind == "completed"
     return steps
 

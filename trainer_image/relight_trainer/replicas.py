@@ -1,6 +1,7 @@
 """Keeping the ranks' models equal, bit for bit: DDP with a bucket order that never varies, and equal buffers."""
 
 import inspect
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,8 +31,25 @@ def replicate(
     )
     replica.broadcast_buffers = False  # EqualBuffers does it; the constructor's argument is deprecated in torch 2.13
     compress(replica, settings)
+    own_sparse_gradients(replica)
     warm_up(replica)
     return replica
+
+
+def own_sparse_gradients(replica: DistributedDataParallel) -> None:
+    """Give each sparse gradient memory of its own, before DDP divides it in place.
+
+    The values of an embedding's sparse gradient are the memory of the gradient of its output, which other parts of the
+    graph may still read: with `table(i) + linear(x)`, plain DDP (torch 2.13) halves the gradients of `linear` on two
+    ranks.
+    """
+    handles = [
+        parameter.register_hook(lambda gradient: gradient.clone())  # type: ignore[no-untyped-call]
+        for parameter, is_sparse in zip(*reduced(replica), strict=True)
+        if is_sparse
+    ]
+    if handles:
+        weakref.finalize(replica, lambda: [handle.remove() for handle in handles])
 
 
 def _known(settings: Ddp) -> dict[str, Any]:
@@ -59,15 +77,40 @@ def warm_up(replica: DistributedDataParallel) -> None:
 
 
 def take_part(replica: DistributedDataParallel) -> None:
-    """A backward pass without a sample: gradients of zero from this rank, and none of the user's code."""
-    module = replica.module
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    """A backward pass without a sample: gradients of zero for all parameters, and none of the user's code."""
+    parameters, sparse = reduced(replica)
 
     def stand_in(*_: object, **__: object) -> Tensor:
-        return torch.stack([p.reshape(-1)[:1].sum().float() * 0.0 for p in parameters]).sum()
+        return torch.stack(
+            [_nothing_of(p, is_sparse).float() * 0.0 for p, is_sparse in zip(parameters, sparse, strict=True)]
+        ).sum()
 
-    with mode(module, training=True), _instead_of_forward(module, stand_in):
+    with mode(replica.module, training=True), _instead_of_forward(replica.module, stand_in):
         replica().backward()
+
+
+def reduced(replica: DistributedDataParallel) -> tuple[list[nn.Parameter], list[bool]]:
+    """The parameters whose gradients DDP reduces, in its reducer's order, and which of them have sparse gradients.
+
+    As long as the same ones learn as when `replica` was made.
+    """
+    found: Any = replica
+    parameters, sparse = found._build_params_for_reducer()  # noqa: SLF001  # no public name in torch 2.13
+    return parameters, sparse
+
+
+def _nothing_of(parameter: nn.Parameter, is_sparse: bool) -> Tensor:
+    """A number that depends on `parameter`, whose gradient is of the kind that DDP expects: sparse ones are empty."""
+    if is_sparse:
+        no_rows = torch.zeros(0, dtype=torch.long, device=parameter.device)
+        return nn.functional.embedding(no_rows, parameter, sparse=True).sum()
+    return parameter.reshape(-1)[:1].sum()
+
+
+def without_samples(replica: DistributedDataParallel) -> None:
+    """A forward pass that uses no parameter, for a rank that has no sample: `Reduction.finish` does the rest."""
+    with mode(replica.module, training=True), _instead_of_forward(replica.module, lambda *_, **__: None):
+        replica()
 
 
 @contextmanager

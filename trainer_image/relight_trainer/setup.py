@@ -28,6 +28,7 @@ from relight_trainer.paths import Paths
 from relight_trainer.placement import check_model
 from relight_trainer.precision import autocast, build_scaler
 from relight_trainer.recalibrate import recalibrated
+from relight_trainer.reduction import Reduction
 from relight_trainer.registry import build
 from relight_trainer.replicas import replicate
 from relight_trainer.run import Run, numbers
@@ -44,7 +45,7 @@ from relight_trainer.step import Step
 from relight_trainer.sync_batchnorm import apply as apply_sync_bn
 from relight_trainer.tokens import TokenMean
 from relight_trainer.trained_time import TrainedTime
-from relight_trainer.unused import Unused
+from relight_trainer.unused import Unused, of_group
 from relight_trainer.windows import Dealer
 
 
@@ -90,7 +91,11 @@ class Training:
         self._objective = objective
         self._tokens = getattr(criterion, "denominator", None)
         self._callee = OwnStep(model) if own else model
-        self._unused = Unused(config.ddp, model, always=config.supernet is not None)
+        # A supernet uses a part of itself in each step: DDP is to know the rest before its backward passes.
+        self._finds_unused = config.supernet is not None or config.ddp.find_unused_parameters is True
+        self._unused: Unused | None = None
+        if session.peers.world > 1 and not self._finds_unused:
+            self._unused = of_group(f"training/{context.generation}", device)
         self.run = Run(
             config=config,
             session=session,
@@ -114,7 +119,6 @@ class Training:
             objective=objective,
             autocast=autocast(settings.precision, device),
             clip=build_clip(config.clip, model),
-            unused=self._unused,
             passed_on=self.dealer.passed_on,
         )
         session.batches_per_epoch = epoch.steps
@@ -138,7 +142,6 @@ class Training:
             "scaler": run.scaler,
             "schedule": self.schedule,
             "updates": self.step.updates,
-            "unused": self._unused,
             "data": self.splits.identity,
             "hooks": run.hooks,
         }
@@ -156,11 +159,6 @@ class Training:
         if self.freezer.at(self.run.step):
             self._replicate()
         set_rates(self.run.optimizer, self.schedule(self.step.updates.taken))
-
-    def after_step(self) -> None:
-        """What follows the optimizer's step, before it counts as done."""
-        if self._unused.looks(self.run.step) and self._unused.allowed:
-            self._replicate()
 
     def _state_equal(self) -> None:
         run = self.run
@@ -216,6 +214,8 @@ class Training:
     def close(self) -> None:
         if self._paths:
             self._paths.close()
+        if self._unused is not None:
+            self._unused.close()
 
     def _begin_afresh(self) -> None:
         if self.config.init_from:
@@ -243,7 +243,10 @@ class Training:
             return
         run.replica = self._callee
         gc.collect()  # an older DDP hangs its hooks on parameters for as long as it lives
-        run.replica = replicate(self._callee, self._device, self.config.ddp, find_unused=self._unused.allowed)
+        run.replica = replicate(self._callee, self._device, self.config.ddp, find_unused=self._finds_unused)
+        self.step.reduction = Reduction(
+            run.replica, self._unused, {id(p): name for name, p in run.model.named_parameters()}
+        )
 
     @contextmanager
     def _saving(self) -> Iterator[None]:

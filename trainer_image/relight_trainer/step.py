@@ -13,11 +13,11 @@ from relight_trainer.finite import FiniteWatch, NonFiniteLoss
 from relight_trainer.modes import mode
 from relight_trainer.objective import Objective
 from relight_trainer.placement import explain
-from relight_trainer.replicas import VirtualBuffers, take_part
+from relight_trainer.reduction import Reduction, told
+from relight_trainer.replicas import VirtualBuffers, without_samples
 from relight_trainer.run import Run
 from relight_trainer.seeds import seed_torch, streams
 from relight_trainer.sync_batchnorm import uncounted
-from relight_trainer.unused import Unused
 from relight_trainer.update import Update
 from relight_trainer.windows import Part
 
@@ -53,12 +53,13 @@ class Step:
         objective: Objective,
         autocast: Callable[[], AbstractContextManager[object]],
         clip: Callable[[], Tensor] | None,
-        unused: Unused,
         passed_on: bool,
     ) -> None:
         """`passed_on`: this rank may run the parts of several virtual ranks (`Dealer.passed_on`)."""
         self.updates = Updates()
         self.watch = FiniteWatch(run.device)
+        self.reduction: Reduction | None = None  # in a world of several ranks, of the present replica
+        self._told = False
         self._run = run
         self._objective = objective
         self._autocast = autocast
@@ -69,7 +70,6 @@ class Step:
         self._parameters = list(run.model.parameters())
         dtypes = {p.dtype for p in self._parameters}
         self._by_type = [(dtype, [p for p in self._parameters if p.dtype is dtype]) for dtype in dtypes]
-        self._unused = unused
         self._found = torch.zeros((), device=run.device)
         self._one = torch.ones((), device=run.device)
         self._weights: dict[tuple[float, int, torch.dtype], _Weight] = {}
@@ -92,9 +92,8 @@ class Step:
         share = self._world / samples
         losses: list[Tensor] = []
         passes = run.passes(run.step)
-        looks = self._unused.looks(run.step)
         count = len(parts) * len(passes)
-        last = count - 1 if not looks else -1
+        last, reduction = count - 1, self.reduction
         for run.micro, part in enumerate(parts):
             if run.micro:
                 session.enter(run.micro, last=run.micro >= fewest - 1)
@@ -110,6 +109,8 @@ class Step:
                 seed_torch(self._random(run.step, part.number))
                 share_of_pass = share / len(passes) if part.samples else 0.0
                 if run.micro * len(passes) + i == last:
+                    if last and reduction is not None:
+                        reduction.last_pass_begins()
                     self._pass(part, share_of_pass)
                 else:
                     with self._alone():
@@ -119,10 +120,13 @@ class Step:
                 run.hooks.backward_end(run)
         if self._buffers is not None:
             self._buffers.end()
-        if looks:
-            self._unused.look(session.say)
-        elif not parts:
-            self._without_samples()
+        if reduction is not None:
+            if not parts:
+                self._without_samples()
+            idle = reduction.finish(together=fewest == 0)
+            if idle and not self._told:
+                self._told = True
+                session.say(told(idle, run.step + 1))
         if count != 1:
             run.loss = sum(losses, self._nothing)
         self._update()
@@ -171,7 +175,7 @@ class Step:
     def _without_samples(self) -> None:
         """For a rank that has no part of the step: its peers still wait for its gradients, which are zero."""
         assert isinstance(self._run.replica, DistributedDataParallel)
-        take_part(self._run.replica)
+        without_samples(self._run.replica)
 
     def _alone(self) -> AbstractContextManager[object]:
         replica = self._run.replica

@@ -87,7 +87,6 @@ def _steps(training: Training, feed: Feed) -> None:
         hooks.step_begin(run)
         training.before_step()
         training.step(feed.parts(run.step), feed.batches, size, fewest)
-        training.after_step()
 
         run.step += 1
         if run.step % log_every == 0 or run.step == run.total_steps:

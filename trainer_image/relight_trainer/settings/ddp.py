@@ -25,8 +25,9 @@ class Ddp(StrictModel):
     )
     find_unused_parameters: Annotated[Literal["auto"] | bool, BeforeValidator(_unused)] = Field(
         "auto",
-        description="Whether parameters may take no part in a step. auto: where the first step leaves some without a "
-        "gradient, it says which, and allows it.",
+        description="Whether DDP looks for parameters that take no part in a step, before its backward pass. The gradients "
+        "are the same for all values. true is faster where many parameters take no part in most steps; auto and false "
+        "are faster everywhere else.",
     )
     compress: Literal["none", "bf16", "fp16", "powersgd"] = Field(
         "none", description="What gradients are sent as. powersgd: of low rank, with an error feedback on each rank."
