@@ -11,6 +11,7 @@ from relight_trainer.data.splits import Split
 from relight_trainer.modes import mode
 from relight_trainer.objective import Objective, split
 from relight_trainer.peers import Interrupted, Peers
+from relight_trainer.targets import WrongLabel
 
 if TYPE_CHECKING:
     from relight_trainer.step_context import StepContext
@@ -40,7 +41,8 @@ def sums_of(
         found = {"loss": objective.loss(output, batch, size)}
         if tokens is not None:
             found[_TOKENS] = tokens(split(batch)[2])
-        if isinstance(output, Tensor) and output.dim() == 2 and _are_classes(labels := split(batch)[2], size):
+        several = isinstance(output, Tensor) and output.dim() == 2 and output.shape[1] > 1
+        if several and _are_classes(labels := split(batch)[2], size):
             found["accuracy"] = (output.argmax(1) == labels).sum()
         return found
 
@@ -68,7 +70,11 @@ def shard_sums(
             if interrupted():
                 raise Interrupted
             size = len(draw.indices)
-            found = sums(batch, size)
+            try:
+                found = sums(batch, size)
+            except WrongLabel as error:
+                error.name(f"data.test[{draw.indices[error.row]}]")
+                raise
             names = list(found)
             values = torch.stack([v.double() for v in found.values()])
             values = torch.cat([values.new_tensor([size]), values])

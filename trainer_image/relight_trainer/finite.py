@@ -1,6 +1,7 @@
 """Numbers that are not finite: found before they are kept, named by their step, at no wait for the device."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ class FiniteWatch:
     `settle`, which belongs right before the state is copied to the host, for that waits for the same things.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, cause: Callable[[], None] | None = None) -> None:
+        """`cause` raises what explains a number that is not finite, where it knows that."""
+        self._cause = cause
         self.later = device.type != "cpu"
         self._noted: list[tuple[str, int, Tensor]] = []
 
@@ -52,6 +55,8 @@ class FiniteWatch:
             noted, self._noted = self._noted, []
             values = torch.stack([value.double() for _, _, value in noted]).tolist()
             for (what, step, _), value in zip(noted, values, strict=True):
+                if self._cause is not None and not math.isfinite(value):
+                    self._cause()
                 _check(what, value, step)
 
 

@@ -10,6 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
 
+from relight_agent.exits import ExitCode
+
+
+class LossMisfit(ValueError):
+    """The model's output, the target and the loss do not fit each other."""
+
+    exit_code = ExitCode.BAD_CONFIG
+
 
 class CrossEntropy(nn.Module):
     """(n, classes, ...) logits and (n, ...) labels"""
@@ -17,10 +25,14 @@ class CrossEntropy(nn.Module):
     reduction = "sum"
     denominator: Callable[[Tensor], Tensor] | None = None
 
-    def __init__(self, label_smoothing: float = 0.0, ignore_index: int = -100, weigh_by: str = "samples") -> None:
+    def __init__(
+        self, label_smoothing: float = 0.0, ignore_index: int | None = None, weigh_by: str = "samples"
+    ) -> None:
         super().__init__()
+        self.ignore_index = ignore_index
         self._smoothing = label_smoothing
-        self._ignored = ignore_index
+        # Torch ignores -100 where nothing else is asked for. No label is this one.
+        self._ignored = torch.iinfo(torch.int64).min if ignore_index is None else ignore_index
         if weigh_by == "tokens":
             self.denominator = self._tokens
 
@@ -61,7 +73,12 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _like(target: Tensor, output: Tensor) -> Tensor:
     if target.shape != output.shape:
-        raise ValueError(f"the model gives {tuple(output.shape)} and the targets are {tuple(target.shape)}")
+        if output.shape != (*target.shape, 1):  # one output for each target is that target's
+            raise LossMisfit(
+                f"loss: the model gives {tuple(output.shape)} and the targets are {tuple(target.shape)}; allowed: the "
+                "same shape for both"
+            )
+        target = target.unsqueeze(-1)
     return target.to(torch.promote_types(output.dtype, torch.float32))
 
 

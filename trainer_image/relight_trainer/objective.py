@@ -6,10 +6,14 @@ A model with `training_step(batch, run)` computes the loss itself: it returns th
 alone or as `loss` in a mapping. `run` is a `StepContext`. docs/own-models.md has examples.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+
+from relight_trainer.data.labels import KnownLabels
+from relight_trainer.losses import LossMisfit
+from relight_trainer.targets import Criterion, Targets
 
 if TYPE_CHECKING:
     from relight_trainer.step_context import StepContext
@@ -40,11 +44,13 @@ class Objective:
     """`replica(batch)` and the loss over it; `criterion` compares the model's output with the target.
 
     What a criterion gives is the sum over the samples where its `reduction` is "sum", as torch's losses name it; else
-    one number is their mean, and several are one for each sample.
+    one number is the mean over the samples, and several are the samples' own: equally many for each, whose mean is the
+    sample's loss.
     """
 
-    def __init__(self, criterion: Callable[[Any, Any], Tensor]) -> None:
-        self._criterion = criterion
+    def __init__(self, criterion: Criterion, known: Iterable[KnownLabels | None] = (None,)) -> None:
+        """`known`: the labels of each part of the data, None where they are streamed."""
+        self.targets = Targets(criterion, known)
         self._sums = getattr(criterion, "reduction", None) == "sum"
 
     def output(self, replica: nn.Module, batch: Any, run: "StepContext") -> Any:  # noqa: ARG002  # for `training_step`
@@ -59,15 +65,30 @@ class Objective:
         return loss * times
 
     def term(self, output: Any, batch: Any, samples: int) -> tuple[Tensor, int]:
-        """A number, and how many times it makes the sum of the losses of the batch's `samples`."""
+        """A number, and how many times it makes the sum of the losses of the batch's `samples`. Raises LossMisfit."""
         loss = self._compared(output, batch)
         if self._sums:
             return loss, 1
-        return (loss.sum(), 1) if loss.dim() else (loss, samples)
+        if not loss.dim():
+            return loss, samples
+        count = loss.numel()
+        if count == samples:
+            return loss.sum(), 1
+        if count == 1:
+            return loss.reshape(()), samples
+        # A batch without samples that count has one, or none, to take part with: what its loss is does not matter.
+        each, rest = divmod(count, samples or 1)
+        if rest or not each:
+            raise LossMisfit(
+                f"loss: {tuple(loss.shape)}, {count} numbers for {samples} samples; allowed: one number, the mean over "
+                'the samples; equally many for each sample; or a criterion with reduction = "sum", whose number is the '
+                "sum over the samples"
+            )
+        return loss.sum() / each, 1
 
     def _compared(self, output: Any, batch: Any) -> Tensor:
         pair = isinstance(batch, (tuple, list)) and len(batch) > 1
-        return self._criterion(output, batch[-1] if pair else split(batch)[2])
+        return self.targets.compared(output, batch[-1] if pair else split(batch)[2])
 
 
 class OwnStep(nn.Module):

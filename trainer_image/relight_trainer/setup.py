@@ -15,7 +15,7 @@ from relight_trainer.checkpoint.place import place_of
 from relight_trainer.clip import build_clip
 from relight_trainer.config import TrainerConfig
 from relight_trainer.context import WorkerContext
-from relight_trainer.data.splits import Splits
+from relight_trainer.data.splits import Splits, known_labels
 from relight_trainer.ema import Ema
 from relight_trainer.evaluate import evaluate, sums_of
 from relight_trainer.freeze import Freezer
@@ -87,7 +87,7 @@ class Training:
 
         own = hasattr(model, "training_step")
         criterion = None if own else build(LOSSES, config.loss)
-        objective = OwnObjective() if criterion is None else Objective(criterion)
+        objective = OwnObjective() if criterion is None else Objective(criterion, known_labels(splits))
         self._objective = objective
         self._tokens = getattr(criterion, "denominator", None)
         self._callee = OwnStep(model) if own else model
@@ -184,6 +184,7 @@ class Training:
         with session.evaluation():
             run.hooks.evaluation_begin(run)  # not earlier: a resume from here evaluates again
             metrics = self._evaluate()
+            self._objective.targets.require_right()
             if self.ema:
                 with self.ema.swapped():
                     metrics |= {f"ema_{name}": value for name, value in self._evaluate().items()}

@@ -18,6 +18,7 @@ from relight_trainer.replicas import VirtualBuffers, without_samples
 from relight_trainer.run import Run
 from relight_trainer.seeds import seed_torch, streams
 from relight_trainer.sync_batchnorm import uncounted
+from relight_trainer.targets import WrongLabel
 from relight_trainer.update import Update
 from relight_trainer.windows import Part
 
@@ -57,7 +58,7 @@ class Step:
     ) -> None:
         """`passed_on`: this rank may run the parts of several virtual ranks (`Dealer.passed_on`)."""
         self.updates = Updates()
-        self.watch = FiniteWatch(run.device)
+        self.watch = FiniteWatch(run.device, cause=objective.targets.require_right)
         self.reduction: Reduction | None = None  # in a world of several ranks, of the present replica
         self._told = False
         self._run = run
@@ -159,6 +160,9 @@ class Step:
         except (RuntimeError, NotImplementedError) as error:
             explain(error, run.model, run.batch, run.device)
             raise
+        except WrongLabel as error:
+            error.name(f"data.train[{part.indices[error.row]}]")
+            raise
         key = share, times, loss.dtype
         weight = self._weights.get(key)
         if weight is None:  # a few: batches of different size, empty ones
@@ -234,6 +238,7 @@ class Step:
             updates.taken += 1
             updates.skipped_in_a_row = 0
             return
+        self._objective.targets.require_right()
         updates.skipped_in_a_row += 1
         if updates.skipped_in_a_row == MAX_SKIPPED:
             raise NonFiniteLoss(

@@ -51,6 +51,14 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self._chosen)
 
+    @property
+    def known_labels(self) -> npt.NDArray[np.int64]:
+        """Of all samples."""
+        return self._source.labels[self._chosen]
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._chosen[index]))
+
     def __getitem__(self, index: int) -> Sample:
         at = int(self._chosen[index])
         try:

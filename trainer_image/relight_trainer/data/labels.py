@@ -1,14 +1,23 @@
 """Labels as numbers that a loss can use, exactly those of the file, or refused with the sample."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from relight_trainer.data.errors import BadData
 
 _MOST = np.iinfo(np.int64).max
 _EXACT = {np.dtype(np.float16): 2**11, np.dtype(np.float32): 2**24, np.dtype(np.float64): 2**53}
+
+
+class KnownLabels(NamedTuple):
+    """All labels of a part of the data, in the order of its samples."""
+
+    values: Tensor  # (n, ...)
+    name: Callable[[int], str]  # of a sample, such as `data.train[7]`
 
 
 def is_real(dtype: np.dtype[Any]) -> bool:

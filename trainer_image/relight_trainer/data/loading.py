@@ -23,6 +23,7 @@ from relight_agent.processes import die_with_parent
 from relight_trainer.data.device import each_tensor, on_device
 from relight_trainer.data.draws import Draw
 from relight_trainer.data.fingerprint import digest
+from relight_trainer.data.labels import KnownLabels
 from relight_trainer.failures import classify, describe
 from relight_trainer.hygiene import cut_inherited_sockets
 from relight_trainer.seeds import stream
@@ -39,6 +40,8 @@ class Dataset(Protocol):
     `load_batch(indices) -> batch`    all samples at once, where nothing in them is random
     `collate(samples) -> batch`       torch's `default_collate` otherwise
     `finish(batch) -> batch`          what is cheaper on the device, such as bytes to floats
+    `known_labels`                    the targets of all samples, in an array: compared with the loss before the start
+    `name(index) -> str`              what a person finds the sample by, with `known_labels`
     """
 
     def __len__(self) -> int: ...
@@ -62,6 +65,7 @@ class LoadedSplit:
     ) -> None:
         self.size = len(dataset)
         self.fingerprint: str = getattr(dataset, "fingerprint", "") or digest(type(dataset).__qualname__)
+        self.labels = _known_labels(dataset, name)
         self._dataset = dataset
         self._name = name
         self._workers = workers
@@ -158,6 +162,18 @@ class _Batches(torch.utils.data.Dataset[Any]):
             return batch if len(draw.indices) else each_tensor(batch, _no_rows)
         except Exception as error:  # whatever it is, it ends the training, and there its text is wanted
             return _Failure(f"{place}: {describe(error)}", classify(error))
+
+
+def _known_labels(dataset: Dataset, name: str) -> KnownLabels | None:
+    values = getattr(dataset, "known_labels", None)
+    name_of = getattr(dataset, "name", None)
+    if values is None:
+        return None
+
+    def named(index: int) -> str:
+        return f"{name}[{index}]" + ("" if name_of is None else f": {name_of(index)}")
+
+    return KnownLabels(torch.as_tensor(values), named)
 
 
 def automatic_workers(local_world: int, limit: float | None) -> int:

@@ -15,6 +15,10 @@ class Source(Protocol):
     labels: npt.NDArray[Any]  # (n,) int64 or float32
     fingerprint: str
 
+    def name(self, index: int) -> str:
+        """What a person finds the row by."""
+        ...
+
     def rows(self, chosen: Indices) -> npt.NDArray[Any]:
         """A copy of the inputs at `chosen`, (len(chosen), ...)."""
         ...
@@ -31,6 +35,15 @@ class RowSet:
 
     def __len__(self) -> int:
         return len(self._chosen)
+
+    @property
+    def known_labels(self) -> npt.NDArray[Any]:
+        """Of all samples."""
+        labels: npt.NDArray[Any] = self._source.labels[self._chosen]
+        return labels
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._chosen[index]))
 
     def __getitem__(self, index: int) -> Samples:
         return self.load_batch(np.array([index]))

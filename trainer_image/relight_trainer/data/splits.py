@@ -11,6 +11,7 @@ from relight_agent.cgroup import Cgroup
 from relight_trainer.data.draws import Draw, shard
 from relight_trainer.data.errors import BadData, UnfitData
 from relight_trainer.data.fingerprint import Identity, Known
+from relight_trainer.data.labels import KnownLabels
 from relight_trainer.data.loading import Dataset, LoadedSplit, automatic_workers
 from relight_trainer.data.tensors import Repeated, Samples, TensorSplit
 from relight_trainer.registry import Arguments, build
@@ -68,9 +69,14 @@ def splits_of(parts: Any, loader: Loader, seed: int, device: torch.device) -> Sp
     return Splits(train, test, Identity(known, allow_change=loader.changed_data == "allow"))
 
 
+def known_labels(splits: Splits) -> list[KnownLabels | None]:
+    """The labels of each part that has samples, None where they are not in memory."""
+    return [getattr(split, "labels", None) for split in (splits.train, splits.test) if split.size]
+
+
 def _split(name: str, data: Any, loader: Loader, key: int, device: torch.device) -> Split:
     if isinstance(data, (Samples, Repeated)):
-        return TensorSplit(data, device)
+        return TensorSplit(data, device, f"data.{name}")
     if isinstance(data, IterableDataset) or not isinstance(data, Dataset):
         raise UnfitData(
             f"data.{name}: found {_named(data)}; allowed: a map-style data set, with __len__ and __getitem__: "

@@ -11,6 +11,7 @@ from torch import Tensor
 from relight_trainer.data.device import moved
 from relight_trainer.data.draws import Draw
 from relight_trainer.data.fingerprint import digest
+from relight_trainer.data.labels import KnownLabels
 from relight_trainer.data.parts import parts_by_class
 
 
@@ -58,7 +59,9 @@ class Repeated(NamedTuple):
 class TensorSplit:
     """`Split` of samples that lie on the device already."""
 
-    def __init__(self, samples: Samples | Repeated, device: torch.device) -> None:
+    def __init__(self, samples: Samples | Repeated, device: torch.device, name: str = "data") -> None:
+        distinct = samples.samples if isinstance(samples, Repeated) else samples
+        self.labels = KnownLabels(distinct.labels, lambda index: f"{name}[{index}]")
         self.size = samples.size
         self.fingerprint = samples.fingerprint
         self._samples = samples.to(device)

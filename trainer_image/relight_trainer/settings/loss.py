@@ -11,7 +11,9 @@ class CrossEntropy(Arguments):
     """For logits (n, classes, ...) and labels (n, ...)."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="The share of each target that goes to all classes.")
-    ignore_index: int = Field(-100, description="Targets with this value do not count, such as those of padding.")
+    ignore_index: int | None = Field(
+        None, description="Targets with this value do not count, such as -100 for padding. null: every target counts."
+    )
     weigh_by: Literal["samples", "tokens"] = Field(
         "samples",
         description="What is alike in a step: samples, each the mean over its targets; or tokens, all targets of the "
