@@ -34,8 +34,9 @@ from torch.nn.parallel import DistributedDataParallel
 from relight_agent.exits import ExitCode
 from relight_agent.files import Outcome
 from relight_trainer.context import WorkerContext
+from relight_trainer.followed import follow
 from relight_trainer.peers import form
-from relight_trainer.replicas import replicate, warm_up
+from relight_trainer.replicas import own_sparse_gradients, replicate, warm_up
 from relight_trainer.seeds import seed_everything, stream
 from relight_trainer.session import Cursor, Session, Stateful, Stopped
 
@@ -130,11 +131,18 @@ class Run:
         planned = cursor.early or self._epochs is None or cursor.epoch >= self._epochs
         return self._outcome is not None or (cursor.weights_digest != "" and planned)
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """`model` in DDP, whose sums are the same in a resumed process; as it is where there is no process group."""
+    def wrap(self, model: nn.Module, *, find_unused_parameters: bool = False) -> nn.Module:
+        """`model` in DDP, whose sums are the same in a resumed process; as it is where there is no process group.
+
+        Each step, micro-batch and rank may use other parameters: what a rank has not used counts as zero there, and what
+        no rank has used gets no gradient. With `find_unused_parameters`, as in DDP, the parameters that take no part are
+        looked for before the backward pass: that is faster where many take no part in most steps, and slower elsewhere.
+        """
         if not dist.is_initialized():
             return model
-        return replicate(model, next(model.parameters()).device)
+        replica = replicate(model, next(model.parameters()).device, find_unused=find_unused_parameters)
+        follow(replica)
+        return replica
 
     def steps(self, loader: Iterable[Batch], *, epochs: int, accumulate: int = 1) -> Iterator[Batch]:
         """The batches of `epochs` passes over `loader` that have not been trained on yet.
@@ -298,7 +306,9 @@ class Run:
     def _join(self, context: WorkerContext, state: dict[str, Stateful], *, own_group: bool) -> None:
         for stateful in state.values():
             if isinstance(stateful, DistributedDataParallel):
+                own_sparse_gradients(stateful)
                 warm_up(stateful)
+                follow(stateful)
         objects = {name: _unwrapped(stateful) for name, stateful in state.items()}
         self._modules = {name: o for name, o in objects.items() if isinstance(o, nn.Module)}
         self._context = context

@@ -48,6 +48,7 @@ class Reduction:
 
     def last_pass_begins(self) -> None:
         """The forward and backward passes that DDP reduces the gradients of come next, after others of this step."""
+        self._before = None
         found = next((p for p in self._parameters if p.grad is not None), None)
         if found is not None and found.grad is not None:
             self._before = found, found.grad, found.grad._version  # noqa: SLF001
@@ -59,7 +60,7 @@ class Reduction:
         Raises UnreducedGradients where DDP does not say what it waits for.
         """
         missing = self.missing()
-        if not missing and self._untouched():
+        if not missing and self.untouched():
             missing = list(range(len(self._parameters)))
         self._before = None
         idle: list[int] = []
@@ -110,9 +111,12 @@ class Reduction:
         nowhere = self._unused.settle(idle, len(self._parameters), together=together)
         for i in nowhere:
             self._parameters[i].grad = None
-        return [self._names[i] for i in nowhere]
+        return self.names_of(nowhere)
 
-    def _untouched(self) -> bool:
+    def names_of(self, indices: Sequence[int]) -> list[str]:
+        return [self._names[i] for i in indices]
+
+    def untouched(self) -> bool:
         """Whether the last backward pass has reached no parameter, for which DDP does not even wait."""
         if self._before is None:
             return all(p.grad is None for p in self._parameters)
@@ -122,11 +126,15 @@ class Reduction:
 
 def told(names: Sequence[str], step: int) -> str:
     """What a person hears of parameters that no rank has used in `step`, counted from 1."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (
-        f"no gradient for {', '.join(names[:_SHOWN])}{more} in step {step}, on any rank: they stay as they are; for faster "
+        f"no gradient for {listed(names)} in step {step}, on any rank: they stay as they are; for faster "
         "steps freeze parameters that never take part, or set ddp.find_unused_parameters to true"
     )
+
+
+def listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{', '.join(names[:_SHOWN])}{more}"
 
 
 def _no_rows(parameter: nn.Parameter) -> Tensor:

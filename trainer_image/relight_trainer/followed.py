@@ -1,0 +1,128 @@
+"""The reduction of gradients in a script's own loop: complete when a backward pass ends, whichever parameters took part.
+
+A script calls `backward`, and may clip or unscale gradients before `optimizer.step`. So what DDP has not reduced must be
+reduced within the backward pass: a hook on the replica's output queues a callback of the autograd engine. Where the output
+hides its tensors from that, an optimizer's step with such gradients is refused.
+"""
+
+import itertools
+import os
+import weakref
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import distributed as internals
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from relight_trainer.reduction import Reduction, UnreducedGradients, listed
+from relight_trainer.unused import of_group
+
+# Beside the replicas and not in them: a replica may be copied, and its copy is nobody's.
+_all: "weakref.WeakKeyDictionary[DistributedDataParallel, _Followed]" = weakref.WeakKeyDictionary()
+_numbers = itertools.count()
+
+
+def follow(replica: DistributedDataParallel) -> None:
+    """See to it that no gradient of `replica` is applied before it is reduced over ranks.
+
+    Called on all ranks, for each replica in the same order, once it is warmed up.
+    """
+    group = replica.process_group
+    in_python = replica._use_python_reducer or replica._delay_all_reduce_all_params  # noqa: SLF001  # no reducer to ask
+    if dist.get_world_size(group) == 1 or in_python or replica in _all:
+        return
+    if not _all:
+        register_optimizer_step_pre_hook(_check_all)
+    _all[replica] = _Followed(replica, next(_numbers))
+    replica.register_forward_hook(_after_forward)
+
+
+class _Followed:
+    def __init__(self, replica: DistributedDataParallel, number: int) -> None:
+        group = replica.process_group
+        unused = None
+        if not replica.find_unused_parameters:
+            name = f"script/{os.environ.get('RELIGHT_GENERATION', '')}/{group.group_name}/{number}"
+            unused = of_group(name, next(replica.parameters()).device, group)
+            weakref.finalize(replica, unused.close)
+        names = {id(p): name for name, p in replica.module.named_parameters()}
+        self.reduction = Reduction(replica, unused, names)
+        self.rank = dist.get_rank(group)
+        self._told = False
+        self._expects = False  # a forward pass has been made whose gradients are not reduced yet
+        self._running = False
+
+    def expect(self, output: Any) -> None:
+        """A forward pass of the replica has given `output`, and DDP reduces what its backward pass gives."""
+        self._expects, self._running = True, False
+        find: Any = internals._find_tensors  # noqa: SLF001  # what DDP itself looks through
+        for tensor in find(output):
+            if tensor.requires_grad:
+                tensor.register_hook(self._begins)
+
+    def _begins(self, _: Tensor) -> None:
+        """A backward pass has begun, and has not reached the model yet."""
+        if self._running or not self._expects:
+            return
+        self._running = True
+        self.reduction.last_pass_begins()
+        _at_the_end(self._ends)
+
+    def _ends(self) -> None:
+        """All gradients are there. What DDP does at the end of a pass, it has queued by now, and is done before."""
+        _at_the_end(self._finish)
+
+    def _finish(self) -> None:
+        self._running = False
+        reduction = self.reduction
+        missing = reduction.missing()
+        if not missing:
+            if reduction.untouched():
+                return  # the pass was `torch.autograd.grad`: the gradients of parameters are yet to come
+            self._expects = False
+            self._settle([])
+            return
+        self._expects = False
+        idle = reduction.complete(missing)
+        _at_the_end(lambda: self._settle(idle))
+
+    def _settle(self, idle: list[int]) -> None:
+        names = self.reduction.settle(idle)
+        if names and not self._told:
+            self._told = True
+            if self.rank == 0:
+                print(
+                    f"relight: no gradient for {listed(names)} on any rank: they stay as they are; for faster steps freeze "
+                    "parameters that never take part, or wrap the model with find_unused_parameters=True",
+                    flush=True,
+                )
+
+
+def _after_forward(replica: nn.Module, _: Any, output: Any) -> None:
+    assert isinstance(replica, DistributedDataParallel)
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not replica.require_backward_grad_sync:
+        return
+    followed = _all.get(replica)
+    if followed is not None:
+        followed.expect(output)
+
+
+def _check_all(_: Optimizer, *__: Any) -> None:
+    for followed in [*_all.values()]:
+        missing = followed.reduction.missing()
+        if missing:
+            raise UnreducedGradients(
+                f"rank {followed.rank}: optimizer.step() comes before the gradients are reduced over ranks: on this rank "
+                f"{listed(followed.reduction.names_of(missing))} took no part in the backward pass. Let the model's "
+                "forward return tensors, alone or in tuples, lists, mappings or dataclasses, or wrap the model with "
+                "find_unused_parameters=True"
+            )
+
+
+def _at_the_end(act: Any) -> None:
+    """Call `act` at the end of the backward pass under way."""
+    engine: Any = torch.autograd.Variable._execution_engine  # noqa: SLF001  # as torch's FSDP does
+    engine.queue_callback(act)
