@@ -16,7 +16,7 @@ def job(*arguments: object, nodes: int = 1, env: dict[str, object] | None = None
 
 
 def test_an_exception_is_retried_with_a_growing_wait_until_the_budget_is_spent(home: Home) -> None:
-    result = home.run(job("raise", nodes=2, failures=2, noProgressLimit=9))
+    result = home.run(job("outage:2", nodes=2, failures=2, noProgressLimit=9))
     assert result.code == 70, result.said
     assert result.final["phase"] == "Failed"
     assert result.reason == "RetriesExhausted"
@@ -27,8 +27,10 @@ def test_an_exception_is_retried_with_a_growing_wait_until_the_budget_is_spent(h
     failure = result.final["lastFailure"]
     assert failure["cause"] == "Exception"
     assert failure["exitCode"] == 70
-    assert failure["message"].startswith(f"NoSuchDigit: eleven, on rank {failure['rank']} ({SCRIPTS / 'failing.py'}:")
+    words = f"ConnectionResetError: by the object store, on rank 1 ({SCRIPTS / 'failing.py'}:"
+    assert failure["message"].startswith(words)
     assert failure["message"] in result.said
+    assert not result.final.get("blamedMachines")
     # Both members live on; only their workers are started again.
     assert [s["incarnation"] for s in result.final["slots"]] == [0, 0]
     said_at = {
@@ -58,8 +60,41 @@ def test_the_same_exception_at_the_same_step_twice_is_given_up(home: Home) -> No
     assert failure["collateral"] == ["small-0-0"]
 
 
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("raise", "NoSuchDigit: eleven, on rank 0"),
+        ("missing", "FileNotFoundError: [Errno 2] No such file: '/data/cafe.jpg'"),
+        ("text", "SystemExit: error: --data-dir is required"),
+        ("broken", "Broken: <its __str__ raised RuntimeError>"),
+        ("import", "ModuleNotFoundError: No module named 'no_such_module_anywhere'"),
+    ],
+)
+def test_an_exception_before_the_first_step_is_told_once_and_not_tried_again(home: Home, how: str, words: str) -> None:
+    result = home.run(job(how, failures=9), output="text")
+    assert result.code == 70, result.said
+    status = home.status()
+    assert status["restarts"]["failures"] == 1
+    assert not status.get("blamedMachines")
+    assert status["lastFailure"]["message"].startswith(f"{words} ({SCRIPTS / 'failing.py'}:")
+    assert result.said.count(status["lastFailure"]["message"]) == 1
+    if how != "text":
+        assert "    Traceback (most recent call last):" in result.said
+    assert f"{home.state}/members/small-0-0/log" in result.said
+
+
+def test_what_a_wrong_configuration_says_is_said_once(home: Home) -> None:
+    config = Job().config(train={"duration": "3st", "global_batch": 32, "device": "cuda"})
+    result = home.run(Job(nodes=1, trainer={"config": config}), output="text")
+    assert result.code == 64, result.said
+    message = home.status()["lastFailure"]["message"]
+    assert result.said.count(message) == 1
+    assert "BadConfig: BadConfig" not in result.said
+
+
 def test_a_failure_before_anything_is_done_is_given_up_once_it_has_come_often_enough(home: Home) -> None:
-    result = home.run(job("raise", failures=9, noProgressLimit=2))
+    rule = {"match": {"cause": "Exception"}, "action": "Retry"}
+    result = home.run(job("raise", failures=9, noProgressLimit=2, rules=[rule]))
     assert result.code == 70, result.said
     assert result.reason == "NoProgress"
     assert result.restarts["failures"] == 2
@@ -136,7 +171,7 @@ def test_a_worker_that_the_kernel_kills_for_its_memory_is_out_of_memory(home: Ho
     ("status", "code", "reason", "failures"),
     [
         pytest.param(0, 0, "Completed", 0, marks=pytest.mark.slow),
-        (3, 70, "RetriesExhausted", 2),
+        (3, 70, "DeterministicFailure", 1),
         (64, 64, "BadConfig", 1),
         pytest.param(65, 65, "BadData", 1, marks=pytest.mark.slow),
     ],

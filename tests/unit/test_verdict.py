@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from sim_views import agent, member, outcome
 
-from relight_agent.exits import CAUSE_CLASS, Cause, Class, ExitCode
+from relight_agent.exits import CAUSE_CLASS, Cause, Class, ExitCode, Manner
 from relight_operator.api.job import RetrySpec
 from relight_operator.api.status import Restarts
 from relight_operator.core.observed import AgentOutcome
-from relight_operator.core.verdict import Again, judge, root_cause
+from relight_operator.core.verdict import Again, judge, no_use, root_cause
 
 RETRY = RetrySpec.model_validate({"failures": 2, "window": "1h", "noProgressLimit": 3})
 
@@ -173,6 +173,35 @@ def test_what_is_ignored_still_has_to_get_further() -> None:
 def test_a_rule_that_fails_does_so_in_a_generation_that_has_paid() -> None:
     assert verdict(Cause.STALL, retry=ruled(rule("Stall", "Fail")), again=True).reason == "RetryRule"
     assert verdict(Cause.STALL, retry=ruled(rule("Stall", "Fail", after=2)), again=True).reason is None
+
+
+# -- no use trying again
+
+
+@pytest.mark.parametrize(
+    ("cause", "manner", "local", "trained", "final"),
+    [
+        (Cause.EXCEPTION, Manner.PERMANENT, False, True, True),  # an ImportError, wherever and whenever
+        (Cause.EXCEPTION, Manner.PERMANENT, True, False, True),
+        (Cause.EXCEPTION, Manner.RAISED, True, False, True),  # before the first step, in front of a person
+        (Cause.EXCEPTION, Manner.EXITED, True, False, True),
+        (Cause.EXCEPTION, Manner.RAISED, True, True, False),
+        (Cause.EXCEPTION, Manner.RAISED, False, False, False),  # in a cluster a server may come up meanwhile
+        (Cause.EXCEPTION, Manner.EXITED, False, False, False),
+        (Cause.EXCEPTION, Manner.DIED, True, False, False),
+        (Cause.EXCEPTION, Manner.UNKNOWN, True, False, False),  # a plain command
+        (Cause.STORAGE_FAILED, Manner.RAISED, True, False, False),
+        (Cause.PEER_LOST, Manner.RAISED, True, False, False),
+        (Cause.OUT_OF_MEMORY, Manner.RAISED, True, False, False),
+    ],
+)
+def test_what_no_other_try_can_mend(cause: Cause, manner: Manner, local: bool, trained: bool, final: bool) -> None:
+    hopeless = no_use(cause, manner, local=local, trained=trained)
+    assert bool(hopeless) is final
+    result = verdict(cause, hopeless=hopeless)
+    assert result.reason == ("DeterministicFailure" if final else None)
+    assert result.message == hopeless
+    assert verdict(Cause.EXCEPTION, retry=ruled(rule("Exception", "Retry")), hopeless=hopeless).reason is None
 
 
 # -- the same failure again

@@ -23,6 +23,7 @@ from rich.progress import (
 
 from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import JobStatus
+from relight_operator.cli.tracebacks import last_traceback
 from relight_operator.core.actions import EmitEvent
 
 PLAIN_SECONDS = 5.0
@@ -84,7 +85,7 @@ class Display:
         self._task: TaskID | None = None
         self._said_percent = -PLAIN_PERCENT
         self._said_at = 0.0
-        self._phase = ""
+        self._why = ""  # what the job has failed of
         if self._console.is_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
@@ -128,9 +129,12 @@ class Display:
             self.line(text)
 
     def event(self, event: EmitEvent) -> None:
+        if event.message and event.message == self._why:
+            return  # the summary says it
         self.line(f"{event.reason}: {event.message}", style="yellow" if event.warning else None)
 
     def status(self, status: JobStatus) -> None:
+        self._why = next((c.message for c in status.conditions if c.type == "Failed"), "")
         progress = status.progress
         if progress is None:
             return
@@ -156,8 +160,10 @@ class Display:
             self._console.print(escape(text))
 
 
-def summary(job: TrainingJob, status: JobStatus, state: Path, again: list[str]) -> list[str]:
-    """What happened, in words; pure. `again`: the command line that goes on with this job."""
+def summary(
+    job: TrainingJob, status: JobStatus, state: Path, again: list[str], log: Callable[[Path], str] = lambda _: ""
+) -> list[str]:
+    """What happened, in words. `again`: the command line that goes on with this job; `log`: the end of a member's log."""
     name, restarts, goodput = job.metadata.name, status.restarts, status.goodput
     took = ""
     if status.start_time is not None and status.completion_time is not None:
@@ -168,7 +174,9 @@ def summary(job: TrainingJob, status: JobStatus, state: Path, again: list[str]) 
         reason = next((c for c in status.conditions if c.type == "Failed"), None)
         lines += [f"  why         {reason.reason}: {reason.message}" if reason else "  why         unknown"]
         if failure is not None and failure.member:
-            lines.append(f"  logs        {state / 'members' / failure.member / 'log'}")
+            path = state / "members" / failure.member / "log"
+            lines += [f"    {line}" for line in last_traceback(log(path), failure.message)]
+            lines.append(f"  logs        {path}")
     if status.result is not None:
         metrics = ", ".join(f"{k} {v}" for k, v in status.result.metrics.items())
         steps = f"{status.result.steps} steps" if status.result.steps else ""

@@ -17,6 +17,7 @@ from relight_operator.api.problems import Problem
 from relight_operator.api.status import JobStatus
 from relight_operator.api.validate import load_job
 from relight_operator.cli.display import Display, summary
+from relight_operator.cli.tracebacks import end_of
 from relight_operator.errors import InvalidJob, InvalidUsage
 from relight_operator.local import chaos
 from relight_operator.local.state import StateFolder, default_state_dir
@@ -107,7 +108,7 @@ def run_command(  # noqa: PLR0917  # click passes them by name
         click.echo(json.dumps(final(status), indent=2))
     again = ["relight", "run", file, *(["--state-dir", str(state_dir)] if state_dir else []),
              *(part for text in sets for part in ("--set", text))]  # fmt: skip
-    display.end(summary(job, status, folder.path, again))
+    display.end(summary(job, status, folder.path, again, end_of))
     if left := chaos.unfired(parsed, folder.path / CHAOS_FILE):
         why = "no worker that uses the trainer or the client did that step"
         display.end([f"  --chaos     did not happen: {', '.join(map(str, left))}: {why}"])

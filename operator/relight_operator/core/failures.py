@@ -6,7 +6,7 @@ from relight_operator.core import blame, endings, stalls, worlds
 from relight_operator.core.draft import Draft
 from relight_operator.core.observed import MemberEnd
 from relight_operator.core.slots import replace
-from relight_operator.core.verdict import Again, RootCause, judge, root_cause
+from relight_operator.core.verdict import Again, RootCause, judge, no_use, root_cause
 
 MAX_COLLATERAL = 8  # names in lastFailure
 
@@ -57,10 +57,13 @@ def _count_root(draft: Draft, *, lost: bool) -> None:
         blame.blame(draft, root.member.machine, root.outcome.at)
     if root.klass is Class.MACHINE:
         _give_up_machine(draft, root)
-    known_by = Again(root.outcome.fingerprint, steps) if root.outcome.fingerprint and steps is not None else None
+    # Before it has restored its state a worker has done no step, whichever generation it is of.
+    known_by = Again(root.outcome.fingerprint, root.outcome.step) if root.outcome.fingerprint else None
+    trained = root.outcome.step > 0 or draft.status.goodput.executed_steps > 0
+    hopeless = no_use(root.cause, root.outcome.manner, local=draft.seen.local, trained=trained)
     status = root.outcome.exit_status
     code = status if status is not None else root.outcome.exit_code
-    count(draft, root.cause, root.klass, failure, recovery=recovery, code=code, known_by=known_by)
+    count(draft, root.cause, root.klass, failure, recovery=recovery, code=code, known_by=known_by, hopeless=hopeless)
 
 
 def _steps_done(draft: Draft, root: RootCause) -> int | None:
@@ -86,11 +89,12 @@ def count(
     recovery: RecoveryStatus | None,
     code: int | None = None,
     known_by: Again | None = None,
+    hopeless: str = "",
 ) -> float:
     """Count one failure; fail the job where its budget ends. Returns the seconds to wait before the next try.
 
-    `recovery`: of the generation that failed, which pays once; None for a member that was in none. `code`, `known_by`:
-    see `judge`.
+    `recovery`: of the generation that failed, which pays once; None for a member that was in none. `code`, `known_by`,
+    `hopeless`: see `judge`.
     """
     status, spec = draft.status, draft.seen.spec
     verdict = judge(
@@ -104,13 +108,15 @@ def count(
         now=draft.now,
         code=code,
         known_by=known_by,
+        hopeless=hopeless,
     )
     again = recovery is not None and recovery.failed
     status.restarts = verdict.restarts
     if not (again and status.last_failure is not None and _is_older(status.last_failure, failure)):
         status.last_failure = failure
     if verdict.reason is not None:
-        endings.fail(draft, verdict.reason, f"{cause}: {failure.message or 'no message'} ({verdict.message})", failure)
+        what = "" if verdict.reason == str(cause) else f"{cause}: "  # the reason is told before the message
+        endings.fail(draft, verdict.reason, f"{what}{failure.message or 'no message'} ({verdict.message})", failure)
         return 0.0
     if recovery is not None:
         recovery.failed = True

@@ -168,6 +168,7 @@ class Observed:
     members: tuple[SlotView, ...] = ()
     config_hash: str = ""
     listening_since: float = 0.0  # unix seconds: who has not been heard may have spoken before that
+    local: bool = False  # by `relight run`: a person waits for it, and its one machine stays the same
     stop: str | None = None  # the id of a stop asked for from outside the spec (Ctrl-C)
     profile: str = ""  # the id of a trace asked for from outside the spec; "" for none
     progress_interval: float = 10.0  # seconds between status writes that carry nothing but progress

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
-from relight_agent.exits import CLASS_ORDER, Cause, Class, ExitCode, exit_of
+from relight_agent.exits import CLASS_ORDER, Cause, Class, ExitCode, Manner, exit_of
 from relight_operator.api.durations import seconds
 from relight_operator.api.job import RetryRule, RetrySpec
 from relight_operator.api.status import Restarts
@@ -103,6 +103,28 @@ class Verdict:
     paid: str = ""  # in words: from which budget, and what is left of it
 
 
+def no_use(cause: Cause, manner: Manner, *, local: bool, trained: bool) -> str:
+    """Why another try is of no use, "" where it may be.
+
+    `local`: a person waits for `relight run`, on a machine that stays the same. `trained`: the job has done a step.
+    """
+    if cause is not Cause.EXCEPTION:
+        return ""
+    match manner:
+        case Manner.PERMANENT:
+            return "a program that cannot be loaded, or uses a name that is not there, fails at every try"
+        case Manner.RAISED | Manner.EXITED:
+            return (
+                "before the first step `relight run` does not try again, unless a rule of retry.rules says so"
+                if (local and not trained)
+                else ""
+            )
+        case Manner.DIED | Manner.UNKNOWN:
+            return ""
+        case _:
+            assert_never(manner)
+
+
 def rule_for(rules: Sequence[RetryRule], cause: Cause, code: int | None) -> tuple[int, RetryRule] | None:
     """The first rule for a failure of `cause` seen as exit code `code`, and its place among `rules`."""
     return next(((i, rule) for i, rule in enumerate(rules) if rule.match.covers(cause, code)), None)
@@ -120,12 +142,14 @@ def judge(
     again: bool = False,
     code: int | None = None,
     known_by: Again | None = None,
+    hopeless: str = "",
 ) -> Verdict:
     """Count one failure and decide.
 
     `progressed`: the generation did a step that none before it had done. `checkpoint`: the newest committed step.
     `again`: a failure of the same generation has been paid for already, so that this one is free. `code`: its exit
     code, as the user knows it. `known_by`: by what it is recognised when it comes again, None where it is not.
+    `hopeless`: why no other try is made (`no_use`), "" where one is.
     """
     after = restarts.model_copy(deep=True)
     after.total += 1
@@ -137,6 +161,8 @@ def judge(
     ruled = rule_for(retry.rules, cause, code)
     if ruled is None and klass is Class.FINAL:
         return Verdict(after, reason=str(cause), message="retrying cannot help")
+    if ruled is None and hopeless:
+        return Verdict(after, reason="DeterministicFailure", message=hopeless)
     if again and not (ruled is not None and _ends_at_once(ruled[1])):
         return Verdict(after)
     after.without_progress = 0 if progressed else after.without_progress + 1

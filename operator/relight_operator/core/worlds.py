@@ -1,6 +1,6 @@
 """Generations: when one is over, when nothing of it can run any more, and when the next one is formed."""
 
-from relight_agent.exits import CAUSE_CLASS, CLASS_ORDER, Cause, exit_of
+from relight_agent.exits import CAUSE_CLASS, CLASS_ORDER, Cause, Class, exit_of
 from relight_agent.files import clip
 from relight_operator.api.durations import seconds
 from relight_operator.api.status import (
@@ -37,13 +37,20 @@ def over(
             member=member, machine=machine,
         )  # fmt: skip
         draft.status.recovery = recovery
-        draft.event("Recovering", f"generation {world.generation} is over: {cause}" + (f": {detail}" if detail else ""))
+        draft.event("Recovering", f"generation {world.generation} is over: {cause}{_said(cause, detail, member)}")
     elif (_gravity(cause), not loss) < (_gravity(Cause(recovery.cause)), not recovery.loss):
         recovery.cause, recovery.detail = str(cause), detail
         recovery.member, recovery.machine = member, machine
     recovery.since = min(recovery.since, since)
     recovery.loss = recovery.loss or loss
     recovery.losses += loss
+
+
+def _said(cause: Cause, detail: str, member: str) -> str:
+    """A failure's words follow in the event that says what becomes of the job: here only whose it was."""
+    if CAUSE_CLASS[cause] in (Class.FINAL, Class.COUNTED, Class.STORAGE):
+        return f" of {member}" if member else ""
+    return f": {detail}" if detail else ""
 
 
 def hear_ends(draft: Draft) -> None:

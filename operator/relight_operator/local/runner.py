@@ -204,6 +204,7 @@ class LocalRunner:
             config_hash=config_hash(self.stored.job.spec),
             listening_since=self._mailbox.listening_since(self._key),
             jitter=random.random(),  # noqa: S311  # no secret
+            local=True,
             stop=self.stop,
             progress_interval=PROGRESS_SECONDS,
         )
