@@ -129,8 +129,8 @@ def test_everything_but_the_statistics_is_as_before() -> None:
     momenta = [model[i].momentum for i in (0, 3)]
     others = {n: t.clone() for n, t in model.state_dict().items() if "running" not in n}
     statistics = population_statistics(model, DATA["ordinary"])
-    assert set(statistics) == {"0", "3", "7"}
-    assert [s.values for s in statistics.values()] == [96 * 16, 96 * 4, 96]
+    assert set(statistics) == {"0", "7"}  # training does not move what is in evaluation mode in it
+    assert [s.values for s in statistics.values()] == [96 * 16, 96]
     recalibrate(model, DATA["ordinary"])
     assert {name: module.training for name, module in model.named_modules()} == modes
     assert [model[i].momentum for i in (0, 3)] == momenta

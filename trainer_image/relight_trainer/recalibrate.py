@@ -7,11 +7,13 @@ in one forward pass, and for data whose mean is far from 0, where E[x^2] - E[x]^
 variances, which torch.optim.swa_utils.update_bn and others take, lacks the variance between batches.
 
 Meanwhile each layer normalises with the statistics of the batch it is given, alone on its rank, and everything else is
-in evaluation mode: dropout would change the very variances that evaluation sees (arXiv 1801.05134).
+in evaluation mode: dropout would change the very variances that evaluation sees (arXiv 1801.05134), and a frozen layer,
+such as a teacher's, works with the statistics that it has. Which layers are frozen: norm_layers.py.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import sys
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +22,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from relight_trainer.buffers import Kept, Places
 from relight_trainer.data.draws import Draw
 from relight_trainer.data.splits import Split
+from relight_trainer.norm_layers import CannotRecalibrate, layers_to_recalibrate, running_layers, some_layers
 from relight_trainer.peers import Interrupted, Peers
 from relight_trainer.sampler import permutation
 from relight_trainer.seeds import stream
@@ -48,15 +52,17 @@ def recalibrate(
     *,
     forward: Callable[[Any], object] | None = None,
     gather: Gather | None = None,
+    layers: Sequence[str] | None = None,
 ) -> Statistics:
-    """Give every batch norm layer of `model` that runs the statistics of what `batches` feed it; returns them.
+    """Give every batch norm layer of `model` that trains and runs the statistics of what `batches` feed it; returns them.
 
-    `forward` runs the model on one batch; by default its first part (of a tuple or list), or the batch. With
-    `gather`, such as `all_ranks`, all ranks call this, each with batches of its own, as many as it likes, and end with
-    the same statistics, those of all of them, after one collective. Modes, momentum and counters are as before, and
-    after an error the statistics too. A layer that never runs keeps what it has.
+    `layers` are patterns of names, such as `student.*`: these layers alone, frozen ones too. `forward` runs the model on
+    one batch; by default its first part (of a tuple or list), or the batch. With `gather`, such as `all_ranks`, all ranks
+    call this, each with batches of its own, as many as it likes, and end with the same statistics, those of all of them,
+    after one collective. Modes, momentum and counters are as before, and after an error the statistics too. A layer that
+    never runs keeps what it has. Raises CannotRecalibrate where no layer could get statistics, or no batch reached one.
     """
-    statistics = population_statistics(model, batches, forward=forward, gather=gather)
+    statistics = population_statistics(model, batches, forward=forward, gather=gather, layers=layers)
     load_statistics(model, statistics)
     return statistics
 
@@ -67,18 +73,18 @@ def population_statistics(
     *,
     forward: Callable[[Any], object] | None = None,
     gather: Gather | None = None,
+    layers: Sequence[str] | None = None,
 ) -> Statistics:
     """As `recalibrate`, but the model stays as it is."""
-    population = Population(model)
-    with population.gathering():
-        for batch in batches:
-            if forward is not None:
-                forward(batch)
-            else:
-                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+    population = Population(model, some_layers(model, layers))
+    fed = population.feed(batches, forward)
     if gather is not None:
         population.merge_ranks(gather)
-    return population.statistics()
+    statistics = population.statistics()
+    if not statistics:
+        what = "none of the batches reached" if fed else "there is no batch for"
+        raise CannotRecalibrate(f"recalibrate: {what} a layer of the model; the statistics are as they were")
+    return statistics
 
 
 def calibration_draws(size: int, seed: int, *, samples: int, batch: int) -> list[Draw]:
@@ -109,7 +115,8 @@ def recalibrated(
     forward: Callable[[Any], object],
     interrupted: Callable[[], bool],
 ) -> Iterator[None]:
-    """In this block `model` has the statistics of training samples, the same for any number of ranks.
+    """In this block `model` has the statistics of training samples, the same for any number of ranks. Frozen layers,
+    unless named, keep what they have.
 
     Called by all ranks, each of which does its share. Raises Interrupted between two batches, and while peers are
     waited for, once `interrupted()`.
@@ -127,17 +134,19 @@ def recalibrated(
         return peers.sum(rows, interrupted)
 
     draws = calibration_draws(train.size, seed, samples=settings.samples, batch=settings.batch)
-    mine = polled(train.batches(draws[peers.rank :: peers.world]))
-    with loaded(model, population_statistics(model, mine, forward=forward, gather=gather)):
+    population = Population(model, layers_to_recalibrate(model, settings.layers))
+    population.feed(polled(train.batches(draws[peers.rank :: peers.world])), forward)
+    population.merge_ranks(gather)
+    with loaded(model, population.statistics()):
         yield
 
 
 class Population:
-    """What the batch norm layers of a model have been fed, as long as `gathering`."""
+    """What `layers`, batch norm layers of a model by their names in it, have been fed, as long as `gathering`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, layers: Mapping[str, _BatchNorm]) -> None:
         self._model = model
-        self._layers = _layers(model)
+        self._layers = layers
         self._sums = {name: _Sums(layer) for name, layer in self._layers.items()}
 
     @contextmanager
@@ -149,6 +158,18 @@ class Population:
             for name, layer in self._layers.items():
                 stack.callback(layer.register_forward_pre_hook(self._sums[name].add).remove)
             yield
+
+    def feed(self, batches: Iterable[Any], forward: Callable[[Any], object] | None = None) -> int:
+        """Run the model on `batches`; how many there were."""
+        fed = 0
+        with self.gathering():
+            for batch in batches:
+                fed += 1
+                if forward is not None:
+                    forward(batch)
+                else:
+                    self._model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        return fed
 
     def merge_ranks(self, gather: Gather) -> None:
         """Make it what all ranks have been fed, merged in their order on each: equal everywhere, bit for bit."""
@@ -174,7 +195,7 @@ class Population:
 @torch.no_grad()
 def load_statistics(model: nn.Module, statistics: Statistics) -> None:
     """Copy `statistics` into the running statistics of the layers that they name."""
-    layers = _layers(model)
+    layers = running_layers(model)
     for name, found in statistics.items():
         mean, var = layers[name].running_mean, layers[name].running_var
         assert mean is not None
@@ -193,64 +214,85 @@ def loaded(model: nn.Module, statistics: Statistics) -> Iterator[None]:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """At the end of the block the running statistics are as they were."""
-    running = [t for layer in _layers(model).values() for t in (layer.running_mean, layer.running_var) if t is not None]
-    kept = [t.clone() for t in running]
+    """At the end of the block the running statistics are as they were: the same tensors, with the same values."""
+    layers = list(running_layers(model).values())
+    means = [layer.running_mean for layer in layers if layer.running_mean is not None]
+    kept = Kept(Places(layers), means[0].device if means else torch.device("cpu"))
+    kept.keep()
     try:
         yield
     finally:
-        with torch.no_grad():
-            for tensor, before in zip(running, kept, strict=True):
-                tensor.copy_(before)
+        kept.bring_back()
 
 
 class StatisticsCache:
-    """Statistics by path, as long as no parameter of the model changes: evaluating a path again costs nothing."""
+    """Statistics by path, as long as nothing that they depend on changes: evaluating a path again costs nothing.
 
-    def __init__(self, model: nn.Module) -> None:
+    They depend on the model's parameters and buffers, but for the running statistics of the layers that they are of.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str] | None = None) -> None:
+        """`layers` are patterns of the layers that are recalibrated; by default those that train."""
         self._model = model
-        self._of: tuple[tuple[int, int], ...] = ()
+        self._named = layers
+        self._places = Places([model], parameters=True)
+        self._of: object = None
         self._known: dict[Hashable, Statistics] = {}
+
+    def population(self) -> Population:
+        """Of the layers that statistics are of."""
+        return Population(self._model, layers_to_recalibrate(self._model, self._named))
 
     def known(self, path: Hashable) -> Statistics | None:
         """What was put for `path` and these very weights."""
-        # Every change in place raises a tensor's version: optimizers, loading and averaging are seen.
-        weights = tuple((p.data_ptr(), p._version) for p in self._model.parameters())  # noqa: SLF001
-        if weights != self._of:
-            self._of, self._known = weights, {}
+        of = self._stamp()
+        if of != self._of:
+            self._of, self._known = of, {}
         return self._known.get(path)
 
     def put(self, path: Hashable, statistics: Statistics) -> None:
         """After `known` has said that there is nothing."""
         self._known[path] = statistics
 
-
-def _layers(model: nn.Module) -> dict[str, _BatchNorm]:
-    """The layers that have running statistics, each once, in an order that is the same everywhere."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    }
+    def _stamp(self) -> object:
+        version = self._places.look()
+        layers = layers_to_recalibrate(self._model, self._named)
+        own = {id(t) for layer in layers.values() for t in layer.buffers()}
+        tensors = [t for t in self._places.named.values() if id(t) not in own]
+        if any(t.is_inference() for t in tensors):  # changes of such tensors are not counted
+            return object()
+        # Every change in place raises a tensor's version: optimizers, loading and averaging are seen.
+        return version, tuple(layers), tuple((t.data_ptr(), t._version) for t in tensors)  # noqa: SLF001
 
 
 @contextmanager
 def _calibrating(model: nn.Module, layers: Iterable[_BatchNorm]) -> Iterator[None]:
-    """Batch norm layers use their batch's statistics and learn nothing, all else is in evaluation mode."""
+    """`layers` use their batch's statistics and learn nothing, all else is in evaluation mode."""
     modes = [(module, module.training) for module in model.modules()]
     tracking = [(layer, layer.track_running_stats) for layer in layers]
     model.eval()
+    # Not through train(), which a layer may have overridden to stay as it is.
+    for layer in running_layers(model).values():
+        layer.training = False
     for layer, _ in tracking:
-        # Not through train(), which a frozen layer may have overridden to stay as it is.
         layer.training, layer.track_running_stats = True, False
     try:
-        with alone():
+        with alone(), _uncompiled():
             yield
     finally:
         for layer, tracks in tracking:
             layer.track_running_stats = tracks
         for module, training in modes:
             module.training = training
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Here compiled code runs as it was written: hooks and flags that come and go would have it compiled again."""
+    # Whoever has compiled anything has imported this; importing it takes seconds.
+    if "torch._dynamo.eval_frame" not in sys.modules:
+        return nullcontext()
+    eager: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return eager
 
 
 class _Sums:

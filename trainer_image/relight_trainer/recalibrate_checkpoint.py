@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,20 @@ from relight_trainer.config import TrainerConfig, check, parse
 from relight_trainer.config_file import load, with_sets
 from relight_trainer.data.splits import Split, open_splits
 from relight_trainer.evaluate import Sums, shard_sums, sums_of
+from relight_trainer.freeze import Freezer
 from relight_trainer.init_from import init_from
 from relight_trainer.inspect import Contents, WrongInput, read
 from relight_trainer.inspect.export import appearing, check_out, save_torch
+from relight_trainer.norm_layers import running_layers
 from relight_trainer.objective import Objective, OwnObjective
 from relight_trainer.recalibrate import calibration_draws, recalibrate
 from relight_trainer.registry import build
+from relight_trainer.sampler import Sampler
 from relight_trainer.settings.init_from import InitFrom
 from relight_trainer.settings.loss import LOSSES
 from relight_trainer.settings.model import MODELS
+from relight_trainer.settings.position import UNKNOWN, Length
+from relight_trainer.settings.spans import Time
 from relight_trainer.settings.supernet import Recalibration
 from relight_trainer.step_context import OutsideTraining
 from relight_trainer.supernet.choices import path_of, space_of
@@ -36,14 +42,16 @@ def recalibrate_checkpoint(
     path: str | None = None,
     samples: int | None = None,
     batch: int | None = None,
+    layers: Sequence[str] = (),
     ema: bool = False,
     force: bool = False,
 ) -> dict[str, Any]:
     """Write the weights in `checkpoint` with new statistics to `out`, which appears whole or not at all.
 
-    The configuration is the one in the checkpoint, else in the file `config`, with `sets` (`a.b=c`) put into it.
-    Returns {out, layers, samples, path, before, after}: metrics of the test set as text, with the statistics of before
-    and after. Runs on the CPU. Raises WrongInput, and what reading, configuration and data raise, with exit codes.
+    The configuration is the one in the checkpoint, else in the file `config`, with `sets` (`a.b=c`) put into it. Layers
+    that are frozen at the checkpoint's step keep their statistics; patterns in `layers` name others.
+    Returns {out, layers, kept, samples, path, before, after}: how many layers have new statistics and how many keep
+    theirs; metrics of the test set as text, with the statistics of before and after. Runs on the CPU. Raises WrongInput, and what reading, configuration and data raise, with exit codes.
     """
     check_out(out, force=force)
     contents = read(checkpoint)
@@ -58,19 +66,19 @@ def recalibrate_checkpoint(
     draws = calibration_draws(
         splits.train.size, trainer.train.seed, samples=samples or defaults.samples, batch=batch or defaults.batch
     )
+    _freeze(model, trainer, contents, splits.train.size)
+    named = list(layers) or defaults.layers
     run = OutsideTraining(trainer, model)
     objective = OwnObjective() if hasattr(model, "training_step") else Objective(build(LOSSES, trainer.loss))
     sums = sums_of(model, objective, run)
     before = _metrics(model, sums, splits.test)
-    statistics = recalibrate(model, splits.train.batches(draws), forward=lambda b: objective.output(model, b, run))
-    if not statistics:
-        raise WrongInput(
-            f"{checkpoint}: the model {trainer.model.type} has no batch norm layer with running statistics"
-        )
+    forward = partial(_forward, objective, model, run)
+    statistics = recalibrate(model, splits.train.batches(draws), forward=forward, layers=named)
     _write(model, out)
     return {
         "out": str(out),
         "layers": len(statistics),
+        "kept": len(running_layers(model)) - len(statistics),
         "samples": sum(len(draw.indices) for draw in draws),
         "path": path,
         "before": before,
@@ -86,6 +94,21 @@ def _config_of(contents: Contents, sets: Sequence[str]) -> TrainerConfig:
             "--config FILE, or a checkpoint that a job with trainer.config has written"
         )
     return parse(with_sets(saved, sets))
+
+
+def _freeze(model: nn.Module, config: TrainerConfig, contents: Contents, samples: int) -> None:
+    """Freeze what was frozen in the checkpoint's last step; in that of the whole training, where it does not say its own."""
+    epoch = Sampler(
+        samples, config.train.global_batch, config.train.seed, keep_tail=config.train.last_batch == "keep"
+    ).epoch
+    duration = config.train.duration
+    length = Length(UNKNOWN if isinstance(duration, Time) else duration.steps(epoch), epoch)
+    step = contents.facts.get("cursor", {}).get("step", length.total)
+    Freezer(config.freeze, model, length).at(min(step, length.total - 1))
+
+
+def _forward(objective: Objective, model: nn.Module, run: OutsideTraining, batch: Any) -> object:
+    return objective.output(model, batch, run)
 
 
 def _choose(model: nn.Module, config: TrainerConfig, contents: Contents, path: str | None) -> str | None:

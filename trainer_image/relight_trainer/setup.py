@@ -28,6 +28,7 @@ from relight_trainer.paths import Paths
 from relight_trainer.placement import check_model
 from relight_trainer.precision import autocast, build_scaler
 from relight_trainer.recalibrate import recalibrated
+from relight_trainer.recalibration_settings import check_recalibration
 from relight_trainer.reduction import Reduction
 from relight_trainer.registry import build
 from relight_trainer.replicas import replicate
@@ -79,6 +80,7 @@ class Training:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         check_model(model, device)
         apply_sync_bn(config.sync_bn, model)
+        check_recalibration(config, model)
         self.freezer = Freezer(config.freeze, model, length)
         self.freezer.at(0)
         optimizer = build_optimizer(config.optimizer, model, settings.global_batch)
@@ -181,6 +183,9 @@ class Training:
     def evaluate(self) -> None:
         """Evaluate, and note what came of it."""
         run, session = self.run, self._session
+        # What is frozen then is not recalibrated: the same in a training that is resumed here. At the end, the last step's.
+        if self.freezer.at(min(run.step, run.total_steps - 1)):
+            self._replicate()
         with session.evaluation():
             run.hooks.evaluation_begin(run)  # not earlier: a resume from here evaluates again
             metrics = self._evaluate()

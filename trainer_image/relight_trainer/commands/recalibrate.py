@@ -15,6 +15,13 @@ import click
 )
 @click.option("--samples", type=click.IntRange(2), help="Training samples to compute them of (default 1024).")
 @click.option("--batch", type=click.IntRange(2), help="Samples of one forward pass (default 128).")
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="PATTERN",
+    help="Batch norm layers that get new statistics, frozen ones too, such as student.*; by default all that train.",
+)
 @click.option("--ema", is_flag=True, help="The moving average of the weights instead of the weights.")
 @click.option("--force", is_flag=True, help="Replace OUT where it exists.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print the answer.")
@@ -27,6 +34,7 @@ def command(
     path: str | None,
     samples: int | None,
     batch: int | None,
+    layers: tuple[str, ...],
     ema: bool,
     force: bool,
     output: str,
@@ -36,7 +44,8 @@ def command(
     What training leaves is a moving average over weights that were changing; in a supernet, a mixture of all paths.
     CHECKPOINT is whatever `relight inspect` takes; of a job's folder, the newest one is taken. Relight's own say
     themselves which model and data they belong to. The test set's metrics are shown with the old statistics and with
-    the new ones.
+    the new ones. Frozen layers keep theirs: a layer is frozen where `freeze` says so at the checkpoint's step, where none
+    of its parameters requires a gradient, and where it stays in evaluation mode while the model trains.
 
     \b
       relight recalibrate /checkpoints/default/digits digits.safetensors
@@ -57,6 +66,7 @@ def command(
         path=path,
         samples=samples,
         batch=batch,
+        layers=layers,
         ema=ema,
         force=force,
     )
@@ -64,5 +74,7 @@ def command(
         click.echo(json.dumps(said, indent=2))
         return
     click.echo(f"{said['out']}: {said['layers']} layers have the statistics of {said['samples']} samples")
+    if said["kept"]:
+        click.echo(f"{said['kept']} layers keep theirs: frozen, not named, or not reached by the samples")
     for name, before in said["before"].items():
         click.echo(f"{name} {before} -> {said['after'][name]}")

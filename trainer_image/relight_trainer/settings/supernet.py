@@ -4,6 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from relight_trainer.settings.names import Patterns
 from relight_trainer.strict import StrictModel, located, problem
 
 
@@ -29,6 +30,10 @@ class Recalibration(StrictModel):
 
     samples: int = Field(1024, ge=2, description="Training samples that the statistics are of; at most the whole set.")
     batch: int = Field(128, ge=2, description="Samples of one forward pass; each has its own statistics meanwhile.")
+    layers: Patterns | None = Field(
+        None,
+        description="Names of batch norm layers, such as student.*: these alone, frozen ones too. Default: all that train.",
+    )
 
 
 class Supernet(StrictModel):

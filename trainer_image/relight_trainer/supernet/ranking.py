@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from relight_trainer.modes import mode
-from relight_trainer.recalibrate import Population, Statistics, StatisticsCache, load_statistics, preserved
+from relight_trainer.recalibrate import Statistics, StatisticsCache, load_statistics, preserved
 
 
 class Candidates(NamedTuple):
@@ -22,9 +22,12 @@ class Candidates(NamedTuple):
 def statistics_of(
     these: Candidates, batches: Iterable[Any], forward: Callable[[Any], object], cache: StatisticsCache
 ) -> list[Statistics]:
-    """The statistics of each path's layers, from `cache` where they are known. Each batch is fetched once for all."""
+    """The statistics of each path's layers, from `cache` where they are known. Each batch is fetched once for all.
+
+    Frozen layers keep theirs, a teacher's for instance: what it gives a path is the same in each evaluation.
+    """
     todo = {
-        name: (path, Population(these.model))
+        name: (path, cache.population())
         for path, name in zip(these.paths, these.names, strict=True)
         if cache.known(name) is None
     }

@@ -35,7 +35,7 @@ class Supernet:
         self._model = model
         self._seed = seed
         self._space = space_of(model)
-        self._cache = StatisticsCache(model)
+        self._cache = StatisticsCache(model, settings.recalibrate.layers if settings.recalibrate else None)
         self._costs: Costs | None = None
         if isinstance(self._space, ChoiceSpace):
             space = self._space
