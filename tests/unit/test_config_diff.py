@@ -46,7 +46,7 @@ def test_unsafe_differences_are_refused_unless_allowed(allowed: list[str], left:
 
 
 def test_how_often_it_is_evaluated_is_safe_but_where_the_schedule_looks_at_it() -> None:
-    plateau = {"schedule": {"type": "plateau"}}
+    plateau = {"schedule": {"type": "plateau", "patience": 3}}
     assert refused(between({"evaluate": {"every": "1ep"}}, {"evaluate": {"every": "2ep"}}), []) == []
     found = between({**plateau, "evaluate": {"every": "1ep"}}, {**plateau, "evaluate": {"every": "2ep"}})
     assert [d.path for d in refused(found, [])] == ["evaluate.every"]

@@ -16,7 +16,7 @@ from relight_trainer import registry
 from relight_trainer.problems import Problem, join, problems_of
 from relight_trainer.registry import Arguments, named
 from relight_trainer.settings import schedule as schedules
-from relight_trainer.settings import timed
+from relight_trainer.settings import schedule_sense, timed
 from relight_trainer.settings.clip import ClipSettings
 from relight_trainer.settings.data import DATA, Digits
 from relight_trainer.settings.ddp import Ddp
@@ -62,6 +62,7 @@ class TrainerConfig(StrictModel):
     def _sections_agree(self) -> Self:
         schedules.check(self.schedule, self.optimizer, self.evaluate)
         timed.check(self.train, self.schedule, self.freeze, self.evaluate)
+        schedule_sense.check(self.train, self.schedule, self.evaluate)
         if self.ddp.static_graph and self.train.deterministic:
             error = problem(
                 "conflict",

@@ -8,19 +8,20 @@ in torch, timm and fvcore. Imports no torch.
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 from relight_trainer.config import BadConfig
-from relight_trainer.problems import Problem, shown
+from relight_trainer.problems import Problem, join, shown
 from relight_trainer.registry import check_call, resolve
 from relight_trainer.settings import schedule as settings
 from relight_trainer.settings.optimizer import OptimizerArguments
-from relight_trainer.settings.position import Length
+from relight_trainer.settings.position import UNKNOWN, Length
 from relight_trainer.settings.rate import rate_at
 from relight_trainer.settings.schedule import AnySchedule
+from relight_trainer.settings.schedule_sense import Finding, Ruler, findings
 from relight_trainer.strict import nearest
 
 Factor = Callable[[int], float]  # from steps done to the share of the peak rate
@@ -59,13 +60,29 @@ class Schedule:
 
 
 def build_schedule(schedule: AnySchedule, optimizer: OptimizerArguments, length: Length, batch: int) -> Schedule:
-    """The schedule of a training of `length` with global batches of `batch` samples. Raises BadConfig."""
+    """The schedule of a training of `length` with global batches of `batch` samples.
+
+    Raises BadConfig where the schedule makes no sense in a training of that length.
+    """
+    ruler = Ruler(length.total if length.total != UNKNOWN else None, f"the training of {length.total} steps", length)
+    require_sense(findings(schedule, ruler, ()))
     peak = rate_at(optimizer.lr, batch)
     if isinstance(schedule, settings.OneCycle):
         return Schedule(_onecycle(schedule, peak, length.total, momentum=settings.cycles(schedule, optimizer)))
     factor = _factor(schedule, length)
     plateau = _Plateau(schedule) if isinstance(schedule, settings.Plateau) else None
     return Schedule(lambda step: Rates(peak * factor(step), None), plateau)
+
+
+def require_sense(found: Iterable[Finding]) -> None:
+    """Raises BadConfig where something of `found` is wrong."""
+    problems = [
+        Problem(join("config.schedule", finding.place), finding.message, shown(finding.found), finding.allowed)
+        for finding in found
+        if finding.known
+    ]
+    if problems:
+        raise BadConfig(problems)
 
 
 def _onecycle(cycle: settings.OneCycle, lr: float, total_steps: int, *, momentum: bool) -> Callable[[int], Rates]:
@@ -88,7 +105,7 @@ def _onecycle(cycle: settings.OneCycle, lr: float, total_steps: int, *, momentum
     return rates
 
 
-def _factor(schedule: settings.Warmed | settings.Sequence, length: Length) -> Factor:
+def _factor(schedule: settings.AnyWarmed | settings.Sequence, length: Length) -> Factor:
     if isinstance(schedule, settings.Sequence):
         return _sequence(schedule, length)
     warmup = length.steps(schedule.warmup) if schedule.warmup is not None else 0
@@ -114,7 +131,7 @@ def _sequence(sequence: settings.Sequence, length: Length) -> Factor:
     return factor
 
 
-def _shape(schedule: settings.Warmed, length: Length, warmup: int) -> Factor:
+def _shape(schedule: settings.AnyWarmed, length: Length, warmup: int) -> Factor:
     """The schedule's factor from the warm-up's end on."""
     rest = max(length.total - warmup, 1)
 
@@ -145,7 +162,10 @@ def _shape(schedule: settings.Warmed, length: Length, warmup: int) -> Factor:
             return lambda step: end + (1.0 - end) * curve(min(max(step - length.total + steps, 0) / steps, 1.0))
         case settings.OwnSchedule():
             return _own(schedule, length.total)
-    return lambda _: 1.0  # constant; and plateau, whose own factor comes on top
+        case settings.Constant() | settings.Plateau():  # plateau's own factor comes on top
+            return lambda _: 1.0
+        case _:
+            assert_never(schedule)
 
 
 def _cosine_cycles(cosine: settings.Cosine) -> Callable[[float], float]:

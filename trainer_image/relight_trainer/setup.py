@@ -34,13 +34,14 @@ from relight_trainer.registry import build
 from relight_trainer.replicas import replicate
 from relight_trainer.run import Run, numbers
 from relight_trainer.sampler import Sampler
-from relight_trainer.schedule import build_schedule
+from relight_trainer.schedule import build_schedule, require_sense
 from relight_trainer.seeds import seed_torch, stream
 from relight_trainer.session import Session, Stateful
 from relight_trainer.settings.hooks import HOOKS, CustomHook
 from relight_trainer.settings.loss import LOSSES
 from relight_trainer.settings.model import MODELS
 from relight_trainer.settings.position import UNKNOWN, Length
+from relight_trainer.settings.schedule_sense import of_evaluations, ruler_of
 from relight_trainer.settings.spans import Span, Time
 from relight_trainer.step import Step
 from relight_trainer.sync_batchnorm import apply as apply_sync_bn
@@ -85,6 +86,7 @@ class Training:
         self.freezer.at(0)
         optimizer = build_optimizer(config.optimizer, model, settings.global_batch)
         self.schedule = build_schedule(config.schedule, config.optimizer, length, settings.global_batch)
+        require_sense(of_evaluations(config.schedule, config.evaluate, ruler_of(settings.duration, length)))
         self.ema = Ema(config.ema, model) if config.ema else None
 
         own = hasattr(model, "training_step")

@@ -23,6 +23,7 @@ from relight_trainer.amounts import amount, size
 from relight_trainer.config import TrainerConfig
 from relight_trainer.problems import join, shown
 from relight_trainer.registry import NOT_IMPORTED
+from relight_trainer.settings import schedule_sense
 from relight_trainer.settings.rate import rate_at
 from relight_trainer.shares import share
 from relight_trainer.yaml_loader import MAX_BYTES
@@ -127,7 +128,9 @@ def _answer(file: str, sets: tuple[str, ...]) -> _Answer:
             return _Answer(name, job=job)
         else:
             config, path = trainer_config.parse(job.spec.trainer.config, CONFIG_PATH), CONFIG_PATH
-        return _Answer(name, job=job, config=config, unknown=_imported(config, file, path))
+        return _Answer(
+            name, job=job, config=config, unknown=(*_imported(config, file, path), *_unmeasured(config, path))
+        )
     except InvalidJob as error:
         return _Answer(name, error=error)
     except trainer_config.BadConfig as error:
@@ -145,6 +148,12 @@ def _imported(config: TrainerConfig, file: str, path: str) -> tuple[str, ...]:
                 raise trainer_config.BadConfig(wrong) from None
             return tuple(map(str, unknown))
     return ()
+
+
+def _unmeasured(config: TrainerConfig, path: str) -> Iterator[str]:
+    """What of the schedule can be compared with the training's length only once the data is open, or not at all."""
+    for found in schedule_sense.unchecked(config.train, config.schedule, config.evaluate):
+        yield f"{join(path, ('schedule', *found.place))}: {found.message}; found {shown(found.found)}"
 
 
 @contextmanager

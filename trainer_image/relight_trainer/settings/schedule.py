@@ -138,6 +138,9 @@ class OwnSchedule(Warmed):
         return dict(self.model_extra or {})
 
 
+AnyPart = Constant | Cosine | Linear | Poly | Exponential | InverseSqrt | Step | MultiStep | Wsd | OwnSchedule
+AnyWarmed = AnyPart | Plateau
+
 PARTS: Mapping[str, type[StrictModel]] = {
     "constant": Constant,
     "cosine": Cosine,
@@ -156,7 +159,7 @@ class Part(StrictModel):
 
     length: Position | None = Field(None, description="Only the last may leave it out: it takes the rest.")
     peak: float = Field(1.0, gt=0, description="The stretch's rate, as a share of the optimizer's.")
-    schedule: Annotated[SerializeAsAny[Warmed], kinds(PARTS, OwnSchedule), WithJsonSchema({"type": "object"})] = Field(
+    schedule: Annotated[SerializeAsAny[AnyPart], kinds(PARTS, OwnSchedule), WithJsonSchema({"type": "object"})] = Field(
         Constant(), json_schema_extra={"default": None}, description="Any but onecycle, plateau and sequence."
     )
 
@@ -186,7 +189,7 @@ SCHEDULES: Mapping[str, type[StrictModel]] = {
     "plateau": Plateau,
     "sequence": Sequence,
 }
-AnySchedule = OneCycle | Warmed | Sequence
+AnySchedule = OneCycle | AnyWarmed | Sequence
 ScheduleSettings = Annotated[SerializeAsAny[AnySchedule], kinds(SCHEDULES, OwnSchedule)]
 
 
