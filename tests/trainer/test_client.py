@@ -126,6 +126,7 @@ def test_windows_of_batches_are_replayed_whole(tmp_path: Path, kind: str) -> Non
 def early(context: WorkerContext) -> Any:
     model = nn.Linear(2, 1)
     run = client.start(model=model, init=True)
+    run.wrap(model)
     for _ in run.steps([torch.ones(2)] * 5, epochs=2):
         if run.step == 2:
             break

@@ -33,6 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from relight_agent.exits import ExitCode
 from relight_agent.files import Outcome
+from relight_trainer.checkpoint import weights_of
 from relight_trainer.context import WorkerContext
 from relight_trainer.followed import follow
 from relight_trainer.peers import form
@@ -256,7 +257,7 @@ class Run:
         tensors = [
             (f"{name}.{tensor_name}" if prefix else tensor_name, tensor)
             for name, module in self._modules.items()
-            for tensor_name, tensor in (*module.named_parameters(), *module.named_buffers())
+            for tensor_name, tensor in weights_of(module)
         ]
         early = self._is_early()
         self._guard(lambda session: setattr(self, "_outcome", session.complete(tensors, early=early)))

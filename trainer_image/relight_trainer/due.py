@@ -34,9 +34,11 @@ class TimeDue:
         self._asked = step, now
         self._ask_at = step + 1
 
-    def again(self) -> None:
-        """The next interval begins now."""
+    def again(self, seconds: float | None = None) -> None:
+        """The next interval begins now; it has another length where `seconds` is given."""
         self._since = self._clock()
+        if seconds is not None:
+            self._seconds = seconds
 
     def at(self, step: int) -> bool:
         """Whether it is time at boundary `step`. Called by all ranks."""

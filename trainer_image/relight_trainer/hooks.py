@@ -29,7 +29,8 @@ class Hook:
     """The base of hooks. Points get the `Run`; what they change of it is the hook's own responsibility.
 
     A hook that changes what is trained is a function of the step (`run.step`, `run.random`), or keeps its state in
-    `state_dict`: JSON values and tensors, the same on every rank.
+    `state_dict`: JSON values and tensors, the same on every rank. The ranks' states are compared; a hook with values of
+    each rank's own in its state, measured seconds for example, leaves them out of `compared_state`.
     """
 
     order: int = 50  # lower is earlier; 0..19 before, 80..100 after everybody else's
@@ -38,6 +39,10 @@ class Hook:
 
     def state_dict(self) -> dict[str, Any]:
         return {}
+
+    def compared_state(self) -> dict[str, Any]:
+        """The part of the state that must be equal on all ranks."""
+        return self.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         """Take over what `state_dict` gave, after the model is restored and before `run_begin`."""
@@ -138,6 +143,10 @@ class Hooks:
         """The states of the hooks that have one, by name."""
         states = {name: self._hooks[name].state_dict() for name in self._stateful}
         return {name: state for name, state in states.items() if state}
+
+    def compared_state(self) -> dict[str, Any]:
+        """The part of the hooks' states that must be equal on all ranks, by name."""
+        return {name: self._hooks[name].compared_state() for name in self._stateful}
 
     def load_state_dict(self, states: dict[str, Any], /) -> None:
         """A hook that was not there when `states` were saved begins anew; a state whose hook is gone is dropped."""

@@ -11,7 +11,7 @@ session.complete(...)
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn, Protocol
@@ -39,6 +39,8 @@ from relight_trainer.checkpoint import (
 )
 from relight_trainer.context import WorkerContext
 from relight_trainer.due import CheckpointDue
+from relight_trainer.equality.ranks import EqualRanks
+from relight_trainer.equality.watch import Comparisons
 from relight_trainer.leaving import Decision, MemberState, SaveTime, agree
 from relight_trainer.loop_end import LastStep, UnevenRanks, went_on
 from relight_trainer.peers import TIMEOUT, Interrupted, Patience, Peers, StoreExchange, connect
@@ -164,6 +166,14 @@ class Session:
             )
         self._save_time = SaveTime(context.run_dir)
         self._due = CheckpointDue(job, rank=context.rank, exchange=self._exchange)
+        self._equal = EqualRanks(
+            lambda: Comparisons(connect(f"{prefix}/equality"), rank=context.rank, world=context.world_size),
+            rank=context.rank,
+            world=context.world_size,
+            exchange=self._exchange,
+            say=self.say,
+            timeout=TIMEOUT.total_seconds(),
+        )
         self._chaos = Chaos(context)
         self._objects: Mapping[str, Stateful] = {}
         self._live: dict[str, Live] = {}
@@ -196,11 +206,12 @@ class Session:
         objects: Mapping[str, Stateful],
         modules: Iterable[nn.Module],
         fresh: Callable[[], None] | None = None,
+        follow: Collection[str] = (),
     ) -> Restored | None:
         """Load the newest state that any rank holds into `objects`; `modules` are those whose buffers are kept equal.
 
         Where None is returned, rank 0's present state is what training starts from; `fresh`, called on rank 0 alone,
-        has then had its say in it.
+        has then had its say in it. Before that the ranks' states are compared: `EqualRanks.at_start` says what `follow` is.
         """
         context = self._context
         self._objects = objects
@@ -223,11 +234,14 @@ class Session:
             self._progress = replace(self._progress, resumed_from=step, resumed_kind=restored.kind)
             if restored.kind == "checkpoint":
                 self._progress = replace(self._progress, checkpoint=step)
-        elif self.peers.rank == 0 and fresh is not None:
-            fresh()
+        else:
+            self._equal.at_start(objects, follow)
+            if self.peers.rank == 0 and fresh is not None:
+                fresh()
         if restored is None and self.peers.world > 1:
-            # Own code may have begun differently on each rank.
+            # Modules may have begun differently on each rank.
             self._load(spread(self.peers, pack(self._state()) if self.peers.rank == 0 else None, owner=0))
+        self._equal.follow(objects)
         # A replacement holds the state from here on, and this generation's outranks what older ones have left.
         self._write_snapshot()
         self._due.start(self.cursor.step)
@@ -267,6 +281,7 @@ class Session:
         self._buffers.sync()
         before, self.cursor = self.cursor, cursor
         self.state_equal()  # which may log, into the new cursor
+        self._equal.step_done(cursor.step)
         self._stop.at_boundary(cursor.step)
         ended = time.monotonic()
         if self._snapshot_interval.is_due():
@@ -302,6 +317,8 @@ class Session:
     def evaluation(self) -> Iterator[None]:
         """Around evaluation between steps, which may raise Interrupted as soon as `leaving()`."""
         self._write_missing_snapshot()
+        # Before ranks may leave it at different moments, some with what the evaluation has changed.
+        self._equal.compare(self.cursor.step)
         self._heartbeat.beat(_EVALUATION, self.cursor.step)
         self._ledger.turn_to(EVALUATION)
         try:
@@ -338,6 +355,8 @@ class Session:
         self._heartbeat.beat(_END, self.cursor.step)
         self._ledger.turn_to(CHECKPOINT)
         self._stop.wait_for_all()
+        self._equal.compare(self.cursor.step)  # anew: an evaluation may have changed it since
+        self._equal.check(self.cursor.step)
         digest = weights_digest(named_tensors)
         digests = self.peers.gather(bytes.fromhex(digest))
         differing = [rank for rank, other in enumerate(digests) if other != digests[0]]
@@ -352,6 +371,7 @@ class Session:
     def completed(self) -> Outcome:
         """The outcome of a job whose final state is loaded: at its end, or in a run after it."""
         self._stop.close()
+        self._equal.close()
         self._section = _AFTER
         self.alive()
         self._ledger.turn_to(EVALUATION)
@@ -433,6 +453,8 @@ class Session:
             self._write_missing_snapshot()
         self.before_saving()
         self._heartbeat.beat(_CHECKPOINT, self.cursor.step)
+        if not at_once:  # else whoever asked for it has looked
+            self._equal.check(self.cursor.step)
         if self._ledger.kind != DRAIN:
             self._ledger.turn_to(CHECKPOINT)
         generation, step, cursor = self._context.generation, self.cursor.step, self.cursor._asdict()
@@ -471,6 +493,7 @@ class Session:
         self._ledger.turn_to(DRAIN)
         self._write_missing_snapshot()
         step, rank, saver = self.cursor.step, self._context.rank, self._saver
+        self._equal.check(step)  # the next generation gives one rank's state to all; a checkpoint holds parts of each
         member, decision = self._agree_on_leaving()
         saved, message = member.snapshot, ""
         if saver is not None and saver.writing == step and (committed := saver.wait()) is not None:

@@ -151,7 +151,7 @@ class Training:
         }
         if self.ema:
             objects["ema"] = self.ema
-        self._session.restore(objects, [run.model], self._begin_afresh)
+        self._session.restore(objects, [run.model], self._begin_afresh, follow={"ema"})
         run.step = self._session.cursor.step
         if self._time is not None and self._time.is_over:
             run.total_steps = run.step

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from relight_agent.files import Outcome
+from relight_trainer.checkpoint import weights_of
 from relight_trainer.config import TrainerConfig, check, parse
 from relight_trainer.context import WorkerContext
 from relight_trainer.data.splits import Splits, open_splits
@@ -72,7 +73,7 @@ def train(
         raise
     finally:
         training.close()
-    return session.complete([*run.model.named_parameters(), *run.model.named_buffers()])
+    return session.complete(weights_of(run.model))
 
 
 def _steps(training: Training, feed: Feed) -> None:

@@ -54,6 +54,10 @@ class TrainedTime(Hook):
     def state_dict(self) -> dict[str, Any]:
         return {"seconds": self.seconds, "evaluated": self._evaluated, "evaluate_at": self._evaluate_at}
 
+    def compared_state(self) -> dict[str, Any]:
+        """The seconds are each rank's own clock's."""
+        return {"evaluate_at": self._evaluate_at}
+
     def load_state_dict(self, state: dict[str, Any], /) -> None:
         self._before = state["seconds"]
         self._evaluated, self._evaluate_at = state["evaluated"], state["evaluate_at"]

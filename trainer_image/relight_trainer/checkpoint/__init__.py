@@ -19,13 +19,14 @@
     Best(metric, mode="max", keep=1)               what retention keeps beside the newest
     Exchange: put(key, value), get(key, timeout)
     weights_digest([(name, tensor), ...]) -> str   64 hexadecimal digits
+    weights_of(module) -> those pairs
 
 `state` is a tree of dicts, lists, tuples and plain values with tensors in it. Tensors come back on the CPU.
 All errors are `errors.CheckpointError`s with an `exit_code`.
 """
 
 from relight_trainer.checkpoint.container import State, pack, unpack
-from relight_trainer.checkpoint.digest import weights_digest
+from relight_trainer.checkpoint.digest import weights_digest, weights_of
 from relight_trainer.checkpoint.errors import (
     CheckpointError,
     ConfigChanged,
@@ -64,4 +65,5 @@ __all__ = [
     "pack",
     "unpack",
     "weights_digest",
+    "weights_of",
 ]

@@ -1,9 +1,10 @@
 """The digest by which two trained models are the same, or not."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
+from torch import nn
 
 from relight_trainer.checkpoint.memory import bytes_of
 from relight_trainer.checkpoint.tagged import dtype_name
@@ -27,3 +28,14 @@ def weights_digest(named_tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
         values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         digest.update(bytes_of(values))
     return digest.hexdigest()
+
+
+def weights_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters and buffers of `module` by name, less buffers that are not persistent: they are no state."""
+    yield from module.named_parameters()
+    fleeting = {
+        f"{name}.{buffer}" if name else buffer
+        for name, part in module.named_modules()
+        for buffer in part._non_persistent_buffers_set  # noqa: SLF001  # no public name
+    }
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if name not in fleeting)
