@@ -56,7 +56,7 @@ def test_hooks_are_called_by_order_and_then_as_configured() -> None:
 
 def test_the_points_are_those_of_the_base_class() -> None:
     own = {n for n in vars(Hook) if not n.startswith("_") and isinstance(vars(Hook)[n], Callable)}  # type: ignore[arg-type]
-    assert own == {*Hooks.POINTS, "state_dict", "load_state_dict"}
+    assert own == {*Hooks.POINTS, "state_dict", "compared_state", "load_state_dict"}
     assert {*Hooks.POINTS} <= {*Hooks.__annotations__}
 
 

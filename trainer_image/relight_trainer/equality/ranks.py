@@ -67,7 +67,7 @@ class EqualRanks:
         """
         if self._comparisons is None:
             return
-        comparison = self._comparisons.begin(objects, 0)
+        comparison = self._comparisons.begin(objects, 0, expected=True)
         differences = self._comparisons.wait(comparison, self._timeout)
         for one in differences:
             if isinstance(objects.get(one.name), nn.Module) and one.tensors:

@@ -26,8 +26,9 @@ class Closed(Exception):
 class Comparison:
     """One comparison under way on this rank."""
 
-    def __init__(self, number: int, step: int, reading: Reading) -> None:
+    def __init__(self, number: int, step: int, reading: Reading, *, expected: bool) -> None:
         self.number = number
+        self.expected = expected  # that something may differ
         self.step = step
         self.reading = reading
         self.differences: list[Difference] = []
@@ -45,13 +46,16 @@ class Comparisons:
         self._number = 0
         self._closed = threading.Event()
         self._work: queue.SimpleQueue[Comparison | None] = queue.SimpleQueue()
-        self.found: Comparison | None = None  # the first one that has found a difference
+        self.found: Comparison | None = None  # the first one that has found a difference which nobody expects
         self._thread = threading.Thread(target=self._run, name="relight-equality", daemon=True)
         self._thread.start()
 
-    def begin(self, objects: Mapping[str, Any], step: int) -> Comparison:
-        """Read the digests of `objects` as they are after `step` steps, and have them compared."""
-        comparison = Comparison(self._number, step, Reading(objects))
+    def begin(self, objects: Mapping[str, Any], step: int, *, expected: bool = False) -> Comparison:
+        """Read the digests of `objects` as they are after `step` steps, and have them compared.
+
+        What differs then is in `found`, unless a difference is `expected`.
+        """
+        comparison = Comparison(self._number, step, Reading(objects), expected=expected)
         self._number += 1
         self._work.put(comparison)
         return comparison
@@ -75,7 +79,7 @@ class Comparisons:
         while (comparison := self._work.get()) is not None:
             try:
                 comparison.differences = self._compare(comparison)
-                if comparison.differences and self.found is None:
+                if comparison.differences and self.found is None and not comparison.expected:
                     self.found = comparison
             except Exception as error:  # told where it is waited for; else the world is ending, or has ended well
                 comparison.error = error
