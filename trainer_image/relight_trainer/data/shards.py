@@ -24,6 +24,7 @@ from relight_trainer.data.paths import existing
 from relight_trainer.settings.data import Images
 
 _FORMAT = 1  # of what is kept
+_MOST = np.iinfo(np.int64).max
 _PARTS = {"keys", "places", "labels"}
 
 
@@ -70,20 +71,28 @@ def read_index(path: Path, image: Iterable[str], label: str) -> Index:
 def _samples(
     tar: tarfile.TarFile, path: Path, endings: frozenset[str], label: str
 ) -> Iterator[tuple[str, tuple[int, int], int]]:
-    files = (member for member in tar if member.isfile())
+    files = (member for member in tar if member.isfile() and not _is_hidden(member.name))
     for key, members in groupby(files, lambda member: _key(member.name)):
-        parts = {member.name[len(key) + 1 :].lower(): member for member in members}
+        named = list(members)
+        parts = {member.name[len(key) + 1 :].lower(): member for member in named}
+        if len(parts) != len(named):
+            raise BadData(f"{path}: sample {key} has two files of one ending: {few(sorted(m.name for m in named))}")
         images = [part for ending, part in parts.items() if ending in endings]
         if len(images) != 1 or label not in parts:
             wanted = f"one of {', '.join(sorted(endings))} and {label}"
             raise BadData(f"{path}: sample {key} has {few(sorted(parts))}; allowed: {wanted}")
         content = tar.extractfile(parts[label])
         text = content.read(32).strip() if content else b""
-        if not text.isdigit():
+        if not text.isdigit() or int(text) > _MOST:
             raise BadData(f"{path}: {parts[label].name} is {text!r}; allowed: a whole number from 0")
         if images[0].size == 0 or images[0].offset_data + images[0].size > path.stat().st_size:
             raise BadData(f"{path}: {images[0].name} is empty or cut off")
         yield key, (images[0].offset_data, images[0].size), int(text)
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether the file is none of the data's: macOS puts `._0001.jpg` with attributes beside each file in a tar."""
+    return name.rpartition("/")[2].startswith(".")
 
 
 def _key(name: str) -> str:
