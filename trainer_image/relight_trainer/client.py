@@ -14,8 +14,8 @@ the loop earlier calls `run.finish()`. The script may go on, to evaluate or to e
 once the script of every rank has ended with 0. Where it is killed before that, the script is run again, the loop ends at
 once, and what stands behind it is done again: at least once, not exactly once.
 
-Torch's, numpy's and Python's global generators are seeded for each epoch and batch, so that a resumed script draws
-what it would have drawn. (Loader processes that are kept over epochs, `persistent_workers`, draw from where they are.)
+Torch's, numpy's and Python's global generators are seeded for each epoch and batch, in loader processes too, so that
+a resumed script draws what it would have drawn. How its loader is brought to the place: see `script_data`.
 
 Outside a job everything here does nothing: the loop is a plain loop over epochs and batches.
 """
@@ -38,7 +38,7 @@ from relight_trainer.context import WorkerContext
 from relight_trainer.followed import follow
 from relight_trainer.peers import form
 from relight_trainer.replicas import own_sparse_gradients, replicate, warm_up
-from relight_trainer.seeds import seed_everything, stream
+from relight_trainer.script_data import ScriptData, checked_counts, length_of
 from relight_trainer.session import Cursor, Session, Stateful, Stopped
 
 Batch = TypeVar("Batch")
@@ -100,7 +100,7 @@ class Run:
     def __init__(self, seed: int) -> None:
         self.stepping = True  # whether the script calls optimizer.step() for the present batch (see `accumulate`)
         self._context: WorkerContext | None = None
-        self._seed = seed
+        self._data = ScriptData(seed)
         self._modules: dict[str, nn.Module] = {}
         self._cursor = Cursor()
         self._reached: Cursor | None = None  # what the batch that the script is at leads to, once it is done
@@ -108,7 +108,6 @@ class Run:
         self._epochs: int | None = None  # planned, where `steps` is the loop
         self._outcome: Outcome | None = None
         self._session: Session | None = None
-        self._data_seconds = 0.0  # spent waiting for batches
 
     @property
     def step(self) -> int:
@@ -148,18 +147,20 @@ class Run:
     def steps(self, loader: Iterable[Batch], *, epochs: int, accumulate: int = 1) -> Iterator[Batch]:
         """The batches of `epochs` passes over `loader` that have not been trained on yet.
 
-        `set_epoch` is called on samplers that have it. With `accumulate`, that many batches make one optimizer step,
-        fewer at the end of an epoch; `run.stepping` says for which batch the script calls `optimizer.step()`.
+        `set_epoch` is called on samplers that have it, samplers within samplers too. With `accumulate`, that many batches
+        make one optimizer step, fewer at the end of an epoch; `run.stepping` says for which batch the script calls `optimizer.step()`.
         Raises SystemExit(0) where the job stops; everything is saved by then, and of a step that was under way nothing.
         Who leaves the loop before its end calls `finish`: else the job fails, for it is not known whether the last batch
-        has been trained on.
+        has been trained on. Raises BadLoader for counts below 1 and for a loader that cannot work, DataDiffers for one
+        that is empty, or known not to give what it gave before.
         """
         if self._started:
             raise Misused("run.steps can be used once: the place in the data is one place")
+        checked_counts(epochs=epochs, accumulate=accumulate)
         self._started = True
         self._epochs = epochs
         if self._session is not None:
-            batches = _length(loader)
+            batches = length_of(loader)
             self._session.batches_per_epoch = batches
             self._session.total_steps = epochs * -(-batches // accumulate)
             self._session.loop = _words(loader, batches, epochs)
@@ -170,21 +171,17 @@ class Run:
     def _epoch(self, loader: Iterable[Batch], accumulate: int) -> Iterator[Batch]:
         epoch = self._cursor.epoch
         size = getattr(loader, "batch_size", None) or 0
-        consumed = self._cursor.batch
-        for number, last, batch in self._batches(loader, epoch):
-            if number < consumed:
-                continue
+        place = self._cursor
+        for number, last, batch in self._data.batches(loader, epoch, trained=place.batch, last=place.last_batch):
             self.stepping = last or (number + 1) % accumulate == 0
             self._enter(number % accumulate, last=self.stepping)
-            self._seed_for("step", epoch, number)
+            self._data.seed_for("step", epoch, number)
             if self.stepping:
                 samples = self._cursor.samples + (number + 1 - self._cursor.batch) * size * self._world
-                place = (epoch + 1, 0) if last else (epoch, number + 1)
-                self._reached = Cursor(self._cursor.step + 1, *place, samples)
+                reached = (epoch + 1, 0) if last else (epoch, number + 1)
+                self._reached = Cursor(self._cursor.step + 1, *reached, samples)
             yield batch
             self._arrive()
-        if self._cursor.epoch == epoch:
-            raise Misused(f"the loader gave no more than the {consumed} batches of epoch {epoch} already trained on")
 
     # What a loop that is not `steps` says and asks, in this order; `relight_trainer.adapters` do it for trainers.
 
@@ -195,8 +192,9 @@ class Run:
 
     def batches(self, loader: Iterable[Batch], epoch: int) -> Iterator[Batch]:
         """The batches of one epoch that have not been trained on yet."""
-        consumed = self._cursor.batch if epoch == self._cursor.epoch else 0
-        return (batch for number, _, batch in self._batches(loader, epoch) if number >= consumed)
+        trained = self._cursor.batch if epoch == self._cursor.epoch else 0
+        drawn = self._data.batches(loader, epoch, trained=trained, last=self._cursor.last_batch)
+        return (batch for _, _, batch in drawn)
 
     def enter(self, epoch: int, batch: int, *, first: bool = True) -> None:
         """A batch is going to be trained on; `first`: of an optimizer step.
@@ -205,7 +203,7 @@ class Run:
         """
         if first:
             self._enter(0, last=True)
-        self._seed_for("step", epoch, batch)
+        self._data.seed_for("step", epoch, batch)
 
     def done(self, *, epoch: int, batch: int, samples: int = 0, step: int | None = None) -> None:
         """An optimizer step is complete: `step`, or one more. The next one begins at `epoch`, `batch`.
@@ -310,12 +308,13 @@ class Run:
                 own_sparse_gradients(stateful)
                 warm_up(stateful)
                 follow(stateful)
-        objects = {name: _unwrapped(stateful) for name, stateful in state.items()}
+        objects = self._data.hold({name: _unwrapped(stateful) for name, stateful in state.items()})
         self._modules = {name: o for name, o in objects.items() if isinstance(o, nn.Module)}
         self._context = context
         self._session = Session(context, own_group=own_group)
-        self._session.own_seconds = lambda: self._data_seconds
-        self._session.waited = lambda: self._data_seconds
+        self._data.join(self._session, rank=context.rank, world=context.world_size)
+        self._session.own_seconds = lambda: self._data.seconds
+        self._session.waited = lambda: self._data.seconds
         self._session.restore(objects, self._modules.values())
         self._cursor = self._session.cursor
 
@@ -329,7 +328,8 @@ class Run:
         if reached is None:
             return
         if self._session is not None:
-            reached = reached._replace(metrics=self._session.cursor.metrics)
+            last_batch = self._data.trained(reached.epoch, reached.batch)
+            reached = reached._replace(metrics=self._session.cursor.metrics, last_batch=last_batch)
             self._session.step_done(reached)
         self._cursor = reached
 
@@ -351,59 +351,12 @@ class Run:
         self._context.folder.write_outcome(self._context.local_rank, ended)
         raise SystemExit(0)
 
-    def _batches(self, loader: Iterable[Batch], epoch: int) -> Iterator[tuple[int, bool, Batch]]:
-        """(number, whether it is the epoch's last, batch), each drawn with generators seeded for it alone."""
-        for part in _parts(loader):
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
-        if self._session is not None:
-            # The same on all ranks: a sampler may shuffle first and then take its rank's share.
-            shuffle = stream(self._seed, "epoch", epoch)
-            seed_everything(shuffle)
-            for part in _parts(loader):
-                if isinstance(getattr(part, "generator", None), torch.Generator):
-                    part.generator.manual_seed(shuffle)
-        number = 0
-        iterator = iter(loader)
-        ahead = self._next(iterator)
-        while ahead is not _END:
-            batch = ahead
-            self._seed_for("batch", epoch, number + 1)
-            ahead = self._next(iterator)
-            yield number, ahead is _END, batch
-            number += 1
 
-    def _next(self, iterator: Iterator[Any]) -> Any:
-        """The next batch or _END; how long it took is this rank's own, unlike most of what a script does."""
-        session = self._session
-        if session is None:
-            return next(iterator, _END)
-        began = time.monotonic()
-        session.data_wanted()
-        batch = next(iterator, _END)
-        session.data_ready()
-        self._data_seconds += time.monotonic() - began
-        return batch
-
-    def _seed_for(self, name: str, epoch: int, number: int) -> None:
-        if self._session is not None:
-            seed_everything(stream(self._seed, name, epoch, number, self._session.peers.rank))
-
-
-_END: Any = object()
 _current: Run | None = None
 
 
 def _unwrapped(stateful: Stateful) -> Stateful:
     return stateful.module if isinstance(stateful, DistributedDataParallel) else stateful
-
-
-def _length(loader: Any) -> int:
-    """Batches in an epoch; 0 where the loader cannot tell."""
-    try:
-        return len(loader)
-    except TypeError:  # a DataLoader has `__len__` even where its data set has none
-        return 0
 
 
 def _words(loader: Any, batches: int, epochs: int) -> str:
@@ -413,15 +366,6 @@ def _words(loader: Any, batches: int, epochs: int) -> str:
     return (
         f"{epochs} epochs of {batches} batches of {name}" if batches else f"{epochs} epochs of {name} without a length"
     )
-
-
-def _parts(loader: Any) -> Iterator[Any]:
-    """The loader and its samplers: what may shuffle."""
-    yield loader
-    for name in ("sampler", "batch_sampler"):
-        part = getattr(loader, name, None)
-        if part is not None:
-            yield part
 
 
 def _text(value: float | Tensor | str) -> str:

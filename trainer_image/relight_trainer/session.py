@@ -73,6 +73,7 @@ class Cursor(NamedTuple):
     metrics: dict[str, str] = {}  # noqa: RUF012  # replaced, never changed
     weights_digest: str = ""
     early: bool = False  # of a final state: before the planned end, by `run.finish()`
+    last_batch: str = ""  # of own scripts: what is known of the batch before the place, see script_data.LastBatch
 
 
 class Pace(NamedTuple):
@@ -325,6 +326,14 @@ class Session:
             yield
         except Interrupted:
             self._leave()
+        self._heartbeat.beat(_TRAIN, self.cursor.step)
+        self._ledger.turn_to(self._kind_of_step())
+
+    @contextmanager
+    def reading_again(self) -> Iterator[Callable[[], None]]:
+        """Around data that is read though it has been trained on: replayed time. Call what is entered for each batch."""
+        self._ledger.turn_to(REPLAYED)
+        yield lambda: self._heartbeat.beat(_DATA, self.cursor.step)
         self._heartbeat.beat(_TRAIN, self.cursor.step)
         self._ledger.turn_to(self._kind_of_step())
 
