@@ -1,5 +1,6 @@
 """Frozen parts keep every bit; thawing is a function of the step."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 from relight_trainer.checkpoint import pack, unpack
+from relight_trainer.clip import build_clip
 from relight_trainer.config import BadConfig, parse
 from relight_trainer.ema import Ema
 from relight_trainer.freeze import Freezer
@@ -83,6 +85,42 @@ def test_momentum_that_a_part_has_gathered_does_not_move_it_once_it_is_frozen() 
     assert model.backbone[1].training
 
 
+KINDS = ["sgd", "adam", "adamw", "nadam", "radam", "adamax", "adagrad", "adadelta", "adafactor", "rmsprop", "rprop", "asgd",
+    "lars", "lamb", "muon"]  # fmt: skip
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_optimizer_leaves_alone_what_is_frozen_in_mid_training(kind: str, scaled: bool) -> None:
+    """Its moments are there, and its weight decay; a clip of the gradients sees none of it either."""
+    model = Net()
+    decays = {} if kind == "rprop" else {"weight_decay": 0.1}
+    momentum = {"momentum": 0.9} if kind in ("sgd", "rmsprop", "lars") else {}
+    others = {"others": {"type": "adamw", "lr": 0.01, "weight_decay": 0.1}} if kind == "muon" else {}
+    section = {"type": kind, "lr": 0.01, **decays, **momentum, **others}
+    optimizer = build_optimizer(parse({"optimizer": section}).optimizer, model, 64)
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    clip = build_clip(parse({"clip": {"type": "norm", "max": 0.5}}).clip, model)
+    assert clip is not None
+    frozen = freezer(model, {"match": "backbone", "after": "3st", "until": "6st"})
+    seen = []
+    for step in range(8):
+        frozen.at(step)
+        seen.append(bits(model, "backbone"))
+        x = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        scaler.scale(model(x).square().mean()).backward()
+        scaler.unscale_(optimizer)
+        norm = clip()
+        learning = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+        assert len(learning) == (2 if 3 <= step < 6 else 10)
+        assert norm > 0
+        scaler.step(optimizer)
+        scaler.update()
+    changed = [len(same(a, b)) < len(a) for a, b in pairwise(seen)]
+    assert changed == [True, True, True, False, False, False, True]
+
+
 @pytest.mark.parametrize("cut", [0, 3, 29, 30, 31, 45])
 def test_a_training_cut_at_any_step_of_the_schedule_ends_bit_equal(cut: int) -> None:
     rules = ({"match": "*", "but": "head", "until": "30%"}, {"match": "backbone.0", "until": "4ep"})
@@ -153,6 +191,23 @@ def test_norms_move_their_statistics_unless_all_of_them_is_frozen() -> None:
 def test_rules_that_cannot_be_meant_are_refused(rules: Any, text: str) -> None:
     with pytest.raises(BadConfig) as caught:
         freezer(Net(), *rules)
+    assert str(caught.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (nn.Flatten(), "config.model: the model Flatten has no parameters: nothing would train"),
+        (
+            nn.Linear(2, 2).requires_grad_(False),
+            "config.model: the model Linear has parameters, and none of them requires",
+        ),
+    ],
+)
+@pytest.mark.parametrize("rules", [[], ["weight"]])
+def test_a_model_of_which_nothing_trains_is_told_as_such(model: nn.Module, text: str, rules: list[Any]) -> None:
+    with pytest.raises(BadConfig) as caught:
+        freezer(model, *rules)
     assert str(caught.value).startswith(text)
 
 

@@ -217,6 +217,40 @@ def test_other_dtypes_and_strides_are_converted(tmp_path: Path) -> None:
     assert torch.equal(other.state_dict()["0.weight"], halves["0.weight"].float())
 
 
+def pair(seed: int) -> nn.ModuleDict:
+    return nn.ModuleDict({"teacher": net(seed), "student": net(seed + 10)})
+
+
+def test_a_file_can_be_for_a_part_of_the_model_all_of_which_must_be_found(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    into = {"rename": [{"pattern": "^", "to": "teacher."}], "only": "teacher", "min_match": 1.0}
+    model = pair(2)
+    report = load(model, files["plain.pt"], **into)
+    assert report.ratio == 1.0
+    assert (report.missing, report.unexpected) == ((), ())
+    assert equal(model["teacher"], net(1)) == set(net(1).state_dict())
+    assert equal(model["student"], net(12)) == set(net(12).state_dict())
+
+    both = tmp_path / "both.pt"  # which has a student too, that is not wanted
+    torch.save(pair(5).state_dict(), both)
+    assert load(model, both, only="teacher").ratio == 1.0
+    assert equal(model["teacher"], net(5)) == set(net(5).state_dict())
+    assert equal(model["student"], net(12)) == set(net(12).state_dict())
+
+
+def test_a_part_that_is_not_all_there_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    weights = {n: t for n, t in net(1).state_dict().items() if n != "0.weight"}
+    torch.save(weights, tmp_path / "less.pt")
+    into: dict[str, Any] = {"rename": [{"pattern": "^", "to": "teacher."}], "only": ["teacher.*"]}
+    with pytest.raises(BadConfig, match=r"21 of the model's 22 tensors .*; missing there: teacher.0.weight"):
+        load(pair(2), tmp_path / "less.pt", **into)
+    with pytest.raises(BadConfig, match=r"config.init_from.min_match: only 95% match: 21 of the model's 22"):
+        load(pair(2), tmp_path / "less.pt", policy="subset", min_match=1.0, **into)
+    with pytest.raises(BadConfig, match=r'init_from.only: fits no name in the model; found "techer"; allowed: teacher'):
+        load(pair(2), files["plain.pt"], only="techer")
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -1,6 +1,8 @@
 """Sync batch norm on shares of any size is torch's batch norm on the shares one after another."""
 
 import copy
+import pickle
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -289,6 +291,39 @@ def test_conversion_is_in_place_and_can_be_undone() -> None:
     assert type(model[2][0]) is nn.BatchNorm1d
     assert list(model.state_dict()) == state
     model[2][1](torch.randn(3, 4))  # torch's own refuses the CPU under a process group; this one is any rank's
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_converted_model_is_pickled_and_copied_as_what_it_is(protocol: int) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, momentum=0.3), nn.SyncBatchNorm(3))
+    model[1].eval()
+    convert(model)
+    file = BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for other in (
+        pickle.loads(pickle.dumps(model, protocol)),
+        copy.deepcopy(model),
+        torch.load(file, weights_only=False),
+    ):
+        assert [type(m) for m in other] == [type(m) for m in model]
+        assert [m.training for m in other.modules()] == [m.training for m in model.modules()]
+        assert all(torch.equal(t, other.state_dict()[n]) for n, t in model.state_dict().items())
+        assert other[1].momentum == 0.3
+        other.train()
+        other(torch.randn(5, 2))
+        assert revert(other) == ["1", "2"]
+        assert type(other[1]) is nn.BatchNorm1d
+    assert torch.equal(model[1].running_mean, torch.zeros(3))  # a copy's tensors are its own
+
+
+def test_a_layer_over_some_ranks_cannot_be_pickled_and_says_what_can() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    group: Any = object()
+    convert(model, group)
+    assert copy.deepcopy(model)[0]._sync.members is group
+    with pytest.raises(pickle.PicklingError, match=r"over a group of ranks cannot be pickled.*revert\(model\)"):
+        pickle.dumps(model)
 
 
 def test_without_a_process_group_a_converted_layer_is_a_plain_one() -> None:

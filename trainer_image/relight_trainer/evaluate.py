@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from relight_trainer.data.draws import shard
 from relight_trainer.data.splits import Split
+from relight_trainer.losses import LossMisfit
 from relight_trainer.modes import mode
-from relight_trainer.objective import Objective, split
+from relight_trainer.objective import Objective, kind_of, split
 from relight_trainer.peers import Interrupted, Peers
 from relight_trainer.targets import WrongLabel
 
@@ -32,7 +33,7 @@ def sums_of(
     """
     own = getattr(model, "validation_step", None)
     if own is not None:
-        return lambda batch, size: {name: value * size for name, value in own(batch, run).items()}
+        return lambda batch, size: {name: value * size for name, value in _metrics(own(batch, run)).items()}
 
     def sums(batch: Any, size: int) -> Mapping[str, Tensor]:
         output = objective.output(model, batch, run)
@@ -47,6 +48,17 @@ def sums_of(
         return found
 
     return sums
+
+
+def _metrics(found: Any) -> Mapping[str, Tensor]:
+    """What a model's validation_step has returned. Raises LossMisfit where it is something else."""
+    if not isinstance(found, Mapping):
+        raise LossMisfit(f"what validation_step returns is {kind_of(found)}; allowed: a mapping from names to tensors")
+    for name, value in found.items():
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind_of(value)
+            raise LossMisfit(f"what validation_step returns as {name} is {what}; allowed: a tensor of one number")
+    return {name: value.reshape(()) for name, value in found.items()}
 
 
 def _are_classes(labels: Any, size: int) -> bool:

@@ -20,12 +20,18 @@ class Freezer:
 
     A frozen parameter needs no gradient and has none, so that no optimizer moves it, whatever its weight decay or
     momentum; a module that owns buffers and is frozen whole is in eval mode, so that its statistics stay.
-    Raises BadConfig for patterns that fit nothing, and where nothing would be left to train.
+    Raises BadConfig for patterns that fit nothing, where nothing would be left to train, and for a model of which nothing
+    trains without any rule.
     """
 
     def __init__(self, rules: Sequence[Frozen], module: nn.Module, length: Length) -> None:
         self._module = module
         self._learning = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        if not self._learning:
+            has = "parameters, and none of them requires a gradient" if [*module.parameters()] else "no parameters"
+            raise BadConfig(
+                [Problem("config.model", f"the model {type(module).__name__} has {has}: nothing would train")]
+            )
         names = [*(name for name, _ in module.named_parameters()), *(name for name, _ in module.named_buffers())]
         self._rules: list[tuple[int, int | None, frozenset[str]]] = []
         for i, rule in enumerate(rules):

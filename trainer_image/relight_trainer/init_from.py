@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from relight_trainer.config import BadConfig
+from relight_trainer.globs import chosen
 from relight_trainer.inspect import Unreadable, WrongInput, read
 from relight_trainer.inspect.folders import damage
 from relight_trainer.inspect.statistics import Bytes
 from relight_trainer.inspect.weights import weights
+from relight_trainer.patterns import require
 from relight_trainer.problems import Problem, shown
 from relight_trainer.strict import nearest
 
@@ -78,7 +80,10 @@ def init_from(settings: "InitFrom", module: nn.Module) -> Report:
             raise Unreadable(f"{settings.path}: {'; '.join(wrong)}")
         there = _renamed(found, settings.rename)
         own = {**dict(module.named_parameters(remove_duplicate=False)), **_saved_buffers(module)}
-        own = {name: tensor for name, tensor in own.items() if not _old_counter(name, there)}
+        whole = {name: tensor for name, tensor in own.items() if not _old_counter(name, there)}
+        own = _part(settings, whole)
+        # What is elsewhere in the model is not asked for, and so not unexpected either.
+        there = {name: ref for name, ref in there.items() if name in own or name not in whole}
         report = _report(settings.path, there, own)
         _judge(settings, report)
         with torch.no_grad(), Bytes() as data:
@@ -130,6 +135,14 @@ def _old_counter(name: str, there: Mapping[str, "TensorRef"]) -> bool:
     """Whether `name` is batch norm's counter, which old files lack and which only an unset momentum reads."""
     sibling = f"{name.removesuffix('num_batches_tracked')}running_mean"
     return name.endswith("num_batches_tracked") and name not in there and sibling in there
+
+
+def _part(settings: "InitFrom", whole: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the model that the file is for. Raises BadConfig where a pattern of `only` fits none."""
+    if settings.only is None:
+        return whole
+    require(whole, settings.only, f"{_PATH}.only")
+    return {name: whole[name] for name in chosen(whole, settings.only)}
 
 
 def _report(path: str, there: Mapping[str, "TensorRef"], here: Mapping[str, Tensor]) -> Report:

@@ -48,6 +48,9 @@ class Objective:
     sample's loss.
     """
 
+    origin = "what the loss returns"
+    allowed = "a tensor: one number, or equally many for each sample"
+
     def __init__(self, criterion: Criterion, known: Iterable[KnownLabels | None] = (None,)) -> None:
         """`known`: the labels of each part of the data, None where they are streamed."""
         self.targets = Targets(criterion, known)
@@ -67,6 +70,8 @@ class Objective:
     def term(self, output: Any, batch: Any, samples: int) -> tuple[Tensor, int]:
         """A number, and how many times it makes the sum of the losses of the batch's `samples`. Raises LossMisfit."""
         loss = self._compared(output, batch)
+        if not isinstance(loss, Tensor):
+            raise LossMisfit(f"{self.origin} is {kind_of(loss)}; allowed: {self.allowed}")
         if self._sums:
             return loss, 1
         if not loss.dim():
@@ -88,7 +93,15 @@ class Objective:
 
     def _compared(self, output: Any, batch: Any) -> Tensor:
         pair = isinstance(batch, (tuple, list)) and len(batch) > 1
-        return self.targets.compared(output, batch[-1] if pair else split(batch)[2])
+        try:
+            return self.targets.compared(output, batch[-1] if pair else split(batch)[2])
+        except (TypeError, AttributeError) as error:
+            if isinstance(output, Tensor):
+                raise
+            raise LossMisfit(
+                f"the model returns {kind_of(output)}, which the loss cannot take ({error}); allowed: a model that returns a "
+                "tensor, a loss of your own that takes what the model returns, or a model with training_step"
+            ) from error
 
 
 class OwnStep(nn.Module):
@@ -106,6 +119,9 @@ class OwnStep(nn.Module):
 class OwnObjective(Objective):
     """The objective of a model that has `training_step`."""
 
+    origin = "what training_step returns"
+    allowed = "a tensor of one number, or a mapping whose entry `loss` is one"
+
     def __init__(self) -> None:
         super().__init__(lambda loss, _: loss)
 
@@ -114,5 +130,16 @@ class OwnObjective(Objective):
         return step(batch, run)
 
     def _compared(self, output: Any, batch: Any) -> Tensor:  # noqa: ARG002  # it is in the output
-        loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
+        if isinstance(output, Mapping) and "loss" in output:
+            output = output["loss"]
+        loss: Tensor = output  # `term` looks whether it is one
         return loss
+
+
+def kind_of(value: Any) -> str:
+    """What `value` is, in words: `a dict with the entries total, aux`."""
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with the entries {', '.join(map(str, value)) or 'none'}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}: {', '.join(type(part).__name__ for part in value)}"
+    return f"a {type(value).__name__}, {value!r}" if isinstance(value, (int, float)) else f"a {type(value).__name__}"

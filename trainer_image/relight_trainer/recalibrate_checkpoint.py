@@ -98,6 +98,8 @@ def _config_of(contents: Contents, sets: Sequence[str]) -> TrainerConfig:
 
 def _freeze(model: nn.Module, config: TrainerConfig, contents: Contents, samples: int) -> None:
     """Freeze what was frozen in the checkpoint's last step; in that of the whole training, where it does not say its own."""
+    if not config.freeze:
+        return
     epoch = Sampler(
         samples, config.train.global_batch, config.train.seed, keep_tail=config.train.last_batch == "keep"
     ).epoch

@@ -12,6 +12,7 @@ layer is a plain one, bit for bit.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pickle import PicklingError
 from typing import Any, ClassVar
 
 import torch
@@ -43,12 +44,27 @@ class _Group:
     def __deepcopy__(self, _: dict[int, Any]) -> "_Group":
         return self
 
+    def __reduce__(self) -> Any:
+        if self.members is not None:
+            raise PicklingError(
+                "a batch norm layer over a group of ranks cannot be pickled: the group exists in this process alone; "
+                "allowed: relight_trainer.sync_batchnorm.revert(model) before, and convert(model, group) where it is loaded"
+            )
+        return _Group, (None,)
+
 
 class SyncBatchNorm(_BatchNorm):
     """What `convert` puts before a layer's own class; `plain` is that class."""
 
     plain: ClassVar[type[_BatchNorm]]
     _sync: _Group
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled and copied by the plain class's name: `convert` makes the present one, which has none to be found by."""
+        # From protocol 2 on, an object is made by its class's __new__.
+        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
+        _, (_, *arguments), *rest = reduced
+        return (_new, (self.plain, *arguments), *rest)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's name for it
         if not self.training or _alone.get() or _size(self._sync) == 1:
@@ -176,6 +192,11 @@ def _synced(plain: type[_BatchNorm]) -> type[SyncBatchNorm]:
 
 
 _KINDS: dict[type[_BatchNorm], type[SyncBatchNorm]] = {}
+
+
+def _new(plain: type[_BatchNorm], *arguments: Any) -> SyncBatchNorm:
+    kind = _synced(plain)
+    return kind.__new__(kind, *arguments)
 
 
 def _size(group: _Group) -> int:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from relight_trainer.settings.names import Patterns
 from relight_trainer.strict import StrictModel, problem
 
 
@@ -37,7 +38,14 @@ class InitFrom(StrictModel):
     key: str | None = Field(None, description="Where the weights are in the file, such as model or nets.teacher.")
     ema: bool = Field(False, description="The moving average of the weights instead of the weights.")
     rename: list[Rename] = Field([], description="Each {pattern, to}, one after the other.")
-    min_match: float = Field(0.9, ge=0, le=1, description="The share of the model's tensors that must be found.")
+    only: Patterns | None = Field(
+        None,
+        description="The part of the model that the file is for, such as teacher.*: `policy` and `min_match` look at that "
+        "part alone, and all else stays fresh. Default: the whole model.",
+    )
+    min_match: float = Field(
+        0.9, ge=0, le=1, description="The share of the model's tensors, or of those in `only`, that must be found."
+    )
 
 
 def _from_path(value: Any) -> Any:
