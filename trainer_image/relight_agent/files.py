@@ -154,6 +154,8 @@ class Progress:
     first_step_at: Optional[float] = None  # when the first step of this generation had been done
     formed_at: Optional[float] = None  # when the process group was up
     restored_at: Optional[float] = None
+    sent_bytes: int = 0  # of tensors, by this rank to others at this generation's restore
+    received_bytes: int = 0  # and from them
     updated_at: float = 0.0
     notices: List[str] = field(default_factory=list)  # what a person should hear, e.g. a quarantined checkpoint
 

@@ -5,7 +5,7 @@ Nothing is pickled: what is sent is bytes and numbers.
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 from relight_agent.exits import ExitCode
 from relight_agent.stacks import FLIGHT, FLIGHT_PIPE
+from relight_trainer.checkpoint.memory import Buffer
 
 TIMEOUT = timedelta(minutes=5)  # longer than any section in which one rank works and the others wait
 MARGIN_SECONDS = 60.0  # what a collective may take longer than the agents' longest limit
@@ -149,6 +150,14 @@ class StoreExchange:
         return value
 
 
+def _chunks(data: Buffer) -> Iterator[torch.Tensor]:
+    view = memoryview(data)
+    if view.readonly:  # sent from, and never written to
+        view = memoryview(bytearray(view))
+    if view:
+        yield from torch.split(torch.frombuffer(view, dtype=torch.uint8), _CHUNK)
+
+
 class Peers:
     """Collectives over bytes and sums, on the device that the process group's backend works on."""
 
@@ -178,13 +187,29 @@ class Peers:
         [size] = self.gather_numbers(len(data) if data is not None else 0)[owner]
         if data is None or self.rank != owner:
             data = bytearray(size)
-        flat = torch.frombuffer(data, dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
-        for chunk in torch.split(flat, _CHUNK):
+        self.broadcast_into(memoryview(data), owner)
+        return data
+
+    def broadcast_into(self, data: memoryview, owner: int) -> None:
+        """`owner`'s bytes into `data` of every other rank, which is as long as its."""
+        for chunk in _chunks(data):
             moved = chunk.to(self.device)
             dist.broadcast(moved, owner)
             if self.rank != owner and moved is not chunk:
                 chunk.copy_(moved)
-        return data
+
+    def send(self, data: Buffer, target: int) -> None:
+        """To one rank, which calls `receive` with as many bytes."""
+        for chunk in _chunks(data):
+            dist.send(chunk.to(self.device), target)
+
+    def receive(self, into: bytearray | memoryview, source: int) -> None:
+        """What one rank sends."""
+        for chunk in _chunks(into):
+            moved = chunk if self.device.type == "cpu" else torch.empty_like(chunk, device=self.device)
+            dist.recv(moved, source)
+            if moved is not chunk:
+                chunk.copy_(moved)
 
     def sum(self, tensor: torch.Tensor, interrupted: Callable[[], bool]) -> torch.Tensor:
         """The sum over ranks, in place. Raises Interrupted when `interrupted()` turns true while peers are waited for."""

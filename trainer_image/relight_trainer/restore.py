@@ -1,7 +1,7 @@
 """Finding the newest state that anybody holds, and giving it to everybody."""
 
-import hashlib
 import time
+from collections.abc import Callable, Container
 from typing import ClassVar, NamedTuple
 
 from relight_agent.exits import ExitCode
@@ -13,6 +13,8 @@ from relight_trainer.checkpoint import (
     pack,
     unpack,
 )
+from relight_trainer.checkpoint.packed import Own, threads_for
+from relight_trainer.handover import Handed, compare, hand_over
 from relight_trainer.peers import Peers
 
 _NONE = Position(-1, -1)
@@ -46,7 +48,12 @@ class RanksDiffer(Exception):
 class Restored(NamedTuple):
     kind: str  # snapshot | checkpoint, as Progress.resumed_kind
     position: Position
-    state: State
+    state: State  # tensors of `lent` objects lie in memory that lasts until `confirm`
+    handed: Handed
+
+    def confirm(self, peers: Peers) -> None:
+        """Once all of it is loaded: every rank has loaded the same. Raises RanksDiffer. Called by all ranks."""
+        _require_equal(peers, self.handed, f"the {self.kind} of step {self.position.step}")
 
 
 def newest_state(
@@ -56,12 +63,16 @@ def newest_state(
     checkpoints: CheckpointFolder | None,
     generation: int,
     committed_step: int | None,
+    own: Callable[[], State],
+    local_world: int = 1,
+    lent: Container[str] = frozenset(),
     new_member: bool = False,
 ) -> Restored | None:
-    """The newest state by (generation, step), the same on every rank; None where the job has never saved one.
+    """The newest state by (generation, step); None where the job has never saved one.
 
-    Called by all ranks. `snapshots` are this member's, on one rank of each member; rank 0 alone reads `checkpoints`, and
-    a `new_member` looks whether it sees what rank 0 has written there.
+    Called by all ranks. `snapshots` are this member's, read by each rank of it; whose member holds the newest one is sent
+    nothing, and nobody what is the same in the `own` state that it has built. Rank 0 alone reads `checkpoints`, and a
+    `new_member` looks whether it sees what rank 0 has written there. Tensors of `lent` objects are not copied once more.
     Raises NotShared where it does not, StateLost where status knows of a checkpoint and nothing is found, and what reading checkpoints raises.
     """
     mine = (snapshots.newest() if snapshots is not None else None) or _NONE
@@ -74,15 +85,21 @@ def newest_state(
     stored = Position(*peers.gather_numbers(*(checkpoint.position if checkpoint else _NONE))[0])
     if new_member and snapshots is not None and checkpoints is not None and peers.rank != 0:
         _see(checkpoints, generation)
-    data: bytearray | memoryview | None
+    threads = threads_for(local_world)
+    built = Own(own, threads=threads)
+    holds: Callable[[], bytearray | memoryview] | None
 
     if stored != _NONE:
-        data = pack(checkpoints.load(checkpoint)) if checkpoints is not None and checkpoint is not None else None
-        return Restored("checkpoint", stored, spread(peers, data, owner=0))
+        holds = None
+        if checkpoints is not None and checkpoint is not None:
+            packed = pack(checkpoints.load(checkpoint))
+            holds = lambda: packed  # noqa: E731
+        handed = hand_over(peers, holds, built, local_world=local_world, threads=threads)
+        return Restored("checkpoint", stored, unpack(handed.packed.memory, lent=lent), handed)
     if in_memory > _NONE:
-        owner = offers.index(in_memory)
-        data = snapshots.read() if snapshots is not None and peers.rank == owner else None
-        return Restored("snapshot", in_memory, spread(peers, data, owner))
+        holds = snapshots.read if snapshots is not None and mine == in_memory else None
+        handed = hand_over(peers, holds, built, local_world=local_world, threads=threads)
+        return Restored("snapshot", in_memory, unpack(handed.packed.memory, lent=lent), handed)
     if committed_step is not None:
         raise StateLost(
             f"a checkpoint of step {committed_step} had been committed and is no longer there: "
@@ -100,12 +117,26 @@ def _see(checkpoints: CheckpointFolder, generation: int) -> None:
         time.sleep(0.2)
 
 
-def spread(peers: Peers, data: bytearray | memoryview | None, owner: int) -> State:
-    """The state in `owner`'s bytes, on every rank. Raises RanksDiffer where they arrive changed."""
-    received = peers.broadcast(data, owner)
-    if peers.world > 1:
-        digests = peers.gather(hashlib.sha256(received).digest())
-        wrong = [rank for rank, digest in enumerate(digests) if digest != digests[owner]]
-        if wrong:
-            raise RanksDiffer(f"the state that rank {owner} sent reached ranks {wrong} changed")
-    return unpack(received)
+def spread(
+    peers: Peers,
+    data: bytearray | None,
+    own: Callable[[], State],
+    *,
+    local_world: int,
+    lent: Container[str] = frozenset(),
+) -> State:
+    """The state in the bytes that one rank gives, on every rank: what has the same bytes in its `own` state is not sent.
+
+    Raises RanksDiffer where they arrive changed.
+    """
+    threads = threads_for(local_world)
+    holds = None if data is None else lambda: data
+    handed = hand_over(peers, holds, Own(own, threads=threads), local_world=local_world, threads=threads)
+    _require_equal(peers, handed, "the state to begin with")
+    return unpack(handed.packed.memory, lent=lent)
+
+
+def _require_equal(peers: Peers, handed: Handed, what: str) -> None:
+    found = compare(peers, handed.packed)
+    if found is not None:
+        raise RanksDiffer(f"{what} is not the same on all ranks: {found} differs from rank 0's")

@@ -42,6 +42,7 @@ from relight_trainer.due import CheckpointDue
 from relight_trainer.equality.ranks import EqualRanks
 from relight_trainer.equality.watch import Comparisons
 from relight_trainer.leaving import Decision, MemberState, SaveTime, agree
+from relight_trainer.loading import that_copy
 from relight_trainer.loop_end import LastStep, UnevenRanks, went_on
 from relight_trainer.peers import TIMEOUT, Interrupted, Patience, Peers, StoreExchange, connect
 from relight_trainer.replicas import EqualBuffers
@@ -150,7 +151,7 @@ class Session:
         job = context.job
         self._snapshots: Snapshots | None = None
         if context.local_rank == 0:
-            self._snapshots = Snapshots(context.snapshots, job_uid=job.uid, config_hash=job.config_hash)
+            self._snapshots = self._members_snapshots()
         self._checkpoints: CheckpointFolder | None = None
         self._saver: Saver | None = None
         if job.checkpoint_dir:
@@ -223,14 +224,19 @@ class Session:
         )
         restored = newest_state(
             self.peers,
-            snapshots=self._snapshots,
+            snapshots=self._snapshots or self._members_snapshots(),
             checkpoints=self._checkpoints,
             generation=context.generation,
             committed_step=context.committed_step,
-            new_member=context.new_member,
+            own=self._state,
+            local_world=context.local_world_size,
+            lent=that_copy(objects),
+            new_member=context.new_member and context.local_rank == 0,
         )
         if restored is not None:
             self._load(restored.state)
+            restored.confirm(self.peers)
+            self._moved(restored)
             step = restored.position.step
             self._progress = replace(self._progress, resumed_from=step, resumed_kind=restored.kind)
             if restored.kind == "checkpoint":
@@ -241,7 +247,15 @@ class Session:
                 fresh()
         if restored is None and self.peers.world > 1:
             # Modules may have begun differently on each rank.
-            self._load(spread(self.peers, pack(self._state()) if self.peers.rank == 0 else None, owner=0))
+            self._load(
+                spread(
+                    self.peers,
+                    pack(self._state()) if self.peers.rank == 0 else None,
+                    self._state,
+                    local_world=context.local_world_size,
+                    lent=that_copy(objects),
+                )
+            )
         self._equal.follow(objects)
         # A replacement holds the state from here on, and this generation's outranks what older ones have left.
         self._write_snapshot()
@@ -439,6 +453,22 @@ class Session:
         for name, stateful in self._objects.items():
             stateful.load_state_dict(state[name])
         self.cursor = Cursor(**state["loop"])
+
+    def _members_snapshots(self) -> Snapshots:
+        """Each rank of a member reads them, one writes."""
+        job = self._context.job
+        return Snapshots(self._context.snapshots, job_uid=job.uid, config_hash=job.config_hash)
+
+    def _moved(self, restored: Restored) -> None:
+        """Note what this restore has moved between ranks."""
+        size, handed = len(restored.handed.packed.memory), restored.handed
+        self._progress = replace(self._progress, sent_bytes=handed.sent, received_bytes=handed.received)
+        print(
+            f"relight: rank {self.peers.rank} restored step {restored.position.step} from a {restored.kind} of "
+            f"{size / 1e6:.1f} MB: {handed.received / 1e6:.1f} MB received from another rank, "
+            f"{handed.sent / 1e6:.1f} MB sent",
+            flush=True,
+        )
 
     def _write_snapshot(self) -> None:
         if self._snapshots is None:

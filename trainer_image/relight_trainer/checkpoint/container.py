@@ -10,7 +10,7 @@ Metadata: `relight.state` (tagged JSON whose `$tensor` references count the view
 
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ import torch
 
 from relight_trainer.checkpoint import tagged
 from relight_trainer.checkpoint.errors import UnsupportedState
-from relight_trainer.checkpoint.memory import Buffer, bytes_of, owned
+from relight_trainer.checkpoint.memory import Buffer, bytes_of, in_memory, owned
 
 State = dict[str, Any]
 
@@ -192,6 +192,12 @@ class Head:
         return cls(layout.entries, {"relight.views": _json(layout.views_json())})
 
 
+def head_of(buffer: Buffer) -> memoryview:
+    """Everything of a safetensors file before its first tensor's bytes."""
+    view = memoryview(buffer).cast("B")
+    return view[: _LENGTH.size + _LENGTH.unpack_from(view)[0]]
+
+
 def entries_of(buffer: Buffer) -> tuple[dict[str, str], dict[str, memoryview]]:
     """(metadata, bytes of each entry by name) of a safetensors file. Raises `ValueError` for anything else."""
     view = memoryview(buffer).cast("B")
@@ -208,19 +214,32 @@ def entries_of(buffer: Buffer) -> tuple[dict[str, str], dict[str, memoryview]]:
         raise ValueError(f"not a safetensors file: {error}") from error
 
 
-def rebuild(document: Any, views: list[Any], entries: dict[str, memoryview]) -> State:
-    """The state of a parsed document and its views; tensors on the CPU, tied ones share memory again."""
-    memory: dict[str, torch.Tensor] = {}
+def rebuild(
+    document: Any, views: list[Any], entries: dict[str, memoryview], lent: Container[str] = frozenset()
+) -> State:
+    """The state of a parsed document and its views; tensors on the CPU, tied ones share memory again.
 
-    def tensor(reference: int) -> torch.Tensor:
-        name, dtype, sizes, strides, offset = views[reference]
-        if name not in memory:
-            memory[name] = owned(entries[name])
-        storage = memory[name].untyped_storage()
-        return torch.empty(0, dtype=tagged.dtype_of(dtype)).set_(storage, offset, sizes, strides)
+    Those of the top-level entries of the state that are `lent` lie in `entries` themselves.
+    """
+    copies: dict[str, torch.Tensor] = {}
+    own: dict[str, torch.Tensor] = {}
 
-    state: State = tagged.decode(document, tensor)
-    return state
+    def tensor_in(memory: dict[str, torch.Tensor], make: Callable[[memoryview], torch.Tensor]) -> Callable[[int], Any]:
+        def tensor(reference: int) -> torch.Tensor:
+            name, dtype, sizes, strides, offset = views[reference]
+            if name not in memory:
+                memory[name] = make(entries[name])
+            storage = memory[name].untyped_storage()
+            return torch.empty(0, dtype=tagged.dtype_of(dtype)).set_(storage, offset, sizes, strides)
+
+        return tensor
+
+    copied = tensor_in(copies, owned)
+    if not lent or any(key[:1] == "$" for key in document):
+        state: State = tagged.decode(document, copied)
+        return state
+    in_place = tensor_in(own, in_memory)
+    return {key: tagged.decode(value, in_place if key in lent else copied) for key, value in document.items()}
 
 
 def pack(state: State) -> bytearray:
@@ -239,15 +258,16 @@ def pack(state: State) -> bytearray:
     return data
 
 
-def unpack(buffer: Buffer | torch.Tensor) -> State:
+def unpack(buffer: Buffer | torch.Tensor, *, lent: Container[str] = frozenset()) -> State:
     """The state of `pack` or `Snapshots.read`, as any buffer of bytes or a uint8 CPU tensor.
 
-    Tensors are on the CPU and own their memory; strides and aliases are as they were, `requires_grad` is not kept.
+    Tensors are on the CPU and own their memory; strides and aliases are as they were, `requires_grad` is not kept. Tensors
+    of the objects that are `lent` lie in the buffer, which must be writable and stay as it is until they have been copied.
     Raises `ValueError` where the bytes are no packed state.
     """
     metadata, entries = entries_of(bytes_of(buffer) if isinstance(buffer, torch.Tensor) else buffer)
     try:
-        return rebuild(json.loads(metadata["relight.state"]), json.loads(metadata["relight.views"]), entries)
+        return rebuild(json.loads(metadata["relight.state"]), json.loads(metadata["relight.views"]), entries, lent)
     except KeyError as error:
         raise ValueError(f"not a packed state: {error} is missing") from None
 

@@ -34,6 +34,11 @@ def owned(data: Buffer) -> torch.Tensor:
     return copy
 
 
+def in_memory(data: memoryview) -> torch.Tensor:
+    """`data`, which is writable, as a flat uint8 tensor: the same memory."""
+    return torch.frombuffer(data, dtype=torch.uint8) if len(data) else torch.empty(0, dtype=torch.uint8)
+
+
 def _view(address: int, size: int) -> memoryview:
     if size == 0:
         return memoryview(bytearray())
