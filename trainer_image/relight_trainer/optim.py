@@ -1,5 +1,6 @@
 """The optimizer that the configuration names, its parameter groups, and the rates of its next step."""
 
+import inspect
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -57,6 +58,17 @@ def _build(
         optimizer: Optimizer = make(groups, lr=lr * share, **config.keywords())
     except (ValueError, TypeError) as error:
         raise BadConfig([Problem(_PATH, f"{config.type} cannot train this model: {error}")]) from None
+    if _needs_closure(optimizer):
+        raise BadConfig(
+            [
+                Problem(
+                    f"{_PATH}.type",
+                    "calls the loss itself, several times a step (a closure), which training by batches of several workers cannot do",
+                    found=config.type,
+                    allowed="an optimizer whose step() needs no argument",
+                )
+            ]
+        )
     configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
 
     def as_configured(loaded: Optimizer) -> None:
@@ -65,6 +77,12 @@ def _build(
 
     optimizer.register_load_state_dict_post_hook(as_configured)
     return optimizer
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    """Whether `step` cannot be called without an argument, as LBFGS's."""
+    parameters = inspect.signature(optimizer.step).parameters.values()
+    return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 def set_rates(optimizer: Optimizer, rates: Rates) -> None:

@@ -44,6 +44,7 @@ from relight_trainer.equality.watch import Comparisons
 from relight_trainer.leaving import Decision, MemberState, SaveTime, agree
 from relight_trainer.loading import that_copy
 from relight_trainer.loop_end import LastStep, UnevenRanks, went_on
+from relight_trainer.object_states import check_savable, load_state
 from relight_trainer.peers import TIMEOUT, Interrupted, Patience, Peers, StoreExchange, connect
 from relight_trainer.replicas import EqualBuffers
 from relight_trainer.restore import RanksDiffer, Restored, newest_state, spread
@@ -215,6 +216,7 @@ class Session:
         Where None is returned, rank 0's present state is what training starts from; `fresh`, called on rank 0 alone,
         has then had its say in it. Before that the ranks' states are compared: `EqualRanks.at_start` says what `follow` is.
         """
+        check_savable(objects)
         context = self._context
         self._objects = objects
         self._live = {name: found for name, o in objects.items() if (found := live(o)) is not None}
@@ -451,7 +453,7 @@ class Session:
         if missing:
             raise MissingState(f"the saved state holds {sorted(set(state) - {'loop'})} and lacks {missing}")
         for name, stateful in self._objects.items():
-            stateful.load_state_dict(state[name])
+            load_state(name, stateful, state[name])
         self.cursor = Cursor(**state["loop"])
 
     def _members_snapshots(self) -> Snapshots:

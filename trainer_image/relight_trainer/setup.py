@@ -21,6 +21,7 @@ from relight_trainer.evaluate import evaluate, sums_of
 from relight_trainer.freeze import Freezer
 from relight_trainer.hooks import Hook, Hooks
 from relight_trainer.init_from import init_from
+from relight_trainer.object_states import check_savable
 from relight_trainer.objective import Objective, OwnObjective, OwnStep
 from relight_trainer.observe.build import hooks_for
 from relight_trainer.optim import build_optimizer, set_rates
@@ -79,6 +80,7 @@ class Training:
         model: nn.Module = build(MODELS, config.model).to(device)
         if settings.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        check_savable({"model": model})
         check_model(model, device)
         apply_sync_bn(config.sync_bn, model)
         check_recalibration(config, model)

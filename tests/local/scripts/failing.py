@@ -1,7 +1,7 @@
 """`failing.py HOW [MENDED]`: ends badly in the way it is told to, until the file MENDED exists (it is made at the first
 failure where MENDED ends in ".once"). "starve" takes memory for ever. "early" uses no client: rank 1 ends with 0 while
 rank 0 waits for it. With HOW "step:N", trains with the client, and the last rank fails once it has
-applied step N; with "forward:N" it fails before it, with "leave:N" it ends with 0 there. "outage:N" is "step:N" with an error of a network, which
+applied step N; with "forward:N" it fails before it, with "leave:N" it ends with 0 there. "outage:N" is "forward:N" with an error of a network, which
 may pass. VOLATILE in the environment puts what differs each time into the words.
 """
 
@@ -62,7 +62,7 @@ def train(steps: int, fails_at: int | None, how: str) -> None:
     replica = run.wrap(model)
     for (inputs,) in run.steps(DataLoader(TensorDataset(torch.ones(steps, 4)), batch_size=1), epochs=1):
         here = run.step + 1 == fails_at and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1
-        if here and how not in {"step", "outage"}:
+        if here and how != "step":
             end(how, torch.distributed.get_rank())
         optimizer.zero_grad()
         replica(inputs).sum().backward()

@@ -14,6 +14,8 @@ class CheckpointError(Exception):
 class UnsupportedState(CheckpointError):
     """The state holds something that cannot be saved, or the ranks hold states of different shape."""
 
+    exit_code = ExitCode.BAD_CONFIG
+
 
 class SnapshotsOff(CheckpointError):
     """Two states do not fit the run folder's memory. Training can go on without snapshots."""
