@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from relight_agent.files import GenerationFolder, JobFile, read_json
-from relight_agent.processes import is_alive, processes
+from relight_agent.processes import descendants, is_alive, processes
 
 HELPERS = Path(__file__).parent / "helpers"
 TIMEOUT = 60.0
@@ -45,7 +45,9 @@ class Member:
         proc_per_node=1,
         program=("-m", "relight_trainer.launcher"),
         env=None,
+        base=None,
     ):
+        """`base`: what the environment is in place of this process's, with one thread."""
         self.slot = slot
         self.proc_per_node = proc_per_node
         self.run_dir = Path(folder) / f"member-{slot}-{time.monotonic_ns()}"
@@ -57,8 +59,7 @@ class Member:
             self.process = subprocess.Popen(
                 [sys.executable, *program],
                 env={
-                    **os.environ,
-                    "OMP_NUM_THREADS": "1",
+                    **({**os.environ, "OMP_NUM_THREADS": "1"} if base is None else base),
                     "RELIGHT_JOB_FILE": str(self.run_dir / "job.json"),
                     "RELIGHT_RUN_DIR": str(self.run_dir),
                     "RELIGHT_SLOT": str(slot),
@@ -137,6 +138,10 @@ class Member:
         message = self.expect("started")
         self.generation, self.store = message["pid"], message["store_pid"]
         return message
+
+    def below(self):
+        """The living descendants of the launcher."""
+        return [pid for pid in descendants(self.process.pid) if is_alive(pid)]
 
     def session(self):
         """The living processes of the generation's session."""

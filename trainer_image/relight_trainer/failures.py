@@ -6,6 +6,7 @@ import sys
 import sysconfig
 import traceback
 from pathlib import Path
+from types import TracebackType
 
 import torch
 import torch.distributed as dist
@@ -176,6 +177,16 @@ def tell(error: BaseException) -> None:
         sys.stderr.flush()
 
 
+def _call_hook(error: BaseException, trace: TracebackType | None) -> None:
+    """Have the user's own `sys.excepthook` tell it; where that fails, both errors are shown."""
+    try:
+        sys.excepthook(type(error), error, trace)
+    except Exception:
+        print("Error in sys.excepthook:", file=sys.stderr)
+        traceback.print_exc(file=sys.stderr)
+        traceback.print_exception(type(error), error, trace, file=sys.stderr)
+
+
 def _tell(error: BaseException) -> None:
     if isinstance(error, SystemExit):
         if isinstance(code := code_of(error), str):
@@ -187,4 +198,8 @@ def _tell(error: BaseException) -> None:
         while start is not None and not _is_users(start.tb_frame.f_code.co_filename):
             start = start.tb_next
         # Where the user has no frame, all of them matter.
-        traceback.print_exception(type(error), error, start or error.__traceback__, file=sys.stderr)
+        trace = start or error.__traceback__
+        if sys.excepthook is sys.__excepthook__:  # which would show all frames
+            traceback.print_exception(type(error), error, trace, file=sys.stderr)
+        else:
+            _call_hook(error, trace)

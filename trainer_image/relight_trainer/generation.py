@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from relight_agent.files import from_dict, read_json, write_json
-from relight_trainer import rendezvous, worker
+from relight_trainer import hygiene, rendezvous, worker
 from relight_trainer.hygiene import environment, leave_working_folder_out_of_path
 
 MONITOR_INTERVAL_SECONDS = 0.02
@@ -55,14 +54,17 @@ def run(order: Order, *, start_method: str) -> int:
     os.environ.update(
         RELIGHT_GENERATION=str(order.generation),
         RELIGHT_GENERATION_DIR=order.generation_dir,
-        # All members have the same number of workers: ranks follow from the node rank.
-        TORCH_ELASTIC_WORKER_IDENTICAL="1",
     )
+    # All members have the same number of workers: ranks follow from the node rank.
+    os.environ[worker.ELASTIC_IDENTICAL] = "1"
+    if order.proc_per_node > 1:  # as torchrun does it; of one worker torch's threads are set, and the variable is not
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.pop("RELIGHT_LAUNCHER_FD", None)
     # torch's elastic agent would export 1: abort, and with it collectives that "succeed" half-reduced.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3")
     rendezvous.register()
-    _hush_elastic_agent()
+    # Each worker's end is told by its outcome; the elastic agent's warnings about it would only bury that.
+    hygiene.hush_loggers("torch.distributed.elastic", "torch.multiprocessing")
     launch = elastic_launch(_config(order, start_method), worker.main)
     try:
         launch(os.getpid())
@@ -81,6 +83,7 @@ def _config(order: Order, start_method: str) -> LaunchConfig:
             max_nodes=order.nodes,
             nproc_per_node=order.proc_per_node,
             run_id=order.run_id,
+            role="default",  # torchrun's
             rdzv_backend=rendezvous.BACKEND,
             rdzv_endpoint=f"{host}:{order.master_port}",
             rdzv_configs={"node_rank": order.node_rank},
@@ -101,13 +104,6 @@ def _no_device_check() -> Iterator[None]:
             yield
     finally:
         torch.cuda.is_available = asked
-
-
-def _hush_elastic_agent() -> None:
-    """Each worker's end is told by its outcome; the elastic agent's warnings about it would only bury that."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def exec_cold(order: Order) -> None:

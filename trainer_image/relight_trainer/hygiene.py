@@ -2,14 +2,17 @@
 
 import contextlib
 import faulthandler
+import logging
 import os
 import signal
 import stat
 import sys
+import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from relight_agent.stacks import SIGNAL
 
@@ -48,29 +51,88 @@ def threads_of_this_process() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
+_NOT_FOR_WORKERS: dict[signal.Signals, Any] = {
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGINT: signal.default_int_handler,
+}
+
+
 def _ignore(_signum: int, _frame: FrameType | None) -> None:
     pass
+
+
+_held_back = threading.local()
+
+
+def _hold_back() -> None:
+    """Until a child has the default again: a signal that comes before that would be lost."""
+    _held_back.before = signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_WORKERS)
+
+
+def _let_through() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held_back.before)
+
+
+def _obey_again() -> None:
+    for number, default in _NOT_FOR_WORKERS.items():
+        if signal.getsignal(number) is _ignore:
+            signal.signal(number, default)
+    _let_through()
 
 
 def reset_signals() -> None:
     """A worker's signals, in place of those inherited from torch's elastic agent.
 
     SIGTERM is the agent's business, SIGINT the terminal's: neither ends a worker. Both get a handler that does nothing
-    instead of SIG_IGN, which the programs that a script starts would inherit. SIGUSR1 writes all stacks to stderr.
+    instead of SIG_IGN, which the programs that a script starts would inherit. Processes that a script forks have the
+    default again: `Process.terminate` sends SIGTERM. SIGUSR1 writes all stacks to stderr.
     """
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _NOT_FOR_WORKERS:
         signal.signal(number, _ignore)
+    os.register_at_fork(before=_hold_back, after_in_parent=_let_through, after_in_child=_obey_again)
     faulthandler.enable(sys.__stderr__ or 2)
     faulthandler.register(signal.SIGUSR1, file=sys.__stderr__ or 2, all_threads=True)
+
+
+def lead_own_group() -> None:
+    """A signal that a script sends to its process group is not to reach other workers. The session stays the generation's."""
+    with contextlib.suppress(PermissionError):  # it leads a session, and its group by that
+        os.setpgid(0, 0)
+
+
+_hushed: dict[str, int] = {}  # levels by the names of loggers
+
+
+def hush_loggers(*prefixes: str) -> None:
+    """Have loggers whose names begin so say nothing in this process. What is forked from it calls `unhush_loggers`."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(prefixes):
+            _hushed[name] = logging.getLogger(name).level
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+def unhush_loggers() -> None:
+    """Give those loggers back the levels that they had."""
+    for name, level in _hushed.items():
+        logging.getLogger(name).setLevel(level)
+    _hushed.clear()
 
 
 def write_stacks_to(path: Path) -> None:
     """On stacks.SIGNAL, append the stacks of all threads to `path`: by a handler that needs no GIL."""
     file = path.open("ab", buffering=0)
     faulthandler.register(SIGNAL, file=file, all_threads=True)  # which keeps the file
+
+
+def keep_descriptors_from_programs() -> None:
+    """Have programs that this process starts inherit only the three standard descriptors. Spawn leaves others open to them."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError):  # the listing's own descriptor is gone by now
+            if int(entry.name) > 2:
+                os.set_inheritable(int(entry.name), False)
 
 
 def cut_inherited_sockets() -> None:

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from relight_agent.processes import die_with_parent, ended_children
+from relight_agent.processes import die_with_parent, ended_children, kill_all
 from relight_trainer import hygiene, learned_imports
 from relight_trainer.learned_imports import Learner, Others
 
@@ -311,9 +311,8 @@ class Launcher:
 
 
 def _end_session(leader: int) -> None:
-    """Of a child, which may not have begun its session yet, and may have been reaped."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(leader, signal.SIGKILL)
+    """Of a child, which may not have begun its session yet, and may have been reaped. Workers lead groups of their own."""
+    kill_all(lambda seen: {p.pid for p in seen if p.session == leader})
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(leader, signal.SIGKILL)
         os.waitpid(leader, 0)

@@ -5,7 +5,6 @@ import contextlib
 import importlib.util
 import multiprocessing.util
 import os
-import runpy
 import sys
 import threading
 import time
@@ -18,11 +17,13 @@ import torch
 from relight_agent.exits import ExitCode
 from relight_agent.files import Heartbeat, Outcome
 from relight_agent.processes import die_with_parent
-from relight_trainer import hygiene, learned_imports
+from relight_trainer import hygiene, learned_imports, main_process
 from relight_trainer.context import WorkerContext
 from relight_trainer.failures import classify, describe, exit_status, manner_of, recognise, tell
 from relight_trainer.seeds import seed_everything, stream
 from relight_trainer.words import code_of
+
+ELASTIC_IDENTICAL = "TORCH_ELASTIC_WORKER_IDENTICAL"  # read by torch's elastic agent, and by no worker
 
 # The agent starts such a generation again, cold.
 BAD_FORK = "bad fork:"
@@ -49,8 +50,12 @@ def main(parent: int) -> NoReturn:
 def begin(parent: int) -> None:
     """Become a process of its own, after a fork from `parent`."""
     die_with_parent(parent)
+    hygiene.lead_own_group()
+    main_process.become_main_process()
+    hygiene.keep_descriptors_from_programs()
     hygiene.cut_inherited_sockets()
     hygiene.reset_signals()
+    hygiene.unhush_loggers()
     hygiene.disown_finalizers()
     learned_imports.begin()
 
@@ -59,6 +64,7 @@ def serve() -> NoReturn:
     """Be the worker that this process's environment tells of. Never returns."""
     context = WorkerContext.from_env()
     assert context is not None, "a worker is started by the launcher"
+    os.environ.pop(ELASTIC_IDENTICAL, None)
     hygiene.write_stacks_to(context.folder.stack_path(context.local_rank))
     context.folder.write_pid(context.local_rank)
     outcome = _run_to_the_end(context)
@@ -128,23 +134,21 @@ def run_config(context: WorkerContext) -> Outcome:
 def run_script(script: str, arguments: list[str], workdir: str) -> None:
     """Run a file as `python script arguments...` would in `workdir`. Raises BadEntry where there is no such file."""
     os.chdir(workdir)
-    # Absolute, or a loader process started by spawn would look for it in a folder that the script has left.
-    path = Path(script).absolute()
-    if not path.exists():
-        raise BadEntry(f"trainer.script: there is no {path}")
-    sys.argv = [str(path), *arguments]
-    sys.path.insert(0, str(path.resolve().parent))
-    runpy.run_path(str(path), run_name="__main__")
+    if not Path(script).exists():
+        raise BadEntry(f"trainer.script: there is no {Path(script).absolute()}")
+    main_process.run_script(script, arguments)
 
 
 def run_module(module: str, arguments: list[str], workdir: str) -> None:
     """Run a module as `python -m module arguments...` would in `workdir`. Raises BadEntry where there is none."""
     os.chdir(workdir)
-    sys.argv = [module, *arguments]
+    # Where the module is looked for, while it is looked for.
     sys.path.insert(0, str(Path.cwd()))
-    if importlib.util.find_spec(module.partition(".")[0]) is None:
+    found = importlib.util.find_spec(module.partition(".")[0])
+    del sys.path[0]
+    if found is None:
         raise BadEntry(f"trainer.module: there is no module {module!r} for {sys.executable} in {workdir}")
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    main_process.run_module(module, arguments)
 
 
 def _completed(context: WorkerContext) -> Outcome:
