@@ -18,7 +18,7 @@ from relight_trainer.config import BadConfig, parse
 from relight_trainer.data.draws import Draw, shard
 from relight_trainer.data.errors import BadData
 from relight_trainer.data.loading import SampleFailed
-from relight_trainer.data.splits import Split, Splits, open_splits
+from relight_trainer.data.splits import Split, Splits, open_splits, splits_of
 from relight_trainer.data.table import read_table
 from relight_trainer.settings.loader import Loader
 
@@ -254,3 +254,31 @@ def test_an_input_that_is_not_finite_is_refused_with_its_place(tmp_path: Path, v
         SampleFailed, match=r"d\.npz:inputs\[2\]\[1\]\[0\]: found (nan|inf|1e\+39); allowed: finite numbers"
     ):
         list(splits.train.batches([Draw(0, np.array([3, 2]))]))
+
+
+class Uneven(torch.utils.data.Dataset[Any]):
+    """Sample 5 is of another shape than the others, or none of them can be made a batch."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, index: int) -> Any:
+        if self._kind == "object":
+            return object()
+        return {"x": np.ones((3, 5 if index == 5 else 4), np.float32), "label": index}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("shape", r"^data\.train\[5\]: \{x: \(3, 5\) float32, label: int\}, and \[7\] is \{x: \(3, 4\) float32, label: int\}: "),
+        ("object", r"^data\.train\[7, 5, 2\]: .*<class 'object'>"),
+    ],
+)  # fmt: skip
+def test_samples_that_make_no_batch_are_told_by_the_one_that_differs(kind: str, message: str) -> None:
+    splits = splits_of((Uneven(kind), None), Loader(workers=0), 0, torch.device("cpu"))
+    with pytest.raises(SampleFailed, match=message):
+        list(splits.train.batches([Draw(0, np.array([7, 5, 2]))]))

@@ -72,8 +72,10 @@ def test_keys_become_text() -> None:
     assert load("{1: a, true: b, on2: c, 1.5: d}") == {"1": "a", "true": "b", "on2": "c", "1.5": "d"}
 
 
-def test_a_bare_on_as_a_key_is_a_boolean_as_in_kubectl() -> None:
-    assert load("{on: a}") == {"true": "a"}
+def test_a_bare_on_as_a_key_is_refused_which_kubectl_would_read_as_true() -> None:
+    with pytest.raises(YamlError, match='YAML reads this key as true; found on; allowed: "on", in quotes'):
+        load("{on: a}")
+    assert load("{'on': a}") == {"on": "a"}
 
 
 def test_merge_keys_lose_to_the_mapping_s_own() -> None:

@@ -92,6 +92,7 @@ def fetch(url: str, ref: str, folder: Path, *, secret: Path | None = None, submo
     if folder.exists() and any(folder.iterdir()):
         raise WrongSource(f"{folder} is not empty")
     folder.mkdir(parents=True, exist_ok=True)
+    secret = None if secret is None else secret.absolute()  # git runs in `folder`
     with tempfile.TemporaryDirectory(prefix="relight-git-") as private:
         git = _Git(folder, _environment(Path(private), secret), _secrets(secret))
         git.run("init", "--quiet")

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from relight_trainer.strict import MAX_SHOWN, nearest
+from relight_trainer.strict import MAX_SHOWN, nearest, strange_letters
 
 MAX_FOUND = 80  # characters of a user's value in a message
 MAX_PATH = 4096  # of a file's name: what tells is at its end
@@ -31,7 +31,9 @@ class Problem:
         parts = [f"{self.path}: {self.message}" if self.path else self.message]
         parts += [f"found {self.found}"] if self.found is not None else []
         if self.nearest is not None:
-            parts += [f'did you mean "{self.nearest}"?' + (f" allowed: {self.allowed}" if self.allowed else "")]
+            letters = strange_letters(self.found or self.path, self.nearest)
+            meant = f'did you mean "{self.nearest}"?' + (f" ({letters})" if letters else "")
+            parts += [meant + (f" allowed: {self.allowed}" if self.allowed else "")]
         elif self.allowed:
             parts += [f"allowed: {self.allowed}"]
         return "; ".join(parts)

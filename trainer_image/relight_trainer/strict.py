@@ -6,6 +6,7 @@ pydantic alone stops at a model's unknown fields or at its first cross-field rul
 """
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
 
@@ -21,6 +22,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError
 
 MAX_SHOWN = 12  # alternatives in one message
+_LETTERS = 3  # of them in one message
 
 
 def nearest(name: str, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
@@ -34,6 +36,17 @@ def nearest(name: str, names: Iterable[str], *, cutoff: float = 0.6) -> str | No
     plain = {_plain(n): n for n in names}
     found = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=cutoff)
     return plain[found[0]] if found else None
+
+
+def strange_letters(found: str, near: str) -> str:
+    """The letters of `found` beyond ASCII that `near` does not have, by code point and name: they may look alike.
+
+    >>> strange_letters("m\u043edel", "model")
+    'found U+043E CYRILLIC SMALL LETTER O'
+    """
+    strange = dict.fromkeys(c for c in found[:200] if not c.isascii() and c not in near)
+    names = [f"U+{ord(c):04X} {unicodedata.name(c, 'without a name')}" for c in strange]
+    return f"found {', '.join(names[:_LETTERS])}{', ...' if len(names) > _LETTERS else ''}" if names else ""
 
 
 def _plain(name: str) -> str:

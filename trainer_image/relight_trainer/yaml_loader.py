@@ -2,7 +2,8 @@
 
 YAML 1.1's booleans (`yes`, `on`, `y` ...) and its octal and hexadecimal integers; `1e-3` is a number; timestamps and
 `10:30` stay text; keys become text; merge keys work. What JSON cannot hold is refused, and so is what somebody would only
-write to do harm: duplicate keys, not-a-number, foreign tags, anchors that multiply, endless depth.
+write by mistake or to do harm: duplicate keys, bare keys that YAML reads as booleans (`n`, `on`), not-a-number, foreign
+tags, anchors that multiply, endless depth.
 """
 
 import math
@@ -174,6 +175,10 @@ def _key(node: Node, path: str) -> str:
     value = _scalar(node, path) if isinstance(node, ScalarNode) else None
     if value is None:
         raise _error("a key that is not text", node, path)
+    if isinstance(value, bool) and node.tag == _PLAIN and node.value.lower() != shown(value):
+        # A person means the letter: kubectl would take it for the field "false", and say only that it is unknown.
+        message = f"YAML reads this key as {shown(value)}"
+        raise _error(message, node, path, found=node.value, allowed=f'"{node.value}", in quotes')
     return value if isinstance(value, str) else shown(value)
 
 

@@ -318,6 +318,18 @@ class TrainerSpec(ApiModel):
     )
     template: Template | None = Field(None, description="What else each member's pod is to have.")
 
+    @model_validator(mode="after")
+    def _each_variable_once(self) -> Self:
+        names = [variable.name for variable in self.env]
+        errors = [
+            located(problem("name", "given twice", allowed="each name once"), ("env", i, "name"), name)
+            for i, name in enumerate(names)
+            if name in names[:i]
+        ]
+        if errors:
+            raise ValidationError.from_exception_data("env", errors)
+        return self
+
 
 class GitSource(ApiModel):
     """A git repository. The commit that `ref` names at the job's first start is the job's from then on."""

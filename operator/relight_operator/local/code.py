@@ -21,10 +21,11 @@ def secrets_of(given: Iterable[str]) -> dict[str, Path]:
     """The folders of Secrets' files, from `NAME=FOLDER`. Raises InvalidUsage."""
     found = {}
     for text in given:
-        name, equals, folder = text.partition("=")
-        if not equals or not name or not Path(folder).is_dir():
+        name, equals, given_folder = text.partition("=")
+        folder = Path(given_folder).expanduser()  # no shell does that behind a "="
+        if not equals or not name or not folder.is_dir():
             raise InvalidUsage(f'--secret: found "{text}"; allowed: NAME=FOLDER, the folder of the Secret\'s files')
-        found[name] = Path(folder).absolute()
+        found[name] = folder.absolute()
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from relight_agent.exits import ExitCode
-from relight_trainer.strict import nearest
+from relight_trainer.strict import nearest, strange_letters
 
 _SHOWN = 12  # names in one message
 
@@ -54,9 +54,16 @@ def one_of(name: str, names: Iterable[str], place: str) -> BadData | None:
     names = sorted(names)
     if name in names:
         return None
+    return BadData(f"{place} has no {name}; found {few(names) or 'nothing'}{did_you_mean(name, names)}")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`; did you mean "X"?`, with the letters of `name` that only look like those of X; nothing where none is near."""
     near = nearest(name, names)
-    hint = f'; did you mean "{near}"?' if near else ""
-    return BadData(f"{place} has no {name}; found {few(names) or 'nothing'}{hint}")
+    if near is None:
+        return ""
+    letters = strange_letters(name, near)
+    return f'; did you mean "{near}"?' + (f" ({letters})" if letters else "")
 
 
 def few(names: list[str], shown: int = _SHOWN) -> str:

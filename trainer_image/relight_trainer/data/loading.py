@@ -8,7 +8,7 @@ import atexit
 import os
 import random
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -29,6 +29,7 @@ from relight_trainer.hygiene import cut_inherited_sockets
 from relight_trainer.seeds import stream
 
 _MOST = 16  # automatic loader processes
+_SHOWN = 12  # indices in one message
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -157,7 +158,12 @@ class _Batches(torch.utils.data.Dataset[Any]):
                     place = f"{self._name}[{index}]"
                     _seed(stream(self._key, "sample", draw.epoch, index))
                     samples.append(self._dataset[index])
-            batch = self._collate(samples)
+            place = self._name
+            try:
+                batch = self._collate(samples)
+            except Exception:
+                place = f"{self._name}{_of_another_kind(samples, draw.indices.tolist())}"
+                raise
             # A rank may have no share of an epoch's last batch.
             return batch if len(draw.indices) else each_tensor(batch, _no_rows)
         except Exception as error:  # whatever it is, it ends the training, and there its text is wanted
@@ -174,6 +180,29 @@ def _known_labels(dataset: Dataset, name: str) -> KnownLabels | None:
         return f"{name}[{index}]" + ("" if name_of is None else f": {name_of(index)}")
 
     return KnownLabels(torch.as_tensor(values), named)
+
+
+def _of_another_kind(samples: Sequence[Any], indices: Sequence[int]) -> str:
+    """`[7]: (3, 5) float32, and [2] is (3, 4) float32: ...` where a sample's tensors are of another kind than the first's.
+
+    The samples that cannot be made a batch otherwise.
+    """
+    kinds = [_kind(sample) for sample in samples]
+    for index, kind in zip(indices, kinds, strict=False):
+        if kind != kinds[0]:
+            return f"[{index}]: {kind}, and [{indices[0]}] is {kinds[0]}"
+    return f"[{', '.join(map(str, indices[:_SHOWN]))}{', ...' if len(indices) > _SHOWN else ''}]"
+
+
+def _kind(value: Any) -> str:
+    """What has to be alike in the samples of a batch, as a person reads it."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_kind(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(_kind, value)) + "]"
+    return type(value).__name__
 
 
 def automatic_workers(local_world: int, limit: float | None) -> int:

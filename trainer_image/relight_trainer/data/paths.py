@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from relight_trainer.data.errors import BadData, few, one_of, unreadable
+from relight_trainer.data.errors import BadData, did_you_mean, few, one_of, unreadable
 
 _SHOWN = 3
 
@@ -18,9 +18,14 @@ def existing(path: str | Path, field: str) -> Path:
         if link.is_symlink() and not link.exists():
             raise BadData(f"{field}: {link} is a link to {link.readlink()}, which is not there: is it mounted?")
     there = next(parent for parent in absolute.parents if parent.exists())
-    names = sorted(entry.name for entry in there.iterdir()) if there.is_dir() and os.access(there, os.R_OK) else []
-    missing = one_of(absolute.relative_to(there).parts[0], names, f"{field}: {there}")
-    raise missing or BadData(f"{field}: there is no {absolute}")
+    if not there.is_dir():
+        raise BadData(f"{field}: there is no {absolute}: {there} is a file")
+    names = sorted(entry.name for entry in there.iterdir()) if os.access(there, os.R_OK) else []
+    first, *rest = absolute.relative_to(there).parts
+    if rest:  # what else the root of a machine has helps nobody
+        near = did_you_mean(first, names)
+        raise BadData(f"{field}: there is no {absolute}: {there} exists, and there is no {there / first}{near}")
+    raise one_of(first, names, f"{field}: {there}") or BadData(f"{field}: there is no {absolute}")
 
 
 class File(NamedTuple):

@@ -213,7 +213,7 @@ class LayerPictures(Hook):
         self._layers = layers_of(run.model, self._settings.layers)
 
     def step_begin(self, run: Run) -> None:
-        if run.step % self._every == 0:
+        if shown_at(run.step, self._every):
             for layer in self._layers:
                 self._handles.append(layer.module.register_forward_hook(self._taker(layer.path, run.step + 1)))
 
@@ -257,13 +257,13 @@ class TensorHistograms(Hook):
         self._with_gradients = {name: known[name] for name in chosen(known, self._settings.gradients)}
 
     def gradients_ready(self, run: Run) -> None:
-        if run.step % self._every == 0:
+        if shown_at(run.step, self._every):
             for name, parameter in self._with_gradients.items():
                 if parameter.grad is not None:
                     self._show(f"gradients/{name}", parameter.grad, run.step + 1)
 
     def update_end(self, run: Run) -> None:
-        if run.step % self._every == 0:
+        if shown_at(run.step, self._every):
             for name, parameter in self._parameters.items():
                 self._show(f"parameters/{name}", parameter, run.step + 1)
 
@@ -283,6 +283,15 @@ class TensorHistograms(Hook):
                 self._board.scalars({f"not-finite/{tag}": others}, step, at, evaluation=False)
 
         self._writer.put(write)
+
+
+def shown_at(done: int, every: int) -> bool:
+    """Whether the step that follows `done` ones is shown: the first one, and each whose number is a multiple.
+
+    >>> [step for step in range(1, 9) if shown_at(step - 1, 3)]
+    [1, 3, 6]
+    """
+    return done == 0 or (done + 1) % every == 0
 
 
 def layers_of(model: nn.Module, patterns: list[str]) -> list[Layer]:
