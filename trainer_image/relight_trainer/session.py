@@ -22,6 +22,7 @@ from relight_agent.exits import ExitCode, Manner
 from relight_agent.files import MAX_METRICS, MAX_NOTICES, SECTIONS, Heartbeat, Outcome, Progress, clip
 from relight_agent.ledger import CHECKPOINT, DRAIN, EVALUATION, PRODUCTIVE, REPLAYED, Ledger
 from relight_trainer import learned_imports
+from relight_trainer.buffer_history import BufferHistory
 from relight_trainer.buffer_layouts import layout_agreement
 from relight_trainer.chaos import Chaos
 from relight_trainer.checkpoint import (
@@ -54,6 +55,7 @@ from relight_trainer.stop import StopAgreement
 _START, _DATA, _TRAIN = SECTIONS.index("start"), SECTIONS.index("data"), SECTIONS.index("train")
 _EVALUATION, _CHECKPOINT, _END = SECTIONS.index("evaluation"), SECTIONS.index("checkpoint"), SECTIONS.index("end")
 _AFTER = SECTIONS.index("after")
+_HISTORY = "buffer_history"  # in the state, where buffers have changed their shapes
 _PROGRESS_SECONDS = 1.0
 # For a checkpoint in flight, at a stop that needs none.
 _FINISH_SECONDS = 5.0
@@ -182,6 +184,7 @@ class Session:
         self._live: dict[str, Live] = {}
         self._others: list[tuple[str, Stateful]] = []
         self._buffers: EqualBuffers | None = None
+        self._history: BufferHistory | None = None
 
     @property
     def progress(self) -> Progress:
@@ -219,6 +222,7 @@ class Session:
         check_savable(objects)
         context = self._context
         self._objects = objects
+        self._history = BufferHistory(objects)
         self._live = {name: found for name, o in objects.items() if (found := live(o)) is not None}
         self._others = [(name, o) for name, o in objects.items() if name not in self._live]
         self._buffers = EqualBuffers(
@@ -438,7 +442,8 @@ class Session:
         return command is not None and command.op in {"save", "stop"}
 
     def _state(self) -> State:
-        return {**{name: o.state_dict() for name, o in self._objects.items()}, "loop": self.cursor._asdict()}
+        state = {**{name: o.state_dict() for name, o in self._objects.items()}, "loop": self.cursor._asdict()}
+        return self._with_history(state)
 
     def _live_state(self) -> State:
         """The state as snapshots take it, which look themselves for what has changed in it."""
@@ -446,12 +451,20 @@ class Session:
         for name, stateful in self._others:
             state[name] = stateful.state_dict()
         state["loop"] = self.cursor._asdict()
+        return self._with_history(state)
+
+    def _with_history(self, state: State) -> State:
+        assert self._history is not None
+        if record := self._history.record():
+            state[_HISTORY] = record
         return state
 
     def _load(self, state: State) -> None:
         missing = sorted(set(self._objects) - set(state))
         if missing:
             raise MissingState(f"the saved state holds {sorted(set(state) - {'loop'})} and lacks {missing}")
+        assert self._history is not None
+        self._history.fit(state.get(_HISTORY, {}), state)
         for name, stateful in self._objects.items():
             load_state(name, stateful, state[name])
         self.cursor = Cursor(**state["loop"])
