@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import pytest
-from builders import Home, Job, script
+from builders import Home, Job, script, waited_for
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -55,3 +55,19 @@ def test_what_stands_behind_the_loop_is_done_again_where_a_machine_is_lost_in_it
     assert result.final["goodput"]["lostSteps"] == 0
     assert result.final["world"]["generation"] == 2
     assert len(result.digest) == 64
+
+
+def test_a_stop_does_not_wait_for_what_stands_behind_the_loop_and_the_next_run_does_it_again(home: Home) -> None:
+    go = home.path / "go"
+    run = home.start(job("wait", go))
+    waited_for(go.with_suffix(".there").exists)
+    began = time.monotonic()
+    run.interrupt()
+    stopped = run.wait()
+    assert stopped.code == 130, stopped.said
+    assert time.monotonic() - began < 45  # a stop at leisure may take two minutes
+    assert stopped.final["phase"] == "Suspended"
+    go.touch()
+    again = home.run(job("wait", go))
+    assert again.code == 0, again.said
+    assert (again.final["steps"], again.final["goodput"]["lostSteps"]) == (20, 0)

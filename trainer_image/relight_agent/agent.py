@@ -49,6 +49,9 @@ TRAIN_ON = 0.5
 ANSWER_SECONDS = 4.0
 # Workers that have not begun to train hold nothing new: they are not waited for when the member must go.
 START_LEAVE_SECONDS = 2.0
+# What a script does behind its last step hears of no stop, and is done again: at a stop of the whole job, whose time has
+# no end, it gets this long. A member that is told to end by a signal has its grace period.
+TAIL_SECONDS = 10.0
 UPLOAD_AFTER_SECONDS = 30.0  # stacks go into an object store once their generation has ended, or after this long
 KEEP_SECONDS = 5.0  # what an ending agent waits for that, or for a folder that hangs
 
@@ -526,7 +529,13 @@ class Agent:
             if now > self._leave_by or (now > self._leave_by - self._flush_seconds() and not generation.is_saving()):
                 generation.kill()
                 self._go_unstopped()
-            elif now > self._told_at + START_LEAVE_SECONDS and not generation.has_begun():
+            elif (
+                now > self._told_at + START_LEAVE_SECONDS
+                and not generation.has_begun()
+                or self._leaving != "SIGTERM"
+                and now > self._told_at + TAIL_SECONDS
+                and generation.is_trained()
+            ):
                 generation.drop()
             return
         outcome = generation.outcome if generation is not None else None

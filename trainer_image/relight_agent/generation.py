@@ -136,6 +136,10 @@ class Generation:
         """Whether a worker is writing a checkpoint, or its last words."""
         return False
 
+    def is_trained(self) -> bool:
+        """Whether all workers are behind the last step: the final state is saved, and what they do is done again."""
+        return False
+
     @property
     def is_dropped(self) -> bool:
         return self._dropped_at is not None
@@ -259,6 +263,9 @@ class WorkerGeneration(Generation):
 
     def is_saving(self) -> bool:
         return any(b is not None and b[0] in ("checkpoint", "end") for b in self._heartbeats())
+
+    def is_trained(self) -> bool:
+        return all(b is not None and b[0] == "after" for b in self._heartbeats())
 
     def silence(self, now: float) -> Optional[Silence]:
         ended = frozenset(i for i, _ in self.folder.outcomes(self.me.job.proc_per_node))

@@ -2,12 +2,13 @@
 
 "break": leaves its loop in step 13; "break, finish": and calls run.finish(). "uneven": rank 1 has one batch less in each
 epoch. "tail": behind the loop, rank 0 kills its member's agent, and with it all processes of the member, unless FILE
-exists, which it makes; then each rank adds a line to FILE.
+exists, which it makes; then each rank adds a line to FILE. "wait": waits there for FILE, for which it asks by FILE with the suffix ".there".
 """
 
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -34,6 +35,10 @@ for (x,) in run.steps(DataLoader(data, 4), epochs=2):
         break
 if "finish" in how:
     run.finish()
+if how == "wait":
+    Path(sys.argv[2]).with_suffix(".there").touch()
+    while not Path(sys.argv[2]).exists():
+        time.sleep(0.05)
 if how == "tail":
     done = Path(sys.argv[2])
     if rank == 0 and not done.exists():
