@@ -186,6 +186,8 @@ class Agent:
                 self._generation.drop()
         elif op == "run":
             self._run(command, generation)
+        else:
+            print(f"relight-agent: not understood, of a newer operator perhaps: {command}", file=sys.stderr, flush=True)
         self._start_pending()
 
     def _run(self, command: Dict[str, Any], generation: int) -> None:

@@ -1,6 +1,7 @@
 """Gradient clipping. Nothing here waits for the host."""
 
 from collections.abc import Callable
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_no
 
 from relight_trainer.globs import chosen
 from relight_trainer.patterns import require
-from relight_trainer.settings.clip import AnyClip, ClipAgc, ClipNorm
+from relight_trainer.settings.clip import AnyClip, ClipAgc, ClipNorm, ClipValue
 
 Clip = Callable[[], Tensor]
 
@@ -35,8 +36,10 @@ def build_clip(settings: AnyClip | None, module: nn.Module) -> Clip | None:
             clip_grads_with_norm_(with_gradient, settings.max, norm)
         elif isinstance(settings, ClipAgc):
             adaptive_(clipped, settings.factor, settings.eps)
-        else:
+        elif isinstance(settings, ClipValue):
             clip_grad_value_(with_gradient, settings.max)
+        else:
+            assert_never(settings)
         return norm
 
     return clip

@@ -1,5 +1,7 @@
 """Gradients sent in fewer bytes."""
 
+from typing import assert_never
+
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,3 +37,5 @@ def compress(replica: DistributedDataParallel, settings: Ddp) -> None:
             replica.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
         case "none":
             pass
+        case unknown:
+            assert_never(unknown)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -164,11 +164,18 @@ def _judge(settings: "InitFrom", report: Report) -> None:
     near = None
     if report.missing and report.unexpected:
         near = nearest(report.missing[0], report.unexpected)
-    if settings.policy == "strict" and (report.reshaped or report.missing or report.unexpected):
-        allowed = "shape_tolerant (other shapes stay fresh), subset (missing ones too), or rename"
-        raise BadConfig([Problem(f"{_PATH}.policy", report.summary(), shown(settings.policy), allowed, near)])
-    if settings.policy == "shape_tolerant" and (report.missing or report.unexpected):
-        allowed = "subset (missing ones stay fresh), or rename"
+    match settings.policy:
+        case "strict":
+            differing = bool(report.reshaped or report.missing or report.unexpected)
+            allowed = "shape_tolerant (other shapes stay fresh), subset (missing ones too), or rename"
+        case "shape_tolerant":
+            differing = bool(report.missing or report.unexpected)
+            allowed = "subset (missing ones stay fresh), or rename"
+        case "subset":
+            differing, allowed = False, ""
+        case unknown:
+            assert_never(unknown)
+    if differing:
         raise BadConfig([Problem(f"{_PATH}.policy", report.summary(), shown(settings.policy), allowed, near)])
     if report.ratio < settings.min_match:
         message = f"only {report.ratio:.0%} match: {report.summary()}"

@@ -5,15 +5,13 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
     """What to put around each forward pass. For fp32 and tf32 it does nothing, at no cost."""
-    if precision not in _AUTOCAST:
-        return nullcontext
     dtype = _AUTOCAST[precision]
-    return lambda: torch.autocast(device.type, dtype)
+    return nullcontext if dtype is None else lambda: torch.autocast(device.type, dtype)
 
 
 def build_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

@@ -6,7 +6,7 @@ the generation ends as a failure of its own kind.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from relight_agent.exits import Cause, ExitCode
 from relight_operator.api.status import Failure, StallStatus, WorldStatus
@@ -201,6 +201,8 @@ def _act(draft: Draft, stall: StallStatus) -> None:
             endings.fail(draft, str(Cause.STALL), f"{stall.message} (health.onStall is Fail)", failure)
         case "Report":
             pass
+        case unknown:
+            assert_never(unknown)
 
 
 def _close(draft: Draft, stall: StallStatus, reason: str, message: str) -> None:

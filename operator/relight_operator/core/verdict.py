@@ -196,7 +196,15 @@ def _purse(klass: Class, ruled: tuple[int, RetryRule] | None) -> str:
     if ruled is None:
         return {Class.COUNTED: _JOB, Class.STORAGE: _STORAGE}.get(klass, _NOBODY)
     rule = ruled[1]
-    return {"Fail": rule.match.text, "Retry": _JOB, "Ignore": _NOBODY}[rule.action]
+    match rule.action:
+        case "Fail":
+            return rule.match.text
+        case "Retry":
+            return _JOB
+        case "Ignore":
+            return _NOBODY
+        case _:
+            assert_never(rule.action)
 
 
 def _ends_at_once(rule: RetryRule) -> bool:

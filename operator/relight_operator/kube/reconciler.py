@@ -4,7 +4,7 @@ import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from pydantic import ValidationError
 
@@ -159,6 +159,8 @@ class _Round:
                 self.events.append(action)
             elif isinstance(action, RequeueAfter):
                 self.delays.append(action.seconds)
+            else:
+                assert_never(action)
         noted = Annotated(after, self.now)
         noted.hindrances(hindrances)
         budgeted, _ = self.caches.budgets.get(self.owner.uid, (Settled(0), 0.0))

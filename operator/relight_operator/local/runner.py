@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from aiohttp import web
 
@@ -188,6 +188,8 @@ class LocalRunner:
                 self.listener.on_event(action)
             elif isinstance(action, RequeueAfter):
                 delay = min(delay, action.seconds)
+            else:
+                assert_never(action)
         return delay
 
     def _over(self) -> bool:

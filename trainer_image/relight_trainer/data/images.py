@@ -3,7 +3,7 @@
 import io
 import random
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -111,10 +111,15 @@ def pixels_of(image: Image.Image, settings: Images, draw: Uniform, *, training: 
     mode = "RGB" if settings.channels == 3 else "L"
     orientation = _orientation(image)
     width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
-    if crop == "random_resized":
-        box = augment.random_part(width, height, settings.scale, settings.ratio, draw)
-    else:
-        box = augment.middle(width, height, 1.0 if crop == "padded" else settings.test_crop)
+    match crop:
+        case "random_resized":
+            box = augment.random_part(width, height, settings.scale, settings.ratio, draw)
+        case "padded":
+            box = augment.middle(width, height, 1.0)
+        case "center":
+            box = augment.middle(width, height, settings.test_crop)
+        case _:
+            assert_never(crop)
     image = _scaled(image, box, settings.size, mode, orientation)
     if training:
         if crop == "padded":

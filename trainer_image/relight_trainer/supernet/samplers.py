@@ -5,6 +5,7 @@ Every rank computes the same, a resumed job goes on as if it had not stopped, an
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import assert_never
 
 from relight_trainer.seeds import stream
 from relight_trainer.settings.supernet import Budget, Supernet
@@ -67,3 +68,5 @@ def build_sampler(settings: Supernet, sizes: Sequence[int], seed: int, costs: Ca
             found, budget = costs(), settings.budget
             within_budget(found, budget, seed, 0, 0)  # whether there is one at all is known before the start
             return lambda step: [within_budget(found, budget, seed, step, i) for i in range(count)]
+        case unknown:
+            assert_never(unknown)
