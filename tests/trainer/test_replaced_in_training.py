@@ -70,3 +70,23 @@ def test_one_worker_that_plays_two_and_a_cut_training_end_with_the_bits_of_two_w
         assert outcomes[victim] == "died", outcomes
         shutil.rmtree(root / f"slot-{victim}")
     assert train_to_the_end("cut", 2, generation=3) == two
+
+
+class Replaces(nn.Module):
+    """A parameter that another one takes the place of, in the third step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+    def training_step(self, batch: Any, run: Any) -> Tensor:
+        if self.training and run.step == 2:
+            self.layers[1].weight = nn.Parameter(self.layers[1].weight.detach().clone())
+        return cross_entropy(self.layers(batch[0]), batch[1])
+
+
+def test_a_parameter_that_the_optimizer_would_not_move_is_named(tmp_path: Path) -> None:
+    the_job = job(tmp_path, model={"type": "test_replaced_in_training:Replaces"})
+    [found] = worlds.run(train.run, root=tmp_path, job=the_job, ranks=1)
+    words = "ParametersReplaced: the optimizer does not hold the model's parameters layers.1.weight: they were replaced"
+    assert str(found).startswith(words)

@@ -21,6 +21,7 @@ from relight_trainer.evaluate import evaluate, sums_of
 from relight_trainer.freeze import Freezer
 from relight_trainer.hooks import Hook, Hooks
 from relight_trainer.init_from import init_from
+from relight_trainer.kept_parameters import KeptParameters
 from relight_trainer.object_states import check_savable
 from relight_trainer.objective import Objective, OwnObjective, OwnStep
 from relight_trainer.observe.build import hooks_for
@@ -130,7 +131,8 @@ class Training:
         session.batches_per_epoch = epoch.steps
         session.total_steps = length.total if length.total != UNKNOWN else 0
         session.state_equal = self._state_equal
-        session.before_saving = self.step.watch.settle
+        self._kept = KeptParameters(model, optimizer)
+        session.before_saving = self._before_saving
         session.saving = self._saving
         every = config.evaluate.every
         self._evaluate_every = every.steps(epoch) if isinstance(every, Span) else None
@@ -165,6 +167,10 @@ class Training:
         if self.freezer.at(self.run.step):
             self._replicate()
         set_rates(self.run.optimizer, self.schedule(self.step.updates.taken))
+
+    def _before_saving(self) -> None:
+        self.step.watch.settle()
+        self._kept.check()
 
     def _state_equal(self) -> None:
         run = self.run
