@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections import defaultdict
 from datetime import timedelta
 from pathlib import Path
@@ -121,6 +122,25 @@ def wait_in_vain(context: WorkerContext, told: float) -> float:
 def test_collectives_wait_a_little_longer_than_any_rank_may_be_silent(tmp_path: Path) -> None:
     waited, _ = worlds.run(wait_in_vain, 1.0, root=tmp_path, job=job(tmp_path))
     assert 1.4 < waited < peers.TIMEOUT / timedelta(seconds=10)
+
+
+def time_out(context: WorkerContext, level: str) -> float:
+    """The seconds that collectives may take once the agent has said 100, with torch's checks of them at `level`."""
+    dist.set_debug_level(getattr(dist.DebugLevel, level))
+    peers.form(torch.device("cpu"))
+    context.folder.write_patience(100.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        peers.Patience(context.folder.patience).follow()
+    backend: Any = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cpu"))
+    seconds: float = getattr(backend, "wrapped_pg", backend).options._timeout.total_seconds()
+    return seconds
+
+
+@pytest.mark.parametrize("level", ["OFF", "DETAIL"])
+def test_torchs_own_checks_of_collectives_cost_no_warning(tmp_path: Path, level: str) -> None:
+    [seconds] = worlds.run(time_out, level, root=tmp_path, job=job(tmp_path), ranks=1)
+    assert seconds == 100 + peers.MARGIN_SECONDS
 
 
 def test_stacks_get_into_an_object_store_by_a_command(tmp_path: Path) -> None:

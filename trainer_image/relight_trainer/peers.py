@@ -111,16 +111,28 @@ class Patience:
     def __init__(self, told: Callable[[], float | None]) -> None:
         self._told = told
         self._seconds: float | None = None
-        self._works = hasattr(dist.distributed_c10d, "_set_pg_timeout")
 
     def follow(self) -> None:
         """Take over what is told now."""
-        told = self._told() if self._works else None
+        told = self._told()
         if told is None or told == self._seconds:
             return
         self._seconds = told
-        timeout = timedelta(seconds=told + MARGIN_SECONDS)
-        dist.distributed_c10d._set_pg_timeout(timeout)  # noqa: SLF001  # no public name in torch 2.13
+        _set_timeout(timedelta(seconds=told + MARGIN_SECONDS))
+
+
+def _set_timeout(timeout: timedelta) -> None:
+    """Give the collectives of the default process group `timeout`; no change where this torch's backend cannot take it.
+
+    What torch's own `_set_pg_timeout` does; but that only warns where TORCH_DISTRIBUTED_DEBUG=DETAIL has wrapped the
+    backend, and ends the training where warnings are errors.
+    """
+    group: Any = dist.distributed_c10d._get_default_group()  # noqa: SLF001  # here and below: no public name in torch 2.13
+    for device in group._device_types:  # noqa: SLF001
+        backend = group._get_backend(device)  # noqa: SLF001
+        setter = getattr(getattr(backend, "wrapped_pg", backend), "_set_default_timeout", None)
+        if setter is not None:
+            setter(timeout)
 
 
 def connect(prefix: str) -> Store:
