@@ -7,15 +7,20 @@ import torch
 from torch import Tensor, nn
 
 from relight_trainer.run import Run
+from relight_trainer.seeds import streams
 
 RANKS = 2  # that `on_rank` counts: as many virtual ranks are in the configuration
 
 
 def part_of(run: Run) -> tuple[int, int]:
-    """(virtual rank, its micro-batch) of the present micro-batch, which do not depend on how many real ranks there are."""
-    accumulate = run.config.train.accumulate
-    number = run.rank * (RANKS * accumulate // run.world) + run.micro
-    return divmod(number, accumulate)
+    """(virtual rank, its micro-batch) of the present micro-batch, which do not depend on how many real ranks there are.
+
+    A part's number is in nothing that a model is given, but in the seed of its random numbers.
+    """
+    train = run.config.train
+    seed_of = streams(train.seed, "step")
+    numbers = {seed_of(run.step, number): number for number in range(RANKS * train.accumulate)}
+    return divmod(numbers.get(torch.initial_seed(), 0), train.accumulate)  # another seed in an evaluation
 
 
 class Branching(nn.Module):

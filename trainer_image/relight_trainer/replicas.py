@@ -187,7 +187,8 @@ class VirtualBuffers:
     """The buffers of a rank that runs several virtual ranks one after another.
 
     Each begins with the buffers that the step began with, as in a world where it is a rank of its own; those that
-    the first leaves are kept, for they are rank 0's in that world.
+    the first leaves are kept, for they are rank 0's in that world. Where virtual rank 0 has no sample, they stay as they
+    were.
     """
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
@@ -196,11 +197,13 @@ class VirtualBuffers:
         self._first = Kept(places, device)
         self._runs: int | None = None
         self._kept = False
+        self._counts = True
 
     def begin(self, virtual_rank: int) -> None:
         """The next forward is `virtual_rank`'s; they come in order."""
         if self._runs is None:
             self._begun.keep()
+            self._counts = virtual_rank == 0
         elif virtual_rank != self._runs:
             if not self._kept:
                 self._first.keep()
@@ -210,6 +213,8 @@ class VirtualBuffers:
 
     def end(self) -> None:
         """The step's last forward is done."""
-        if self._kept:
+        if not self._counts:
+            self._begun.bring_back()
+        elif self._kept:
             self._first.bring_back()
-        self._runs, self._kept = None, False
+        self._runs, self._kept, self._counts = None, False, True
