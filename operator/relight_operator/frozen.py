@@ -6,6 +6,7 @@ from relight_agent.files import JobFile
 from relight_operator.api.durations import seconds
 from relight_operator.api.job import JobSpec, TrainingJob
 from relight_trainer import config as trainer_config
+from relight_trainer.identity import variables
 
 # Everything else is frozen at the first start, but for `nodes` of an elastic job.
 MUTABLE = frozenset({"suspend", "retry", "disruption", "health", "activeDeadlineSeconds"})
@@ -33,10 +34,13 @@ def _differences(old: object, new: object, path: str) -> list[str]:
 
 def config_hash(spec: JobSpec) -> str:
     """The identity of what is trained: equal hashes may share states. Over the validated model, never over text."""
-    if spec.trainer.config is not None:
-        return trainer_config.config_hash(_canonical(spec.trainer.config))
-    entry = {"script": spec.trainer.script, "module": spec.trainer.module, "command": spec.trainer.command}
-    return trainer_config.config_hash(entry)
+    trainer = spec.trainer
+    if trainer.config is not None:
+        entry = _canonical(trainer.config)
+    else:
+        entry = {"script": trainer.script, "module": trainer.module, "command": trainer.command}
+    named = variables({e.name: e.value for e in trainer.env})
+    return trainer_config.config_hash({**entry, "env": named} if named else entry)
 
 
 def job_file(

@@ -25,6 +25,9 @@ class Difference:
     safe: bool  # whether it changes nothing of what is trained
 
     def __str__(self) -> str:
+        if self.path.startswith("env."):  # of which the digests are known
+            how = "is new" if self.old is None else "is gone" if self.new is None else "has another value"
+            return f"{self.path} {how}"
         return f"{self.path}: {_shown(self.old)} -> {_shown(self.new)}"
 
 

@@ -87,8 +87,10 @@ def run_command(  # noqa: PLR0917  # click passes them by name
         check_script(job, workdir)
     folders = code.secrets_of(secrets)
     display = Display(sys.stderr if output == "json" else sys.stdout)
+    again = ["relight", "run", file, *(["--state-dir", str(state_dir)] if state_dir else []),
+             *(part for text in sets for part in ("--set", text))]  # fmt: skip
     with folder.exclusively():
-        stored, said = begin(folder, job, fresh=fresh)
+        stored, said = begin(folder, job, fresh=fresh, again=again)
         stored = code.ensure(folder, stored, folders)
         if stored.status.code is not None:
             workdir = folder.path / code.FOLDER
@@ -106,8 +108,6 @@ def run_command(  # noqa: PLR0917  # click passes them by name
                 status = asyncio.run(_run(LocalRunner(folder, stored, workdir, listener, parsed, alone=True), display))
     if output == "json":
         click.echo(json.dumps(final(status), indent=2))
-    again = ["relight", "run", file, *(["--state-dir", str(state_dir)] if state_dir else []),
-             *(part for text in sets for part in ("--set", text))]  # fmt: skip
     display.end(summary(job, status, folder.path, again, end_of))
     if left := chaos.unfired(parsed, folder.path / CHAOS_FILE):
         why = "no worker that uses the trainer or the client did that step"

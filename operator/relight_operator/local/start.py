@@ -1,21 +1,26 @@
 """How a run begins: a new job, one that goes on, one that is over, or one that may not go on as it is."""
 
 import datetime as dt
+import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import assert_never
 
 from relight_agent.files import read_json
+from relight_operator.again import Again, Way, judge, revived
 from relight_operator.api.job import TrainingJob
-from relight_operator.api.status import TERMINAL, JobStatus, RecoveryStatus, Restarts
+from relight_operator.api.status import TERMINAL, JobStatus
 from relight_operator.errors import InvalidUsage
-from relight_operator.frozen import frozen_changes
 from relight_operator.local.members import kill_leftovers
 from relight_operator.local.runner import checkpoint_folder, run_root
 from relight_operator.local.state import StateFolder, StoredJob
 
 
-def begin(folder: StateFolder, job: TrainingJob, *, fresh: bool) -> tuple[StoredJob, list[str]]:
-    """The stored job to run, and what a person should know about it. Raises InvalidUsage."""
+def begin(
+    folder: StateFolder, job: TrainingJob, *, fresh: bool, again: Sequence[str] = ("relight", "run", "FILE")
+) -> tuple[StoredJob, list[str]]:
+    """The stored job to run, and what a person should know about it. `again`: the command. Raises InvalidUsage."""
     said: list[str] = []
     check_owner(folder, job)
     if fresh:
@@ -23,20 +28,67 @@ def begin(folder: StateFolder, job: TrainingJob, *, fresh: bool) -> tuple[Stored
     stored = folder.load()
     if stored is None:
         return folder.create(job, JobStatus()), said
-    changed = frozen_changes(stored.job.spec, job.spec)
-    if changed:
+    verdict = judge(stored.job.spec, job.spec, stored.status)
+    match verdict.way:
+        case Way.REFUSED:
+            raise InvalidUsage(_refusal(verdict, folder, again))
+        case Way.ANEW:
+            said.append(f"no step of it had been done yet: what has changed is taken: {', '.join(verdict.changed)}")
+            return _anew(folder, job), said
+        case Way.ON:
+            said.append(f"changed since: {', '.join(verdict.changed)}")
+        case Way.AS_BEFORE:
+            pass
+        case never:
+            assert_never(never)
+    ended = stored.status.phase
+    if ended == "Succeeded" and verdict.trains and stored.job.spec.checkpoint is None:
         raise InvalidUsage(
-            f"{', '.join(changed)}: changed since the job's first start, and frozen since then (state in {folder.path}). "
-            "Undo the change, give the job another metadata.name, or start anew with --fresh"
+            f"spec.checkpoint: the job that has completed kept no checkpoint to go on from ({folder.path}): "
+            "start anew with --fresh"
         )
     stored = _with(folder, stored, job)
-    if stored.status.phase == "Failed":
+    if ended == "Succeeded" and verdict.trains:
+        said.append("it had completed: it goes on from its final state under the changed configuration")
+        stored = _revive(folder, stored)
+    elif ended == "Failed":
         said.append("it had failed: it goes on from its last checkpoint, with a new retry budget (--fresh starts anew)")
-        folder.write_status(revived(stored.status), stored.version)
-        stored = folder.load() or stored
-    elif stored.status.world is not None and stored.status.phase not in TERMINAL:
+        stored = _revive(folder, stored)
+    elif stored.status.world is not None and ended not in TERMINAL:
         said.append("going on where the last run stopped (--fresh starts anew)")
     return stored, said
+
+
+def _refusal(verdict: Again, folder: StateFolder, again: Sequence[str]) -> str:
+    ways = [
+        "undo the change",
+        "give the job another metadata.name",
+        "start anew with --fresh (what there is is moved aside)",
+    ]
+    if verdict.allow:
+        allow = f"resume.allow=[{','.join(verdict.allow)}]"
+        ways.insert(
+            0, f"train on from the last state under the changed configuration: {shlex.join([*again, '--set', allow])}"
+        )
+    return (
+        f"{', '.join(verdict.refused)}: changed since the job's first step (state in {folder.path}). What you can do: "
+        + "; ".join(ways)
+    )
+
+
+def _anew(folder: StateFolder, job: TrainingJob) -> StoredJob:
+    """The job as if it had never been started: its first attempt's members go, its volumes stay."""
+    kill_leftovers(folder.path / "members")
+    shutil.rmtree(run_root(folder.path), ignore_errors=True)
+    for child in _ours(folder.path):
+        if child.name not in {"volumes", "job.lock"}:
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+    return folder.create(job, JobStatus())
+
+
+def _revive(folder: StateFolder, stored: StoredJob) -> StoredJob:
+    folder.write_status(revived(stored.status), stored.version)
+    return folder.load() or stored
 
 
 def check_owner(folder: StateFolder, job: TrainingJob) -> None:
@@ -58,25 +110,8 @@ def _with(folder: StateFolder, stored: StoredJob, job: TrainingJob) -> StoredJob
     return folder.load() or stored
 
 
-def revived(status: JobStatus) -> JobStatus:
-    """A failed job's status, ready to be tried again: generations and incarnations go on, budgets begin anew."""
-    after = status.model_copy(deep=True)
-    after.phase = "Pending"
-    after.completion_time = None
-    after.restarts = Restarts()
-    after.conditions = [c for c in after.conditions if c.type != "Failed"]
-    after.active_seconds, after.active_since = 0.0, None
-    after.stop = None
-    if after.world is not None:
-        after.recovery = RecoveryStatus(generation=after.world.generation, since=0.0, cause="Suspended", judged=True)
-    for slot in after.slots:
-        slot.incarnation = slot.last_incarnation = max(slot.incarnation, slot.last_incarnation) + 1
-        slot.uid, slot.completed, slot.failed_starts, slot.state, slot.machine = None, None, 0, "Pending", ""
-    return after
-
-
 def clear(folder: StateFolder, job: TrainingJob) -> list[str]:
-    """Forget the job. Checkpoints outside the state folder are the user's: moved aside, not deleted."""
+    """Move what an earlier run of the job has left aside. Nothing of it is deleted, but for what members left in memory."""
     said = []
     leftovers = kill_leftovers(folder.path / "members")
     if leftovers:
@@ -86,18 +121,21 @@ def clear(folder: StateFolder, job: TrainingJob) -> list[str]:
         raise InvalidUsage(
             f"--fresh cannot move what is in {location} aside: give the job another uri, or delete it there"
         )
+    stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f")
     inside = location is not None and location.is_relative_to(folder.path)
     if location is not None and location.exists() and not inside:
-        stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f")
         aside = location.with_name(f"{location.name}.before-{stamp}")
         location.rename(aside)
         said.append(f"--fresh: the earlier checkpoints are kept in {aside}")
     shutil.rmtree(run_root(folder.path), ignore_errors=True)
-    for child in _ours(folder.path):
-        if child.is_dir():
-            shutil.rmtree(child)
-        else:
-            child.unlink()
+    old = [child for child in _ours(folder.path) if child.name != "job.lock"]
+    if old:
+        aside = folder.path / f"before-{stamp}"
+        aside.mkdir(mode=0o700)
+        for child in old:
+            child.rename(aside / child.name)
+        what = "checkpoints and state" if (aside / "volumes").exists() else "state"
+        said.append(f"--fresh: the earlier {what} are kept in {aside}; delete it when you do not need it")
     return said
 
 

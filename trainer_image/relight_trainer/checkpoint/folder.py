@@ -46,6 +46,7 @@ from relight_trainer.checkpoint.place import Place, place_of
 from relight_trainer.checkpoint.retention import LEAST_KEPT, Best, retired
 from relight_trainer.checkpoint.shards import STATE, Content, load, shard_name
 from relight_trainer.config_diff import differences, refused
+from relight_trainer.identity import identity as identity_of
 
 _FENCE = "fence.json"
 
@@ -78,6 +79,7 @@ class CheckpointFolder:
         created: float,
         config_hash: str,
         config: Mapping[str, Any] | None = None,
+        identity: Mapping[str, Any] | None = None,
         commit: str = "",
         keep: int = 3,
         best: Best | None = None,
@@ -89,6 +91,7 @@ class CheckpointFolder:
         self._created = created
         self._config_hash = config_hash
         self._config = config
+        self._identity = identity if identity is not None else config
         self._commit = commit
         self._keep = max(keep, LEAST_KEPT)
         self._best = best
@@ -110,6 +113,7 @@ class CheckpointFolder:
             created=job.created,
             config_hash=job.config_hash,
             config=job.entry.get("config"),
+            identity=identity_of(job.entry, job.env),
             commit=job.commit(),
             keep=job.checkpoint_keep,
             best=Best(**job.checkpoint_best) if job.checkpoint_best else None,
@@ -251,6 +255,7 @@ class CheckpointFolder:
                     world=world,
                     config_hash=self._config_hash,
                     config=self._config,
+                    identity=self._identity,
                     commit=self._commit,
                     files=files,
                 )
@@ -286,17 +291,19 @@ class CheckpointFolder:
     def _judge_change(self, checkpoint: Checkpoint) -> None:
         """Go on from another configuration's checkpoint only where what differs is harmless or allowed."""
         remedy = f"give the job another name or checkpoint location, undo the change, or delete {self._place} to start from scratch"
-        if checkpoint.config is None or self._config is None:
+        if checkpoint.identity is None or self._identity is None:
             raise ConfigChanged(
                 f"the newest checkpoint, {checkpoint.path}, belongs to another configuration "
                 f"({checkpoint.config_hash or 'none'} instead of {self._config_hash or 'none'}); {remedy}"
             )
-        found = differences(checkpoint.config, self._config)
-        wrong = refused(found, self._config.get("resume", {}).get("allow", []))
+        found = differences(checkpoint.identity, self._identity)
+        wrong = refused(found, self._identity.get("resume", {}).get("allow", []))
         if wrong:
+            paths = ", ".join(d.path for d in wrong)
+            allow = f"allow it with resume.allow: [{paths}], or " if self._config is not None else ""
             raise ConfigChanged(
                 f"the newest checkpoint, {checkpoint.path}, belongs to another configuration: {'; '.join(map(str, wrong))}; "
-                f"allow it with resume.allow: [{', '.join(d.path for d in wrong)}], or {remedy}"
+                f"{allow}{remedy}"
             )
         self._say(f"{checkpoint.path.name}: the configuration has changed since: {'; '.join(map(str, found))}")
 

@@ -44,6 +44,7 @@ class Checkpoint:
     files: dict[str, FileRecord]
     seal: str  # the manifest's own checksum
     config: Mapping[str, Any] | None  # the core's, as it was; own scripts have none
+    identity: Mapping[str, Any] | None  # the same of any job, with its variables; None where an older version wrote it
 
     @property
     def order(self) -> tuple[float, Position, bool]:
@@ -69,6 +70,7 @@ def manifest_text(
     world: int,
     config_hash: str,
     config: Mapping[str, Any] | None,
+    identity: Mapping[str, Any] | None,
     commit: str,
     files: dict[str, FileRecord],
 ) -> str:
@@ -81,10 +83,16 @@ def manifest_text(
         "cursor": json.loads(tagged.dumps(cursor)),
         "config_hash": config_hash,
         **({"config": config} if config is not None else {}),
+        **(_beside(identity, config) if identity is not None else {}),
         "versions": {"torch": torch.__version__, "relight": _version(), **({"code": commit} if commit else {})},
         "files": {name: record._asdict() for name, record in sorted(files.items())},
     }
     return json.dumps(sealed(body), indent=1)
+
+
+def _beside(identity: Mapping[str, Any], config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of the identity is not in the configuration, which the manifest has already."""
+    return {"beside": {name: value for name, value in identity.items() if config is None or name not in config}}
 
 
 def read_manifest(place: Place, name: str) -> Checkpoint:
@@ -120,6 +128,7 @@ def parse_manifest(folder: PurePath, text: str | bytes) -> Checkpoint:
         files={name: FileRecord(**record) for name, record in body["files"].items()},
         seal=value["seal"],
         config=body.get("config"),
+        identity={**body.get("config", {}), **body["beside"]} if "beside" in body else body.get("config"),
     )
 
 
