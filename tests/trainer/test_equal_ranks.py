@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from relight_agent.files import JobFile
 from relight_trainer import client, train
 from relight_trainer.context import WorkerContext
+from relight_trainer.equality import ranks
 from relight_trainer.hooks import Hook
 from relight_trainer.run import Run
 
@@ -94,6 +95,26 @@ def test_a_checkpoint_of_ranks_that_differ_is_never_committed(tmp_path: Path) ->
 def test_the_end_compares_every_object(tmp_path: Path) -> None:
     answers = worlds.run(set_to_rank, 16, root=tmp_path, job=plain(tmp_path, checkpoint_dir="", checkpoint_steps=0))
     assert all("RanksDiffer: after step 16 rank 1 and rank 0 hold" in answer for answer in answers)
+
+
+def in_between(context: WorkerContext) -> Any:
+    ranks.LEAST_SECONDS = 0.05
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+    run = client.start(model=net, optimizer=optimizer, init=True)
+    replica = run.wrap(net)
+    for step in trained(run, replica, optimizer, epochs=50_000):
+        if step == 5:
+            with torch.no_grad():
+                net[0].bias += context.rank
+    return run.step
+
+
+def test_ranks_that_come_to_differ_are_found_between_checkpoints(tmp_path: Path) -> None:
+    answers = worlds.run(in_between, root=tmp_path, job=plain(tmp_path, checkpoint_dir="", checkpoint_steps=0))
+    assert all("rank 1 and rank 0 hold different values in model, first in 0.bias" in answer for answer in answers)
+    steps = [int(answer.split("after step ")[1].split()[0]) for answer in answers]
+    assert 5 <= steps[0] < 800_000
 
 
 def stopped(context: WorkerContext, flag: Path) -> Any:

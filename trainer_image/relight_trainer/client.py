@@ -21,7 +21,7 @@ Outside a job everything here does nothing: the loop is a plain loop over epochs
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
@@ -56,12 +56,17 @@ class Unfinished(Exception):
     exit_code = ExitCode.BAD_CONFIG
 
 
-def start(*, init: bool = False, seed: int = 0, **state: Stateful) -> "Run":
+def start(
+    *, init: bool = False, seed: int = 0, per_rank: Mapping[str, Stateful] | None = None, **state: Stateful
+) -> "Run":
     """Join the job that this process is a worker of, and load its newest state into the objects given.
 
     `state` is everything that the next step depends on, by name: models, optimizers, schedulers, scalers; whatever has
     `state_dict` and `load_state_dict`. Models in DDP are unwrapped, so names do not depend on it. With `init`, the
     default process group is formed (NCCL where there is a GPU, else gloo) unless there is one.
+    All ranks must hold the same state of these objects: it is compared. Objects whose state is each rank's own (a shard
+    of a table, a loader's place) are given in `per_rank`, by name: each rank gets back what it has saved. See
+    `relight_trainer.per_rank` for worlds of another size.
     Where the job has been trained to its end already, that state is loaded, `run.finished` is true, and the loop ends at
     once. Raises Misused without a process group.
     """
@@ -77,7 +82,7 @@ def start(*, init: bool = False, seed: int = 0, **state: Stateful) -> "Run":
     if context is not None:
         global _current  # noqa: PLW0603  # one worker is one run: the worker's entry asks for its outcome
         _current = run
-        run._join(context, state, own_group=own_group)  # noqa: SLF001
+        run._join(context, state, _unshared(per_rank or {}, state), own_group=own_group)  # noqa: SLF001
     return run
 
 
@@ -302,7 +307,9 @@ class Run:
             return self._cursor.epoch < self._epochs
         return self._session is not None and self._cursor.step < self._session.total_steps
 
-    def _join(self, context: WorkerContext, state: dict[str, Stateful], *, own_group: bool) -> None:
+    def _join(
+        self, context: WorkerContext, state: dict[str, Stateful], per_rank: Mapping[str, Stateful], *, own_group: bool
+    ) -> None:
         for stateful in state.values():
             if isinstance(stateful, DistributedDataParallel):
                 own_sparse_gradients(stateful)
@@ -315,7 +322,7 @@ class Run:
         self._data.join(self._session, rank=context.rank, world=context.world_size)
         self._session.own_seconds = lambda: self._data.seconds
         self._session.waited = lambda: self._data.seconds
-        self._session.restore(objects, self._modules.values())
+        self._session.restore(objects, self._modules.values(), per_rank=per_rank)
         self._cursor = self._session.cursor
 
     @property
@@ -353,6 +360,24 @@ class Run:
 
 
 _current: Run | None = None
+
+
+def _unshared(per_rank: Mapping[str, Stateful], state: Mapping[str, Stateful]) -> Mapping[str, Stateful]:
+    """`per_rank` as it is. Raises Misused where it cannot be."""
+    if both := sorted(per_rank.keys() & state.keys()):
+        raise Misused(f"client.start: {both[0]} is given twice, as an argument and in per_rank; choose one")
+    for name, stateful in per_rank.items():
+        if isinstance(stateful, DistributedDataParallel):
+            raise Misused(
+                f"client.start: per_rank['{name}'] is in DistributedDataParallel, which keeps it equal on all ranks; "
+                f"give it as {name}=..."
+            )
+        if not (hasattr(stateful, "state_dict") and hasattr(stateful, "load_state_dict")):
+            raise Misused(
+                f"client.start: per_rank['{name}'] is a {type(stateful).__name__}; allowed is what has state_dict and "
+                "load_state_dict"
+            )
+    return per_rank
 
 
 def _unwrapped(stateful: Stateful) -> Stateful:

@@ -47,8 +47,9 @@ from relight_trainer.loading import that_copy
 from relight_trainer.loop_end import LastStep, UnevenRanks, went_on
 from relight_trainer.object_states import check_savable, load_state
 from relight_trainer.peers import TIMEOUT, Interrupted, Patience, Peers, StoreExchange, connect
+from relight_trainer.per_rank import PerRank
 from relight_trainer.replicas import EqualBuffers
-from relight_trainer.restore import RanksDiffer, Restored, newest_state, spread
+from relight_trainer.restore import SEEN_SECONDS, RanksDiffer, Restored, newest_state, spread
 from relight_trainer.snapshot_interval import SnapshotInterval
 from relight_trainer.stop import StopAgreement
 
@@ -213,14 +214,19 @@ class Session:
         modules: Iterable[nn.Module],
         fresh: Callable[[], None] | None = None,
         follow: Collection[str] = (),
+        per_rank: Mapping[str, Stateful] | None = None,
     ) -> Restored | None:
         """Load the newest state that any rank holds into `objects`; `modules` are those whose buffers are kept equal.
 
         Where None is returned, rank 0's present state is what training starts from; `fresh`, called on rank 0 alone,
         has then had its say in it. Before that the ranks' states are compared: `EqualRanks.at_start` says what `follow` is.
+        `per_rank` are objects whose state is each rank's own.
         """
-        check_savable(objects)
+        check_savable({**objects, **(per_rank or {})})
         context = self._context
+        own = PerRank(per_rank or {}, rank=context.rank, world=context.world_size)
+        if own:
+            self._keep_apart(own)
         self._objects = objects
         self._history = BufferHistory(objects)
         self._live = {name: found for name, o in objects.items() if (found := live(o)) is not None}
@@ -230,7 +236,7 @@ class Session:
         )
         restored = newest_state(
             self.peers,
-            snapshots=self._snapshots or self._members_snapshots(),
+            snapshots=None if own else self._snapshots or self._members_snapshots(),
             checkpoints=self._checkpoints,
             generation=context.generation,
             committed_step=context.committed_step,
@@ -243,6 +249,8 @@ class Session:
             self._load(restored.state)
             restored.confirm(self.peers)
             self._moved(restored)
+            if own:
+                self._load_own(own)
             step = restored.position.step
             self._progress = replace(self._progress, resumed_from=step, resumed_kind=restored.kind)
             if restored.kind == "checkpoint":
@@ -484,6 +492,23 @@ class Session:
             f"{handed.sent / 1e6:.1f} MB sent",
             flush=True,
         )
+
+    def _keep_apart(self, own: PerRank) -> None:
+        """Save what this rank has for itself in checkpoints; a member's snapshot would lack that of other members."""
+        self._snapshots = None
+        if self._saver is None:
+            self.say("per_rank: nothing of this job is kept, because it has no checkpoint folder (spec.checkpoint)")
+            return
+        self._saver.own = own.state
+        self.say(
+            "per_rank: the state is kept in checkpoints only, not in snapshots: a lost member costs the steps since the last one"
+        )
+
+    def _load_own(self, own: PerRank) -> None:
+        checkpoints = self._checkpoints
+        assert checkpoints is not None
+        name = self.peers.broadcast(bytearray(checkpoints.loaded.encode()) if self.peers.rank == 0 else None, 0)
+        checkpoints.load_own(bytes(name).decode(), own.load, timeout=SEEN_SECONDS)
 
     def _write_snapshot(self) -> None:
         if self._snapshots is None:

@@ -32,7 +32,7 @@ class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
         self._trainer: Trainer | None = None
-        self._parts = {name: _Late() for name in ("optimizer", "scheduler", "trainer")}
+        self._parts: dict[str, Any] = {name: _Late() for name in ("optimizer", "scheduler", "trainer")}
         self._run: client.Run | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._steps = 0  # of the Trainer's count, as the run was told it last

@@ -4,6 +4,7 @@ step-000001200.g3/           committed: renamed into place, its manifest fsynced
     manifest.json            sizes, checksums, order, cursor; sealed with a checksum of its own
     state.json               what is not a tensor
     shard-0-of-2.safetensors ...
+    own-0-of-2.safetensors ...   what each rank has for itself, where there is such state
 step-000001500.g4.final/     the state at the end of training
 tmp-*  trash-*               being written, being deleted: never read
 corrupt-*  fenced-*          set aside: damaged, or written by a generation that was over
@@ -13,14 +14,16 @@ This is a folder's layout; an object store's differs as `object_place` says.
 """
 
 import contextlib
+import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from relight_agent.files import JobFile
-from relight_trainer.checkpoint.container import State
+from relight_trainer.checkpoint.container import State, unpack
 from relight_trainer.checkpoint.errors import (
     CheckpointError,
     ConfigChanged,
@@ -44,7 +47,7 @@ from relight_trainer.checkpoint.manifest import (
 )
 from relight_trainer.checkpoint.place import Place, place_of
 from relight_trainer.checkpoint.retention import LEAST_KEPT, Best, retired
-from relight_trainer.checkpoint.shards import STATE, Content, load, shard_name
+from relight_trainer.checkpoint.shards import STATE, Content, is_own, load, own_name, shard_name
 from relight_trainer.config_diff import differences, refused
 from relight_trainer.identity import identity as identity_of
 
@@ -99,6 +102,7 @@ class CheckpointFolder:
         self._timeout = timeout
         self._saves = 0
         self._last: Checkpoint | None = None
+        self.loaded = ""  # the name of the checkpoint that was loaded last
         self._own_fence: tuple[int, bytes] | None = None  # of the generation that this process has begun
 
     def __str__(self) -> str:
@@ -187,9 +191,39 @@ class CheckpointFolder:
         """The state of what `newest` gave. Raises `StorageFailed`."""
         with self._storage("read"):
             name = checkpoint.path.name
-            state = load({file: self._place.fetch(name, file) for file in checkpoint.files})
+            state = load({file: self._place.fetch(name, file) for file in checkpoint.files if not is_own(file)})
             self._place.forget()
+            self.loaded = name
             return state
+
+    def load_own(self, name: str, load: Callable[[int, Callable[[int], State], str], None], *, timeout: float) -> None:
+        """Give `load` (the ranks that saved checkpoint `name` with a state of their own, what reads that of one of them, the path).
+
+        Any rank. It may take `timeout` seconds until what another machine has seen is seen here.
+        Raises what `load` raises, `StorageFailed`, `NoUsableCheckpoint` where a file is not what was written.
+        """
+
+        def part(rank: int) -> State:
+            file = own_name(rank, saved_by)
+            with self._storage(f"read {file}"):
+                data = self._place.fetch(name, file)
+                if hashlib.sha256(data).hexdigest() != checkpoint.files[file].sha256:
+                    raise NoUsableCheckpoint(f"{checkpoint.path}: {file} does not match its checksum")
+                return unpack(data)
+
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                with self._storage("read"):
+                    checkpoint = read_manifest(self._place, name)
+                break
+            except ValueError as error:
+                if time.monotonic() > deadline:
+                    raise NoUsableCheckpoint(f"{self._place.path(name)}: {error}") from None
+            time.sleep(0.2)
+        saved_by = sum(map(is_own, checkpoint.files))
+        load(saved_by, part, str(checkpoint.path))
+        self._place.forget()
 
     def save(
         self,
@@ -231,19 +265,26 @@ class CheckpointFolder:
                     begun = self._place.begin(name)
             return begun, content.layout_digest
 
-        def write_shard() -> tuple[str, int, str]:
+        def write_shard() -> list[tuple[str, int, str]]:
             assert content is not None
-            shard = shard_name(rank, world)
+            shard, own = shard_name(rank, world), own_name(rank, world)
             with self._storage(f"write {shard}"):
-                record = self._place.write(begun, shard, content.shard(rank, world))
-            return shard, *record
+                records = [(shard, *self._place.write(begun, shard, content.shard(rank, world)))]
+            if content.own is not None:
+                with self._storage(f"write {own}"):
+                    records.append((own, *self._place.write(begun, own, [memoryview(content.own)])))
+            return records
 
         def commit() -> tuple[str, str] | None:
             if rank != 0:
                 return None
             assert content is not None
             with self._storage("write"):
-                files = {shard: FileRecord(size, digest) for shard, size, digest in written}
+                files = {file: FileRecord(size, digest) for one in written for file, size, digest in one}
+                if 0 < (own := sum(map(is_own, files))) < world:
+                    raise UnsupportedState(
+                        f"{own} of {world} ranks have state of their own: all ranks, or none, have it"
+                    )
                 self._refuse_if_unseen(begun, files)
                 files[STATE] = FileRecord(*self._place.write(begun, STATE, [content.document()]))
                 text = manifest_text(

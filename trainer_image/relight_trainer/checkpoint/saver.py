@@ -57,6 +57,7 @@ class Saver:
         self._memory: Memory = {}  # of what is being written beside the training
         self._making_room: threading.Thread | None = None
         self._running: _Running | None = None
+        self.own: Callable[[], State] | None = None  # gives what this rank has for itself
 
     def prepare(self, state: Callable[[], State]) -> None:
         """Begin to make room for the copies of a large state. Call it once the state has all its tensors."""
@@ -86,7 +87,7 @@ class Saver:
         before is still being written, this one is left out, and told. Raises what `CheckpointFolder.save` raises beside
         `StorageFailed`.
         """
-        content = cache(lambda: Content(state()))
+        content = cache(lambda: self._content(state()))
         how = self._agree(step, content)
         arguments = {"generation": generation, "step": step, "cursor": cursor, "final": False}
         if how == _NOT_NOW:
@@ -108,7 +109,7 @@ class Saver:
         """Save at once, after what is still being written. Arguments and errors are those of `CheckpointFolder.save`."""
         self.wait()
         began = time.monotonic()
-        saved = self._save(state, arguments)
+        saved = self._save(lambda: self._content(state), arguments)
         took = time.monotonic() - began
         if took > self._slow and not self._is_slow and not arguments.get("final"):
             self._is_slow = True
@@ -172,7 +173,10 @@ class Saver:
             return _raising(error)
         return lambda: held
 
-    def _save(self, state: State | Callable[[], Content], arguments: dict[str, Any]) -> Checkpoint:
+    def _content(self, state: State) -> Content:
+        return Content(state, self.own() if self.own is not None else None)
+
+    def _save(self, state: Callable[[], Content], arguments: dict[str, Any]) -> Checkpoint:
         return self._folder.save(state, rank=self._rank, world=self._world, exchange=self._exchange, **arguments)
 
     def _failed(self, what: str, error: StorageFailed) -> None:

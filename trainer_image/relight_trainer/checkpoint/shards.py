@@ -1,4 +1,4 @@
-"""A checkpoint's content: a replicated state split over the ranks, as files."""
+"""A checkpoint's content as files: a replicated state split over the ranks, and what each rank has for itself."""
 
 import hashlib
 import json
@@ -7,20 +7,22 @@ from typing import Any
 
 import torch
 
-from relight_trainer.checkpoint.container import Head, Layout, State, entries_of, flatten, rebuild
+from relight_trainer.checkpoint.container import Head, Layout, State, entries_of, flatten, pack, rebuild
 from relight_trainer.checkpoint.memory import bytes_of
 
 Memory = dict[int, torch.Tensor]  # by entry
 
 STATE = "state.json"
+_OWN = "own-"
 _SCHEMA = 1
 
 
 class Content:
     """The files of a state. Every rank of a replicated state computes the same split."""
 
-    def __init__(self, state: State) -> None:
-        """Raises `UnsupportedState`."""
+    def __init__(self, state: State, own: State | None = None) -> None:
+        """`own`: this rank's state beside what all ranks share; copied here. Raises `UnsupportedState`."""
+        self.own = pack(own) if own is not None else None
         self._text, paths, self._tensors = flatten(state)
         self._layout = Layout.of(paths, self._tensors)
         self._held: dict[int, torch.Tensor] = {}
@@ -85,12 +87,26 @@ def shard_name(rank: int, world: int) -> str:
     return f"shard-{rank}-of-{world}.safetensors"
 
 
+def own_name(rank: int, world: int) -> str:
+    """The file of what one rank has for itself.
+
+    >>> own_name(0, 4)
+    'own-0-of-4.safetensors'
+    """
+    return f"{_OWN}{rank}-of-{world}.safetensors"
+
+
+def is_own(file: str) -> bool:
+    """Whether a checkpoint's file holds what one rank has for itself."""
+    return file.startswith(_OWN)
+
+
 def load(files: Mapping[str, memoryview]) -> State:
     """The state of a checkpoint's files, which have been verified. Raises `ValueError`."""
     document: Any = json.loads(bytes(files[STATE]))
     entries: dict[str, memoryview] = {}
     for name, data in files.items():
-        if name != STATE:
+        if name != STATE and not is_own(name):
             entries |= entries_of(data)[1]
     return rebuild(document["state"], document["views"], entries)
 

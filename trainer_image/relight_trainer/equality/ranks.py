@@ -105,7 +105,7 @@ class EqualRanks:
             self._due.start(step)
         elif self._due.at(step):
             self._begin(step)
-            self._due.again(max(LEAST_SECONDS, min(self._costs) / SHARE))
+            self._due.again(interval_seconds(self._costs))
 
     def compare(self, step: int) -> None:
         """Have the states compared as they are now; the answer is waited for in `check`, or heard after a later step."""
@@ -136,7 +136,6 @@ class EqualRanks:
         if self._last is not None and self._last.done.is_set():
             self._costs.append(self._last.reading.seconds)
         self._last = self._comparisons.begin(self._objects, step)
-        self._costs.append(self._last.reading.seconds)
 
     def _refuse_unreplicated(self) -> None:
         if not self._unequal:
@@ -162,6 +161,15 @@ class EqualRanks:
                     f"set the same seed on all ranks before the model is made, or give the object as "
                     f"client.start(per_rank={{'{name}': ...}})"
                 )
+
+
+def interval_seconds(costs: Collection[float]) -> float:
+    """The time between two comparisons, for what the last ones have cost in seconds.
+
+    >>> interval_seconds([0.5, 0.2]), interval_seconds([0.001]), interval_seconds([])
+    (40.0, 5.0, 5.0)
+    """
+    return max(LEAST_SECONDS, min(costs, default=0.0) / SHARE)
 
 
 def _ranks_differ(step: int, one: Difference) -> RanksDiffer:

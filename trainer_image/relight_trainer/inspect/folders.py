@@ -20,7 +20,7 @@ def read_checkpoint(path: Path, entries_of: Entries) -> Contents:
     try:
         entries: dict[str, TensorRef] = {}
         for name in manifest["files"]:
-            if name != STATE:
+            if name != STATE and not name.startswith("own-"):  # of one rank alone
                 entries |= entries_of(_inside(path, name))[0]
         tree = tree_of(document["state"], document["views"], entries)
         order, final = manifest["order"], manifest["final"]
