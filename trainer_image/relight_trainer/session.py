@@ -173,7 +173,12 @@ class Session:
         self._save_time = SaveTime(context.run_dir)
         self._due = CheckpointDue(job, rank=context.rank, exchange=self._exchange)
         self._equal = EqualRanks(
-            lambda: Comparisons(connect(f"{prefix}/equality"), rank=context.rank, world=context.world_size),
+            lambda: Comparisons(
+                connect(f"{prefix}/equality"),
+                rank=context.rank,
+                world=context.world_size,
+                forget=self._forget_snapshots,
+            ),
             rank=context.rank,
             world=context.world_size,
             exchange=self._exchange,
@@ -521,6 +526,13 @@ class Session:
             self.say(f"training goes on without snapshots: {error}")
         else:
             self._snapshot_step = self.cursor.step
+        if self._equal.differ:  # since this one was begun
+            self._forget_snapshots()
+
+    def _forget_snapshots(self) -> None:
+        """The ranks hold different states: none of them is to be saved when this member ends, nor resumed from."""
+        if self._context.local_rank == 0:
+            self._members_snapshots().forget()
 
     def _write_missing_snapshot(self) -> None:
         """Before anything that takes its time: the newest snapshot may be of an earlier step."""

@@ -84,6 +84,11 @@ class Snapshots:
         slot.close(f'{self._mark},"generation":{generation},"step":{step},"bytes":{slot.bytes}}}'.encode())
         self._next = 1 - self._next
 
+    def forget(self) -> None:
+        """Leave no state behind that anybody could go on from. From any thread; a `write` under way needs another call."""
+        for slot in self._slots:
+            slot.forget()
+
     def newest(self) -> Position | None:
         """The newest closed slot of this job uid and config hash."""
         found = self._newest()
@@ -189,6 +194,11 @@ class _Slot:
             self._targets.append(layout.target(i, whole[at : at + entry.bytes], tensors))
             at += entry.bytes
         self.layout, self.bytes, self._data_bytes = layout, size, head.data_bytes
+
+    def forget(self) -> None:
+        """No closed state is found here any more."""
+        self._closed.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def drop(self) -> None:
         """Give the memory back."""

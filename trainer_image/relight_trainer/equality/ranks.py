@@ -120,8 +120,14 @@ class EqualRanks:
             self._begin(step)
         assert self._last is not None
         differences = self._comparisons.wait(self._last, self._timeout)
+        self._look()  # the first step that differed says more than a later one
         if differences:
             raise _ranks_differ(step, differences[0])
+
+    @property
+    def differ(self) -> bool:
+        """Whether it is known by now that the ranks hold different states."""
+        return self._comparisons is not None and self._comparisons.differ
 
     def close(self) -> None:
         if self._comparisons is not None:

@@ -4,10 +4,11 @@ All ranks compare the same objects at the same steps, in the same order. The mai
 pass over the state, and goes on; the thread tells the others and hears from rank 0 what differs. `check` waits for it.
 """
 
+import contextlib
 import json
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,9 @@ from relight_trainer.equality.compare import STEP, Difference, ObjectDigest, dif
 from relight_trainer.equality.reading import Reading
 
 _LOOK = timedelta(seconds=5)  # how long the thread may wait for a rank before it looks whether it is to end
+_HEARD = timedelta(
+    seconds=2
+)  # how long rank 0 lets the others hear that they differ, before it ends and all end with it
 
 
 class Closed(Exception):
@@ -37,15 +41,21 @@ class Comparison:
 
 
 class Comparisons:
-    """The part of one rank in the comparisons of one generation. `store` is this object's own client."""
+    """The part of one rank in the comparisons of one generation. `store` is this object's own client.
 
-    def __init__(self, store: Store, *, rank: int, world: int) -> None:
+    `forget` is called on each rank, from the thread, as soon as it is known that the ranks differ: no state of theirs
+    is to be used again.
+    """
+
+    def __init__(self, store: Store, *, rank: int, world: int, forget: Callable[[], None] = lambda: None) -> None:
         self._store = store
+        self._forget = forget
         self._rank = rank
         self._world = world
         self._number = 0
         self._closed = threading.Event()
         self._work: queue.SimpleQueue[Comparison | None] = queue.SimpleQueue()
+        self.differ = False  # the ranks, unexpectedly; a moment before it is `found`
         self.found: Comparison | None = None  # the first one that has found a difference which nobody expects
         self._thread = threading.Thread(target=self._run, name="relight-equality", daemon=True)
         self._thread.start()
@@ -80,10 +90,20 @@ class Comparisons:
             try:
                 comparison.differences = self._compare(comparison)
                 if comparison.differences and self.found is None and not comparison.expected:
+                    self.differ = True
+                    self._forget()
+                    self._let_all_hear(comparison.number)
                     self.found = comparison
             except Exception as error:  # told where it is waited for; else the world is ending, or has ended well
                 comparison.error = error
             comparison.done.set()
+
+    def _let_all_hear(self, number: int) -> None:
+        """An end of rank 0 ends the others: before that they are to have forgotten their states too."""
+        with contextlib.suppress(RuntimeError):  # a store that has gone, or a rank that has
+            self._store.set(f"{number}/heard/{self._rank}", "1")
+            if self._rank == 0:
+                self._store.wait([f"{number}/heard/{rank}" for rank in range(self._world)], _HEARD)
 
     def _compare(self, comparison: Comparison) -> list[Difference]:
         mine = comparison.reading.result()
