@@ -62,7 +62,7 @@ def compare(peers: Peers, packed: Packed) -> Difference | None:
 
 def _to_all(peers: Peers, packed: Packed | None, owner: int, own: Own, threads: int) -> Handed:
     header = peers.broadcast(_header(packed) if packed is not None else None, owner)
-    filled = _Filled(header, own) if packed is None else None
+    filled = _Filled(header, own, threads) if packed is None else None
     into = filled.packed if filled is not None else packed
     assert into is not None
     masks = peers.gather(filled.wanted if filled is not None else bytes(len(into.entries)))
@@ -70,7 +70,7 @@ def _to_all(peers: Peers, packed: Packed | None, owner: int, own: Own, threads: 
     for run in runs:
         peers.broadcast_into(run, owner)
     size = sum(map(len, runs))
-    return Handed(into, sent=size) if filled is None else Handed(filled.whole(threads), received=size)
+    return Handed(into, sent=size) if filled is None else Handed(into, received=size)
 
 
 def _give(peers: Peers, packed: Packed, target: int) -> int:
@@ -91,12 +91,12 @@ def _take(peers: Peers, source: int, own: Own, threads: int) -> tuple[Packed, in
     peers.receive(size, source)
     header = bytearray(*struct.unpack("<Q", size))
     peers.receive(header, source)
-    filled = _Filled(header, own)
+    filled = _Filled(header, own, threads)
     peers.send(filled.wanted, source)
     runs = filled.packed.runs([bool(is_wanted) for is_wanted in filled.wanted])
     for run in runs:
         peers.receive(run, source)
-    return filled.whole(threads), sum(map(len, runs))
+    return filled.packed, sum(map(len, runs))
 
 
 def _header(packed: Packed) -> bytearray:
@@ -106,31 +106,21 @@ def _header(packed: Packed) -> bytearray:
 
 
 class _Filled:
-    """Memory for a state that is to come, with all in it that this rank has built itself."""
+    """Memory for a state that is to come; what this rank has built the same itself stays where it is."""
 
-    def __init__(self, header: Buffer, own: Own) -> None:
+    def __init__(self, header: Buffer, own: Own, threads: int) -> None:
         header = memoryview(header)
         size, length = _SIZES.unpack_from(header)
         digests: dict[str, str] = json.loads(bytes(header[_SIZES.size : _SIZES.size + length]))
         head = header[_SIZES.size + length :]
-        memory = mmap.mmap(
-            -1, size
-        )  # whose pages are not touched before they are filled; who has a view of it keeps it
+        memory = mmap.mmap(-1, size)  # pages that are not filled take no memory; who has a view of it keeps it
         memory[: len(head)] = bytes(head)
-        self.packed = Packed(memory)
-        self._known: dict[str, str] = {}
+        self.packed = Packed(memory, threads=threads)
         wanted = bytearray()
-        for name, entry in self.packed.entries.items():
+        for name in list(self.packed.entries):
             digest = digests.get(name)
             mine = own.same(name, digest) if digest is not None else None
-            if mine is not None and digest is not None and len(mine) == len(entry):
-                entry[:] = mine
-                self._known[name] = digest
-                wanted.append(0)
-            else:
-                wanted.append(1)
+            if mine is not None and digest is not None:
+                self.packed.lies_in(name, mine, digest, own)
+            wanted.append(mine is None)
         self.wanted = bytes(wanted)
-
-    def whole(self, threads: int) -> Packed:
-        """The state, once the rest is here as well."""
-        return Packed(self.packed.memory, self._known, threads=threads)

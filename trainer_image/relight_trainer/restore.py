@@ -11,7 +11,6 @@ from relight_trainer.checkpoint import (
     Snapshots,
     State,
     pack,
-    unpack,
 )
 from relight_trainer.checkpoint.packed import Own, threads_for
 from relight_trainer.handover import Handed, compare, hand_over
@@ -95,11 +94,11 @@ def newest_state(
             packed = pack(checkpoints.load(checkpoint))
             holds = lambda: packed  # noqa: E731
         handed = hand_over(peers, holds, built, local_world=local_world, threads=threads)
-        return Restored("checkpoint", stored, unpack(handed.packed.memory, lent=lent), handed)
+        return Restored("checkpoint", stored, handed.packed.unpacked(lent), handed)
     if in_memory > _NONE:
         holds = snapshots.read if snapshots is not None and mine == in_memory else None
         handed = hand_over(peers, holds, built, local_world=local_world, threads=threads)
-        return Restored("snapshot", in_memory, unpack(handed.packed.memory, lent=lent), handed)
+        return Restored("snapshot", in_memory, handed.packed.unpacked(lent), handed)
     if committed_step is not None:
         raise StateLost(
             f"a checkpoint of step {committed_step} had been committed and is no longer there: "
@@ -133,7 +132,7 @@ def spread(
     holds = None if data is None else lambda: data
     handed = hand_over(peers, holds, Own(own, threads=threads), local_world=local_world, threads=threads)
     _require_equal(peers, handed, "the state to begin with")
-    return unpack(handed.packed.memory, lent=lent)
+    return handed.packed.unpacked(lent)
 
 
 def _require_equal(peers: Peers, handed: Handed, what: str) -> None:

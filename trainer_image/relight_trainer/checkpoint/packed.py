@@ -1,13 +1,13 @@
 """A packed state in its parts: what each part's digest is, and where two such states differ.
 
 Digests are of values: bytes that lie between tensors of one piece of memory, and belong to none, are no part of them.
-Nor are the metrics of the loop, which each rank logs for itself.
+Nor is what each rank notes for itself in the loop's cursor.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,25 +15,30 @@ from typing import Any, NamedTuple
 import torch
 
 from relight_trainer.checkpoint import tagged
-from relight_trainer.checkpoint.container import Layout, State, entries_of, flatten, head_of
+from relight_trainer.checkpoint.container import Layout, State, entries_of, flatten, head_of, rebuild
 from relight_trainer.checkpoint.errors import UnsupportedState
 from relight_trainer.checkpoint.memory import Buffer, bytes_of
 
 Digests = dict[str, str]  # by name: of entries, and of objects (their numbers and names)
 _SHARED_SIZE = 1 << 16  # bytes of an entry from which it is worth while to look whether the receiver has it
+_OF_EACH_RANK = frozenset({"metrics", "last_batch"})  # of the loop's cursor: what a rank logs, and what it was fed
 _TEXT = " (all but its tensors)"
 
 
 class Packed:
-    """What `pack` gives, and `Snapshots.read`; or the same size of memory that is being filled with that."""
+    """What `pack` gives, and `Snapshots.read`; or the same size of memory that is being filled with that.
 
-    def __init__(self, memory: Buffer, known: Mapping[str, str] | None = None, *, threads: int = 1) -> None:
-        """`known`: digests of entries that need not be computed; the others are when they are asked for first."""
+    Digests are computed when they are asked for first.
+    """
+
+    def __init__(self, memory: Buffer, *, threads: int = 1) -> None:
         self.memory = memoryview(memory).cast("B")
         self.head = head_of(self.memory)
         self._metadata, self.entries = entries_of(self.memory)
         self._threads = threads
-        self._known = dict(known or {})
+        self._known: Digests = {}
+        self._elsewhere: set[str] = set()
+        self._owners: list[object] = []
         self._digests: Digests | None = None
 
     @property
@@ -56,16 +61,27 @@ class Packed:
         _, dtype, sizes, _, _ = forms[0]
         return torch.Size(sizes).numel() * tagged.dtype_of(dtype).itemsize == len(self.entries[name])
 
+    def lies_in(self, name: str, memory: memoryview, digest: str, owner: object) -> None:
+        """Entry `name` is not in this state's own memory, but in another piece of the same size, which is `owner`'s."""
+        self._owners.append(owner)
+        self.entries[name] = memory
+        self._elsewhere.add(name)
+        self._known[name] = digest
+
     def runs(self, wanted: Sequence[bool]) -> list[memoryview]:
-        """The memory of those entries that are `wanted`, in the order of `entries`; neighbours as one."""
+        """The memory of those entries that are `wanted`, in the order of `entries`; neighbours in memory as one."""
         found: list[memoryview] = []
         start = end = len(self.head)
-        for entry, is_wanted in zip(self.entries.values(), wanted, strict=True):
-            if not is_wanted:
-                found.append(self.memory[start:end])
+        for (name, entry), is_wanted in zip(self.entries.items(), wanted, strict=True):
+            if not is_wanted or name in self._elsewhere:
+                found += [self.memory[start:end], *([entry] if is_wanted else [])]
                 start = end + len(entry)
             end += len(entry)
-        return [run for run in [*found, self.memory[start:end]] if len(run)]
+        return [run for run in [*found, self.memory[start:end]] if run]
+
+    def unpacked(self, lent: Container[str] = frozenset()) -> State:
+        """The state, as `unpack` gives it."""
+        return rebuild(self._document(), json.loads(self._metadata["relight.views"]), self.entries, lent)
 
     @cached_property
     def _views(self) -> dict[str, list[Any]]:
@@ -92,8 +108,8 @@ class Packed:
         return {**found, **{name: by_name[name] for name in self.entries}}
 
     def _document(self) -> dict[str, Any]:
-        document = json.loads(self._metadata["relight.state"])
-        return document if isinstance(document, dict) else {"state": document}
+        document: dict[str, Any] = json.loads(self._metadata["relight.state"])
+        return document
 
 
 class Difference(NamedTuple):
@@ -169,7 +185,7 @@ def threads_for(local_world: int) -> int:
 
 def _text_digest(key: str, value: Any) -> str:
     if key == "loop" and isinstance(value, dict):
-        value = {**value, "metrics": None}
+        value = {name: item for name, item in value.items() if name not in _OF_EACH_RANK}
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
