@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(120)
 PAGE = (Path(__file__).parents[2] / "docs" / "own-models.md").read_text()
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 CONFIGS = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-NAMES = ["autoencoder", "distilled"]
+NAMES = ["autoencoder", "distilled", "centred"]
 
 
 @pytest.fixture
@@ -46,7 +46,8 @@ def trained(context: WorkerContext, folder: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("name", "metrics"), [("autoencoder", {"test_error"}), ("distilled", {"test_loss", "test_accuracy"})]
+    ("name", "metrics"),
+    [("autoencoder", {"test_error"}), ("distilled", {"test_loss", "test_accuracy"}), ("centred", {"test_loss"})],
 )
 def test_the_pages_examples_train_on_two_ranks(modules: Path, name: str, metrics: set[str]) -> None:
     config = yaml.safe_load(CONFIGS[NAMES.index(name)])
