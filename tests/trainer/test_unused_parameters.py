@@ -1,5 +1,6 @@
 """Parameters that take no part in a step, a micro-batch or on a rank: two ranks train what one process trains."""
 
+from pathlib import Path
 from typing import Any
 
 import little
@@ -8,6 +9,7 @@ import worlds
 from branching import worst_gap
 from test_train_equal import CPU, trained
 from test_train_exact import job
+from test_train_worlds import until
 
 from relight_trainer.context import WorkerContext
 from relight_trainer.peers import form
@@ -125,3 +127,20 @@ def test_parameters_without_a_gradient_on_any_rank_are_named(ends: tuple[dict[st
     [text] = found["dropped after the second step said"]
     assert text.startswith("no gradient for branches.0.weight, branches.0.bias in step 3, on any rank")
     assert found["used on one rank said"] == found["used in every step said"] == []
+
+
+def test_a_layer_that_one_node_never_used_stays_when_there_are_two(tmp_path: Path) -> None:
+    settings = branches({"steps": []}, {"steps": [0, 4]})
+    settings["hooks"] = [{"type": "little:Capture", "name": "end"}, {"type": "little:Seen"}]
+    ends = []
+    for name, worlds_of_ranks in (("whole", [(1, 0)]), ("grown", [(1, 2), (2, 0)])):
+        root = tmp_path / name
+        root.mkdir()
+        the_job = job(root, checkpoints=False)
+        the_job.entry["config"] = settings
+        for generation, (ranks, cut) in enumerate(worlds_of_ranks, 1):
+            answers = worlds.run(until, cut, root=root, job=the_job, generation=generation, ranks=ranks)
+            assert all(isinstance(answer, tuple) for answer in answers), answers
+        ends += [weights for _, weights in answers]
+    alone, *grown = ends
+    assert [worst_gap(alone, end) <= EXACT for end in grown] == [True, True]
