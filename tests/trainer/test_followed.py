@@ -238,3 +238,42 @@ def test_a_sparse_embedding_trains_as_in_plain_ddp(tmp_path_factory: pytest.Temp
     assert all(isinstance(found, list) for found in answers), answers
     for plain, ours in answers:
         assert plain == ours
+
+
+def unreduced(_: WorkerContext, how: str) -> None:
+    """Two good steps, then one whose gradients DDP does not reduce."""
+    run = client.start(init=True)
+    torch.manual_seed(0)
+    net = nn.Linear(4, 3).double()
+    replica: Any = run.wrap(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for step in range(3):
+        x = inputs(step, 0, dist.get_rank())
+        if how == "no_sync" and step == 2:
+            with replica.no_sync():
+                replica(x).square().mean().backward()
+        else:
+            y = replica(x)
+            y.square().mean().backward(retain_graph=True)
+            if how == "second" and step == 2:
+                y.tanh().mean().backward()
+            if how == "second and left out":
+                y.tanh().mean().backward()
+                optimizer.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("how", ["no_sync", "second", "second and left out"])
+def test_gradients_that_ddp_leaves_to_each_rank_are_not_applied(
+    tmp_path_factory: pytest.TempPathFactory, how: str
+) -> None:
+    root = tmp_path_factory.mktemp("unreduced")
+    answers = worlds.run(unreduced, how, root=root, job=job(root, checkpoints=False))
+    if how == "second and left out":
+        assert answers == [None, None]
+    else:
+        for rank, text in enumerate(answers):
+            assert text.startswith(
+                f"UnreducedGradients: rank {rank}: optimizer.step() would apply gradients that are this"
+            )

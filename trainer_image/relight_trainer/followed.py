@@ -50,22 +50,41 @@ class _Followed:
             weakref.finalize(replica, unused.close)
         names = {id(p): name for name, p in replica.module.named_parameters()}
         self.reduction = Reduction(replica, unused, names)
-        self.rank = dist.get_rank(group)
+        self._rank = dist.get_rank(group)
         self._told = False
         self._expects = False  # a forward pass has been made whose gradients are not reduced yet
         self._running = False
+        self._unreduced = False  # a backward pass since the last reduction has left gradients that DDP does not reduce
 
-    def expect(self, output: Any) -> None:
-        """A forward pass of the replica has given `output`, and DDP reduces what its backward pass gives."""
-        self._expects, self._running = True, False
+    def expect(self, output: Any, *, alone: bool) -> None:
+        """A forward pass of the replica has given `output`; `alone`: within `no_sync`, where DDP reduces nothing."""
+        self._expects, self._running = not alone, False
         find: Any = internals._find_tensors  # noqa: SLF001  # what DDP itself looks through
         for tensor in find(output):
             if tensor.requires_grad:
                 tensor.register_hook(self._begins)
 
+    def check(self, optimizer: Optimizer) -> None:
+        """`optimizer` is about to apply its gradients. Raises UnreducedGradients where they are this rank's own."""
+        missing = self.reduction.missing()
+        if missing:
+            raise UnreducedGradients(
+                f"rank {self._rank}: optimizer.step() comes before the gradients are reduced over ranks: on this rank "
+                f"{listed(self.reduction.names_of(missing))} took no part in the backward pass. Let the model's "
+                "forward return tensors, alone or in tuples, lists, mappings or dataclasses, or wrap the model with "
+                "find_unused_parameters=True"
+            )
+        if self._unreduced and self.reduction.has_gradients(p for g in optimizer.param_groups for p in g["params"]):
+            raise UnreducedGradients(
+                f"rank {self._rank}: optimizer.step() would apply gradients that are this rank's own: after the last "
+                "reduction came a backward pass within no_sync, or a second one after the same forward pass. Let a "
+                "step's last forward and backward pass run outside no_sync, and add up losses of one forward pass "
+                "before one backward pass"
+            )
+
     def _begins(self, _: Tensor) -> None:
         """A backward pass has begun, and has not reached the model yet."""
-        if self._running or not self._expects:
+        if self._running:
             return
         self._running = True
         self.reduction.last_pass_begins()
@@ -73,7 +92,11 @@ class _Followed:
 
     def _ends(self) -> None:
         """All gradients are there. What DDP does at the end of a pass, it has queued by now, and is done before."""
-        _at_the_end(self._finish)
+        _at_the_end(self._finish if self._expects else self._note)
+
+    def _note(self) -> None:
+        self._running = False
+        self._unreduced = self._unreduced or not self.reduction.untouched()
 
     def _finish(self) -> None:
         self._running = False
@@ -82,10 +105,10 @@ class _Followed:
         if not missing:
             if reduction.untouched():
                 return  # the pass was `torch.autograd.grad`: the gradients of parameters are yet to come
-            self._expects = False
+            self._expects = self._unreduced = False
             self._settle([])
             return
-        self._expects = False
+        self._expects = self._unreduced = False
         idle = reduction.complete(missing)
         _at_the_end(lambda: self._settle(idle))
 
@@ -93,7 +116,7 @@ class _Followed:
         names = self.reduction.settle(idle)
         if names and not self._told:
             self._told = True
-            if self.rank == 0:
+            if self._rank == 0:
                 print(
                     f"relight: no gradient for {listed(names)} on any rank: they stay as they are; for faster steps freeze "
                     "parameters that never take part, or wrap the model with find_unused_parameters=True",
@@ -103,23 +126,14 @@ class _Followed:
 
 def _after_forward(replica: nn.Module, _: Any, output: Any) -> None:
     assert isinstance(replica, DistributedDataParallel)
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not replica.require_backward_grad_sync:
-        return
     followed = _all.get(replica)
-    if followed is not None:
-        followed.expect(output)
+    if followed is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        followed.expect(output, alone=not replica.require_backward_grad_sync)
 
 
-def _check_all(_: Optimizer, *__: Any) -> None:
+def _check_all(optimizer: Optimizer, *_: Any) -> None:
     for followed in [*_all.values()]:
-        missing = followed.reduction.missing()
-        if missing:
-            raise UnreducedGradients(
-                f"rank {followed.rank}: optimizer.step() comes before the gradients are reduced over ranks: on this rank "
-                f"{listed(followed.reduction.names_of(missing))} took no part in the backward pass. Let the model's "
-                "forward return tensors, alone or in tuples, lists, mappings or dataclasses, or wrap the model with "
-                "find_unused_parameters=True"
-            )
+        followed.check(optimizer)
 
 
 def _at_the_end(act: Any) -> None:

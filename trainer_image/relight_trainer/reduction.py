@@ -8,7 +8,7 @@ sums are those that DDP always makes, in the same order. How the ranks' graphs d
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -115,6 +115,11 @@ class Reduction:
 
     def names_of(self, indices: Sequence[int]) -> list[str]:
         return [self._names[i] for i in indices]
+
+    def has_gradients(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether some of `parameters` are of this replica and have a gradient."""
+        ours = {id(p) for p in self._parameters}
+        return any(p.grad is not None and id(p) in ours for p in parameters)
 
     def untouched(self) -> bool:
         """Whether the last backward pass has reached no parameter, for which DDP does not even wait."""
