@@ -16,6 +16,7 @@ from relight_trainer.config import BadConfig, parse
 from relight_trainer.data.arrays import mapped
 from relight_trainer.data.draws import Draw, shard
 from relight_trainer.data.errors import BadData, UnfitData
+from relight_trainer.data.loading import SampleFailed
 from relight_trainer.data.names import Names
 from relight_trainer.data.parts import chosen_parts, parts_by_class
 from relight_trainer.data.splits import Split, Splits, open_splits
@@ -130,7 +131,7 @@ def test_a_table_is_what_numpy_reads(tmp_path: Path, packed: bool) -> None:
         ("1,2\n3,x\n", {}, r't\.csv, line 2, column 1: found "x"; allowed: a number'),
         ("1,2\n3\n", {}, r"t\.csv, line 2: 1 column; allowed: 2, as line 1 has"),
         ("1,2\nnan,4\n", {}, r't\.csv, line 2, column 0: found "nan"; allowed: finite numbers'),
-        ("1,0.5\n", {}, r"the label of sample 0 is 0\.5; allowed: whole numbers from 0, or data\.target: number"),
+        ("1,0.5\n", {}, r"the label of sample 0 is 0\.5; allowed: whole numbers, or data\.target: number"),
         ("1,2\n", {"label": 2}, r"data\.label: found 2; allowed: -2 to 1, the columns of data\.train"),
         ("a,kind\n1,2\n", {"label": "kin", "header": True}, r'has no kin; found a, kind; did you mean "kind"\?'),
         ("1,2,0\n", {"shape": [3]}, r"data\.shape: found \[3\]; allowed: 2 numbers"),
@@ -296,3 +297,33 @@ def test_wrong_arguments_are_told_together() -> None:
     )
     assert "config.data.scale: images has its own scale" in problems(type="arrays", train="/d", scale=2.0, images={})
     assert 'did you mean "image_folder"' in problems(type="imagefolder", root="/d")
+
+
+def test_labels_of_the_hub_are_not_cut_to_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Hub()
+    monkeypatch.setitem(
+        sys.modules,
+        "datasets",
+        SimpleNamespace(load_dataset=library.load_dataset, load_from_disk=library.load_from_disk),
+    )
+    for part in library.splits.values():
+        part.columns["label"] = [0.25, 1.75, 2.5, 3.5][: len(part.columns["label"])]
+    _, y = everything(hub(images=None, inputs="x").train)
+    assert (y.dtype, y.tolist()) == (np.float32, [0.25, 1.75, 2.5, 3.5])
+    plain = {"size": 4, "test_crop": 1.0, "mean": [0.0] * 3, "std": [1.0] * 3}
+    assert everything(hub(images=plain).test)[1].tolist() == [0.25, 1.75]
+    for column, name, text in (
+        (
+            [0, 1, None, 1],
+            "label",
+            r"data\.train: label holds object of the shape \(4,\); allowed: one number for each sample",
+        ),
+        ([[0, 1]] * 4, "label", r"label holds int64 of the shape \(4, 2\)"),
+        ([0.5, 1.0, float("nan"), 1.0], "label", r"data\.train: label: the label of sample 2 is nan"),
+    ):
+        library.splits["train"].columns[name] = column
+        with pytest.raises(BadData, match=text):
+            hub(images=None, inputs="x")
+    library.splits["train"].columns |= {"label": [0, 1, 0, 1], "x": [["a", "b"]] * 4}
+    with pytest.raises(SampleFailed, match=r"data\.train: x holds <U1; allowed: real numbers"):
+        everything(hub(images=None, inputs="x").train)

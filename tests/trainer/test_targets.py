@@ -309,3 +309,16 @@ class Streamed(torch.utils.data.Dataset[Any]):
     @staticmethod
     def open() -> tuple["Streamed", None]:
         return Streamed(), None
+
+
+@pytest.mark.parametrize(
+    "criterion", [nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])), nn.NLLLoss(ignore_index=1)]
+)
+def test_a_mean_over_something_else_than_samples_is_refused_where_a_step_has_parts(criterion: Any) -> None:
+    labels = torch.tensor([0, 1, 2, 0])
+    with pytest.raises(LossMisfit, match=r"loss: (CrossEntropyLoss|NLLLoss) gives a mean over .*denominator") as raised:
+        Targets(criterion, [known(labels)], divided=True).compared(LOGITS, labels)
+    assert classify(raised.value) is ExitCode.BAD_CONFIG
+    Targets(criterion, [known(labels)]).compared(LOGITS, labels)  # in one part it is the mean over the global batch
+    for right in (nn.CrossEntropyLoss(), type(criterion)(reduction="sum", weight=criterion.weight)):
+        Targets(right, [known(labels)], divided=True).compared(LOGITS, labels)

@@ -51,9 +51,11 @@ class Objective:
     origin = "what the loss returns"
     allowed = "a tensor: one number, or equally many for each sample"
 
-    def __init__(self, criterion: Criterion, known: Iterable[KnownLabels | None] = (None,)) -> None:
-        """`known`: the labels of each part of the data, None where they are streamed."""
-        self.targets = Targets(criterion, known)
+    def __init__(
+        self, criterion: Criterion, known: Iterable[KnownLabels | None] = (None,), *, divided: bool = False
+    ) -> None:
+        """`known`: the labels of each part of the data, None where they are streamed. `divided`: see `Targets`."""
+        self.targets = Targets(criterion, known, divided=divided)
         self._sums = getattr(criterion, "reduction", None) == "sum"
 
     def output(self, replica: nn.Module, batch: Any, run: "StepContext") -> Any:  # noqa: ARG002  # for `training_step`

@@ -94,7 +94,11 @@ class Training:
 
         own = hasattr(model, "training_step")
         criterion = None if own else build(LOSSES, config.loss)
-        objective = OwnObjective() if criterion is None else Objective(criterion, known_labels(splits))
+        objective = (
+            OwnObjective()
+            if criterion is None
+            else Objective(criterion, known_labels(splits), divided=self.dealer.parts_in_all > 1)
+        )
         self._objective = objective
         self._tokens = getattr(criterion, "denominator", None)
         self._callee = OwnStep(model) if own else model

@@ -21,6 +21,7 @@ from relight_trainer.losses import BinaryCrossEntropy, CrossEntropy, LossMisfit
 Criterion = Callable[[Any, Any], Tensor]
 
 _CLASSES = (CrossEntropy, nn.CrossEntropyLoss, nn.NLLLoss)
+_WEIGHED_MEANS = (nn.CrossEntropyLoss, nn.NLLLoss)
 _SHARES = (BinaryCrossEntropy, nn.BCEWithLogitsLoss, nn.BCELoss)
 # Torch repeats the smaller of two shapes here, with a warning: each output is compared with each target.
 _ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss)
@@ -85,10 +86,16 @@ class Allowed:
 class Targets:
     """What is compared with `criterion` in one training."""
 
-    def __init__(self, criterion: Criterion, known: Iterable[KnownLabels | None] = (None,)) -> None:
-        """`known`: the labels of each part of the data, None where they are streamed."""
+    def __init__(
+        self, criterion: Criterion, known: Iterable[KnownLabels | None] = (None,), *, divided: bool = False
+    ) -> None:
+        """`known`: the labels of each part of the data, None where they are streamed.
+
+        `divided`: a step's samples are taken in several parts, so that a mean over a part weighs as its samples do.
+        """
         parts = list(known)
         self._criterion = criterion
+        self._divided = divided
         self._known = [labels for labels in parts if labels is not None]
         self._streamed = None in parts
         self._begun = False
@@ -132,12 +139,29 @@ class Targets:
             return
         for labels in self._known:
             _require_all(labels, allowed)
+        if self._divided and isinstance(self._criterion, _WEIGHED_MEANS) and self._criterion.reduction == "mean":
+            self._require_equal_weights(self._criterion, target)
         if allowed.classes is not None and target.dtype is not torch.int64:
             if target.is_floating_point() and self._streamed:
                 raise _misfit(output, target, "whole numbers, such as int64, of one class for each place")
             self._whole = True
         if self._streamed and (target.is_cuda or allowed.classes is None):
             self._watched = allowed
+
+    def _require_equal_weights(self, criterion: nn.CrossEntropyLoss | nn.NLLLoss, target: Tensor) -> None:
+        """Raises LossMisfit where the criterion's mean is over something that parts of a step have unequally much of."""
+        seen = [target, *(labels.values for labels in self._known)]
+        if criterion.weight is not None:
+            what = "the weights of classes"
+        elif any(bool((labels == criterion.ignore_index).any()) for labels in seen):
+            what = f"the targets that are not {criterion.ignore_index} (ignore_index)"
+        else:
+            return
+        raise LossMisfit(
+            f"loss: {type(criterion).__name__} gives a mean over {what}, of which each micro-batch and worker has another "
+            "amount: their mean is not that of the global batch. Allowed: loss: {type: cross_entropy, weigh_by: tokens, "
+            'ignore_index: ...}, a loss with reduction = "sum" and denominator(target), or one worker and one micro-batch'
+        )
 
     def _compared(self, output: Tensor, target: Tensor, allowed: Allowed) -> Tensor:
         """The same, of streamed targets that torch itself does not check, or only by aborting the process."""

@@ -53,6 +53,7 @@ class Dealer:
         self._stand_in = stand_in
         self._shares: dict[int, list[tuple[int, int, slice, int]]] = {}
         self._fewest: dict[int, int] = {}
+        self.parts_in_all = virtual_ranks * accumulate  # micro-batches of a step, over all ranks
         self.passed_on = not together and virtual_ranks > world  # some rank runs the parts of several virtual ranks
 
     def parts(self, step: int) -> list[Part]:

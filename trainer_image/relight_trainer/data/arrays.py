@@ -14,7 +14,7 @@ from relight_trainer.data.images import ImageSet, image_sets
 from relight_trainer.data.labels import as_classes, as_numbers, is_real, is_whole
 from relight_trainer.data.parts import Indices
 from relight_trainer.data.paths import existing
-from relight_trainer.data.rows import RowSet, row_sets
+from relight_trainer.data.rows import RowSet, finite_rows, row_sets
 from relight_trainer.settings.data import Images
 
 Array = npt.NDArray[Any]
@@ -86,7 +86,7 @@ class Pair:
             )
         where = f"{field}: {path}: {labels}"
         whole = is_whole(found.dtype)
-        self.labels: Array = as_classes(found, where, least=None) if whole else as_numbers(found, where)
+        self.labels: Array = as_classes(found, where) if whole else as_numbers(found, where)
         self.fingerprint = digest(str((self._inputs.shape, self._inputs.dtype)), self.labels.tobytes())
 
     def rows(self, chosen: Indices) -> Array:
@@ -98,22 +98,7 @@ class Pair:
         if found.dtype.kind != "f":
             native = found.dtype.newbyteorder("=")
             return found.astype(native if native in _TORCHS else np.float32, copy=False)
-        with np.errstate(over="ignore"):
-            rows = found.astype(np.float32, copy=False)
-        if not np.isfinite(rows.sum(dtype=np.float64)):
-            self._require_finite(chosen, found, rows)
-        return rows
-
-    def _require_finite(self, chosen: Indices, found: Array, rows: Array) -> None:
-        """Raises BadData where a value is not finite."""
-        wrong = np.argwhere(~np.isfinite(rows))
-        if len(wrong):
-            place = tuple(wrong[0])
-            inside = "".join(f"[{i}]" for i in place[1:])
-            raise BadData(
-                f"{self._name}[{chosen[place[0]]}]{inside}: found {found[place]}; allowed: finite numbers that float32 "
-                "holds, up to 3.4e38"
-            )
+        return finite_rows(found, chosen, self._name)
 
     def name(self, index: int) -> str:
         return f"{self._name}[{index}]"

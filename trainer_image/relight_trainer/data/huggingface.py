@@ -10,8 +10,9 @@ from PIL import Image
 from relight_trainer.data.errors import BadData, UnfitData, one_of
 from relight_trainer.data.fingerprint import digest
 from relight_trainer.data.images import ImageSet, image_sets
+from relight_trainer.data.labels import as_classes, as_numbers, is_real, is_whole
 from relight_trainer.data.parts import Indices
-from relight_trainer.data.rows import RowSet, row_sets
+from relight_trainer.data.rows import RowSet, finite_rows, row_sets
 from relight_trainer.settings.data import Images
 
 
@@ -23,7 +24,7 @@ class Table:
             missing = one_of(column, split.column_names, f"{option}: {field}")
             if missing:
                 raise missing
-        self.labels: npt.NDArray[np.int64] = np.asarray(split[labels], dtype=np.int64)
+        self.labels: npt.NDArray[Any] = _labels(split[labels], f"{field}: {labels}")
         # The library's own fingerprint tells the caches of two members apart, not only their data.
         self.fingerprint = digest(str(split.features), inputs, labels, self.labels.tobytes())
         self._split = split
@@ -40,7 +41,20 @@ class Table:
         return found
 
     def rows(self, chosen: Indices) -> npt.NDArray[np.float32]:
-        return np.asarray(self._split[chosen.tolist()][self._inputs], dtype=np.float32)
+        found = np.asarray(self._split[chosen.tolist()][self._inputs])
+        if not is_real(found.dtype):
+            raise BadData(
+                f"{self._field}: {self._inputs} holds {found.dtype}; allowed: real numbers, as many in each row"
+            )
+        return finite_rows(found, chosen, f"{self._field}: {self._inputs}")
+
+
+def _labels(column: Any, field: str) -> npt.NDArray[Any]:
+    """The column as classes, or as numbers to predict where it holds floats. Raises BadData."""
+    found = np.asarray(column)
+    if not is_real(found.dtype) or found.ndim != 1:
+        raise BadData(f"{field} holds {found.dtype} of the shape {found.shape}; allowed: one number for each sample")
+    return as_classes(found, field) if is_whole(found.dtype) else as_numbers(found, field)
 
 
 def huggingface(

@@ -3,7 +3,7 @@
 import io
 import random
 from collections.abc import Sequence
-from typing import Protocol, assert_never
+from typing import Any, Protocol, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from relight_trainer.data.tensors import Samples
 from relight_trainer.settings.data import Images
 
 Pixels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]  # (height, width, channels), 0 to 255
-Sample = tuple[Pixels, int]
+Sample = tuple[Pixels, int | float]
 
 _ORIENTATION = 0x0112  # EXIF: how the camera was held
 _TURNED = {
@@ -40,7 +40,7 @@ _SCALED_TO_16 = {"PNG", "PPM"}  # formats whose 32-bit integers are Pillow's way
 class Source(Protocol):
     """Where images come from."""
 
-    labels: npt.NDArray[np.int64]  # (n,)
+    labels: npt.NDArray[Any]  # (n,) int64, or float32 where numbers are to be predicted
     fingerprint: str
 
     def name(self, index: int) -> str:
@@ -67,9 +67,10 @@ class ImageSet:
         return len(self._chosen)
 
     @property
-    def known_labels(self) -> npt.NDArray[np.int64]:
+    def known_labels(self) -> npt.NDArray[Any]:
         """Of all samples."""
-        return self._source.labels[self._chosen]
+        labels: npt.NDArray[Any] = self._source.labels[self._chosen]
+        return labels
 
     def name(self, index: int) -> str:
         return self._source.name(int(self._chosen[index]))
@@ -81,7 +82,7 @@ class ImageSet:
             pixels = pixels_of(self._source.image(at), self._settings, random.random, training=self._training)
         except Exception as error:  # decoders raise of everything, SyntaxError included
             raise unreadable(self._source.name(at), error) from error
-        return pixels, int(self._source.labels[at])
+        return pixels, self._source.labels[at].item()
 
     def collate(self, samples: Sequence[Sample]) -> Samples:
         """Bytes still, a quarter of what floats would be on the way to the device; floats where an image has 16 bits."""

@@ -30,12 +30,10 @@ def is_whole(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "biu"
 
 
-def as_classes(
-    found: npt.NDArray[Any], field: str, *, least: int | None = 0, or_else: str = ""
-) -> npt.NDArray[np.int64]:
-    """Labels (n,) as classes. Raises BadData for the first that is below `least`, not whole, or not held exactly.
+def as_classes(found: npt.NDArray[Any], field: str, *, or_else: str = "") -> npt.NDArray[np.int64]:
+    """Labels (n,) as classes. Raises BadData for the first that is not whole, or not held exactly.
 
-    `or_else` is what else can be done, for the message.
+    Which classes there are is the model's to say: see `targets`. `or_else` is what else can be done, for the message.
     """
     if is_whole(found.dtype):
         large = found > _MOST if found.dtype.kind == "u" else np.zeros(len(found), dtype=bool)
@@ -46,12 +44,9 @@ def as_classes(
         limit = _EXACT.get(found.dtype.newbyteorder("="), 2**53) - 1
         large = np.abs(found) > limit
         wrong = ~(found == np.floor(found)) | large
-    if least is not None:
-        wrong |= found < least
     places = np.flatnonzero(wrong)
     if len(places):
-        lowest = "whole numbers" if least is None else f"whole numbers from {least}"
-        allowed = f"{lowest} up to {limit}" if large[places[0]] else lowest
+        allowed = f"whole numbers up to {limit}" if large[places[0]] else "whole numbers"
         remedy = f", or {or_else}" if or_else else ""
         raise BadData(f"{field}: the label of sample {places[0]} is {found[places[0]]}; allowed: {allowed}{remedy}")
     return found.astype(np.int64)

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from relight_trainer.data.errors import BadData
 from relight_trainer.data.fingerprint import digest
 from relight_trainer.data.parts import Indices, chosen_parts
 from relight_trainer.data.tensors import Samples
@@ -54,6 +55,23 @@ class RowSet:
 
     def finish(self, batch: Samples) -> Samples:
         return Samples(batch.inputs.float().div_(self._scale), batch.labels)
+
+
+def finite_rows(found: npt.NDArray[Any], chosen: Indices, name: str) -> npt.NDArray[np.float32]:
+    """`found`, the rows at `chosen`, as float32. Raises BadData for the first value that is not finite there."""
+    with np.errstate(over="ignore"):
+        rows = found.astype(np.float32, copy=False)
+    # One pass over the memory, and no array of booleans: a value that is not finite makes the sum so.
+    if not np.isfinite(rows.sum(dtype=np.float64)):
+        wrong = np.argwhere(~np.isfinite(rows))
+        if len(wrong):
+            place = tuple(wrong[0])
+            inside = "".join(f"[{i}]" for i in place[1:])
+            raise BadData(
+                f"{name}[{chosen[place[0]]}]{inside}: found {found[place]}; allowed: finite numbers that float32 holds, "
+                "up to 3.4e38"
+            )
+    return rows
 
 
 def row_sets(
