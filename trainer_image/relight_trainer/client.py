@@ -36,6 +36,7 @@ from relight_agent.files import Outcome
 from relight_trainer.checkpoint import weights_of
 from relight_trainer.context import WorkerContext
 from relight_trainer.followed import follow
+from relight_trainer.given import check_given
 from relight_trainer.peers import form
 from relight_trainer.replicas import own_sparse_gradients, replicate, warm_up
 from relight_trainer.script_data import ScriptData, checked_counts, length_of
@@ -107,6 +108,7 @@ class Run:
         self._context: WorkerContext | None = None
         self._data = ScriptData(seed)
         self._modules: dict[str, nn.Module] = {}
+        self._given: dict[str, Any] = {}  # until the first step
         self._cursor = Cursor()
         self._reached: Cursor | None = None  # what the batch that the script is at leads to, once it is done
         self._started = False
@@ -322,6 +324,8 @@ class Run:
         self._data.join(self._session, rank=context.rank, world=context.world_size)
         self._session.own_seconds = lambda: self._data.seconds
         self._session.waited = lambda: self._data.seconds
+        self._given = {**objects, **per_rank}
+        check_given(self._given)
         self._session.restore(objects, self._modules.values(), per_rank=per_rank)
         self._cursor = self._session.cursor
 
@@ -338,6 +342,9 @@ class Run:
             last_batch = self._data.trained(reached.epoch, reached.batch)
             reached = reached._replace(metrics=self._session.cursor.metrics, last_batch=last_batch)
             self._session.step_done(reached)
+            if self._given:  # once: a scheduler may have been made since the start
+                check_given(self._given)
+                self._given = {}
         self._cursor = reached
 
     def _enter(self, part: int, *, last: bool) -> None:
