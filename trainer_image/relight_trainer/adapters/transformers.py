@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import TrainOutput
 
 from relight_trainer import client
+from relight_trainer.equality.reading import compared_state
 from relight_trainer.followed import follow
 from relight_trainer.replicas import own_sparse_gradients, warm_up
 from relight_trainer.seeds import seed_everything, stream
@@ -142,6 +143,10 @@ class _Late:
     def state_dict(self) -> dict[str, Any]:
         return self.held if self.object is None else self.object.state_dict()
 
+    def compared_state(self) -> Any:
+        """What of it must be equal on all ranks."""
+        return self.held if self.object is None else compared_state(self.object)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.held = state
 
@@ -154,3 +159,7 @@ class _Json:
         with tempfile.NamedTemporaryFile("r", suffix=".json") as file:
             self._state.save_to_json(file.name)
             return {"json": Path(file.name).read_text()}
+
+    def compared_state(self) -> dict[str, Any]:
+        """The Trainer's notes are each rank's own: which rank it is, what it has logged, and how long that took."""
+        return {"global_step": self._state.global_step, "max_steps": self._state.max_steps}
