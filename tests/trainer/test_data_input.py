@@ -85,6 +85,7 @@ def test_tables_of_every_spelling_are_the_same_numbers(tmp_path: Path, content: 
         ("a,b,c\n1,2,0\n3,1\n", {"header": True}, r"line 3: 2 columns; allowed: 3, as the header names"),
         ("1,2,0\n3,1\n", {}, r"line 2: 2 columns; allowed: 3, as line 1 has"),
         ("1,2,0\n3,,1\n", {}, r"line 2, column 1: found nothing; allowed: a number"),
+        ("1,2,0\n,,\n", {}, r"line 2, column 0: found nothing; allowed: a number"),
         ("a,b,c\n3,x,1\n", {"header": True}, r'line 2, column 1 \("b"\): found "x"; allowed: a number'),
         ("a,b,c\n3,1,1\n", {}, r"line 1, column 0: found \"a\"; allowed: a number\. Where the first line names the columns: data\.header: true"),
         ("5,2.5,0\n3,1,1\n", {"header": True}, r"line 1: data\.header is true, and the line has numbers: 5, 2\.5, 0"),

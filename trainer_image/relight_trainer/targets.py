@@ -207,10 +207,11 @@ def explain(error: Exception, criterion: Criterion, output: Any, target: Any) ->
     found = _OUT_OF_BOUNDS.search(str(error))
     if found and target.dim():
         value = int(found[1])
-        row = int(torch.nonzero(target == value)[0, 0])
-        allowed = allowed_targets(criterion, output, target)
-        words = allowed.words(value, target) if allowed else f"the loss takes no label {value}"
-        raise WrongLabel(row, words) from error
+        places = torch.nonzero(target == value)
+        if len(places):
+            allowed = allowed_targets(criterion, output, target)
+            words = allowed.words(value, target) if allowed else f"the loss takes no label {value}"
+            raise WrongLabel(int(places[0, 0]), words) from error
     if isinstance(criterion, _CLASSES) and output.dim() > 1 and target.shape != output.shape:
         wanted = (*output.shape[:1], *output.shape[2:])
         if tuple(target.shape) != wanted:

@@ -81,7 +81,7 @@ class _Reading:
         file = io.StringIO(text, newline="")
         # A space after a comma belongs to no field: without this, `1, "a, b"` would be three fields.
         reader = rfc4180.reader(file, skipinitialspace=True, strict=True)
-        rows = ((reader.line_num, row) for row in reader if any(row))
+        rows = ((reader.line_num, row) for row in reader if row not in ([], [""]))  # blank lines
         if self._header:
             line, first = next(rows, (1, []))
             self._names = self._named(line, first)
