@@ -44,6 +44,14 @@ class Ruler:
     words: str  # such as "the training of 15ep"
     length: Length | None = None  # in optimizer steps, once the data is open
     unit: str | None = None  # of `total`, before that
+    timed: bool = False  # the total is a time, so that its steps are known at its end alone
+
+    @property
+    def later_known(self) -> str:
+        """Why something cannot be compared yet, for a message."""
+        if self.timed:
+            return f"cannot be compared with {self.words}, whose number of steps is known at its end alone"
+        return f"is compared with {self.words} when that starts, once the number of steps is known"
 
     def of(self, position: Span | Percent) -> float | None:
         """The length up to `position`, in steps or in the unit of the total."""
@@ -55,7 +63,7 @@ class Ruler:
 
     def part(self, total: float | None, words: str) -> "Ruler":
         """That of a part of so much."""
-        return Ruler(total, words, self.length, self.unit)
+        return Ruler(total, words, self.length, self.unit, self.timed)
 
     def later(self, first: Span | Percent, second: Span | Percent) -> bool | None:
         """Whether `second` lies behind `first`; None where that is unknown."""
@@ -73,7 +81,7 @@ def ruler_of(duration: Span | Time, length: Length | None = None) -> Ruler:
     if length is not None and length.total != UNKNOWN:
         return Ruler(length.total, f"the training of {length.total} steps", length)
     if isinstance(duration, Time):
-        return Ruler(None, f"a training of {duration}", length)
+        return Ruler(None, f"a training of {duration}", length, timed=True)
     return Ruler(duration.count, f"the training of {duration}", length, duration.unit)
 
 
@@ -148,9 +156,7 @@ def _of_shape(schedule: AnyWarmed, ruler: Ruler, place: Place) -> Iterator[Findi
 def _within(position: Span | Percent, ruler: Ruler, place: Place, message: str) -> Iterator[Finding]:
     length = ruler.of(position)
     if length is None or ruler.total is None:
-        yield Finding(
-            place, f"compared with {ruler.words} once the number of steps is known", str(position), known=False
-        )
+        yield Finding(place, ruler.later_known, str(position), known=False)
     elif length > ruler.total:
         yield Finding(place, message, str(position), "at most its length")
 
@@ -202,7 +208,7 @@ def _of_parts(parts: Sequence[schedules.Part], ruler: Ruler, place: Place) -> It
     if not sum_is_known:
         for i, part in enumerate(parts):
             if part.length is not None and (lengths[i] is None or ruler.total is None):
-                message = f"compared with {ruler.words} once the number of steps is known"
+                message = ruler.later_known
                 yield Finding((*place, i, "length"), message, str(part.length), known=False)
     elif done > total + slack:
         last = len(given) - 1
@@ -229,7 +235,7 @@ def of_evaluations(schedule: AnySchedule, evaluate: Evaluate, ruler: Ruler) -> I
         return
     every, wanted = ruler.of(evaluate.every), schedule.patience + 2
     if every is None or ruler.total is None:
-        message = f"the number of evaluations in {ruler.words} is known once the number of steps is"
+        message = ruler.later_known
         yield Finding(("patience",), message, str(schedule.patience), known=False)
         return
     seen = math.ceil(ruler.total / every) - 1  # no step follows the one at the end
