@@ -277,3 +277,23 @@ def test_gradients_that_ddp_leaves_to_each_rank_are_not_applied(
             assert text.startswith(
                 f"UnreducedGradients: rank {rank}: optimizer.step() would apply gradients that are this"
             )
+
+
+def wrapped_later(context: WorkerContext) -> float:
+    """How far a script that makes its DDP itself, after the start, is from one process; each rank drops a branch."""
+    case = Case(lambda step, _, rank: "abc" if step < 2 else "ab" if rank else "a")
+    ours, single = nets(case)
+    run = client.start(model=ours, init=True)
+    replica = DistributedDataParallel(ours)
+    optimizer = optimizer_of(ours, case)
+    for step in run.steps(range(STEPS), epochs=1):
+        loss_of(replica, case, inputs(step, 0, context.rank), case.uses(step, 0, context.rank)).backward()  # type: ignore[no-untyped-call]
+        update(ours, optimizer, case)
+    alone(case, single, context.world_size)
+    return max((a - b).abs().max().item() for a, b in zip(ours.parameters(), single.parameters(), strict=True))
+
+
+def test_a_ddp_that_a_script_makes_itself_is_looked_after(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("later")
+    answers = worlds.run(wrapped_later, root=root, job=job(root, checkpoints=False))
+    assert [isinstance(gap, float) and gap <= EXACT for gap in answers] == [True, True], answers

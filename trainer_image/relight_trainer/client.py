@@ -35,10 +35,10 @@ from relight_agent.exits import ExitCode
 from relight_agent.files import Outcome
 from relight_trainer.checkpoint import weights_of
 from relight_trainer.context import WorkerContext
-from relight_trainer.followed import follow
+from relight_trainer.followed import adopt, adopt_all, follow
 from relight_trainer.given import check_given
 from relight_trainer.peers import form
-from relight_trainer.replicas import own_sparse_gradients, replicate, warm_up
+from relight_trainer.replicas import replicate
 from relight_trainer.script_data import ScriptData, checked_counts, length_of
 from relight_trainer.session import Cursor, Session, Stateful, Stopped
 
@@ -171,6 +171,7 @@ class Run:
             self._session.batches_per_epoch = batches
             self._session.total_steps = epochs * -(-batches // accumulate)
             self._session.loop = _words(loader, batches, epochs)
+            adopt_all(self._modules.values())
         while self._cursor.epoch < epochs and not self.finished:
             yield from self._epoch(loader, accumulate)
         self.finish()
@@ -314,9 +315,7 @@ class Run:
     ) -> None:
         for stateful in state.values():
             if isinstance(stateful, DistributedDataParallel):
-                own_sparse_gradients(stateful)
-                warm_up(stateful)
-                follow(stateful)
+                adopt(stateful)
         objects = self._data.hold({name: _unwrapped(stateful) for name, stateful in state.items()})
         self._modules = {name: o for name, o in objects.items() if isinstance(o, nn.Module)}
         self._context = context

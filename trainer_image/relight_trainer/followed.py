@@ -5,9 +5,11 @@ reduced within the backward pass: a hook on the replica's output queues a callba
 hides its tensors from that, an optimizer's step with such gradients is refused.
 """
 
+import gc
 import itertools
 import os
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch.nn.parallel import distributed as internals
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from relight_trainer.reduction import Reduction, UnreducedGradients, listed
+from relight_trainer.replicas import own_sparse_gradients, warm_up
 from relight_trainer.unused import of_group
 
 # Beside the replicas and not in them: a replica may be copied, and its copy is nobody's.
@@ -38,6 +41,26 @@ def follow(replica: DistributedDataParallel) -> None:
         register_optimizer_step_pre_hook(_check_all)
     _all[replica] = _Followed(replica, next(_numbers))
     replica.register_forward_hook(_after_forward)
+
+
+def adopt(replica: DistributedDataParallel) -> None:
+    """Make a DDP that somebody else has made sum in an order that never varies, and all of its gradients."""
+    own_sparse_gradients(replica)
+    warm_up(replica)
+    follow(replica)
+
+
+def adopt_all(modules: Iterable[nn.Module]) -> None:
+    """`adopt` each DDP of this process that trains parameters of `modules` and is not followed yet.
+
+    For DDPs that a script makes around modules which it has given without; called before the first step.
+    """
+    if dist.get_world_size() == 1:
+        return
+    ours = {id(p) for module in modules for p in module.parameters()}
+    for replica in [o for o in gc.get_objects() if issubclass(type(o), DistributedDataParallel)]:
+        if replica not in _all and any(id(p) in ours for p in replica.module.parameters()):
+            adopt(replica)
 
 
 class _Followed:

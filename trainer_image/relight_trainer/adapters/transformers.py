@@ -20,8 +20,7 @@ from transformers.trainer_utils import TrainOutput
 
 from relight_trainer import client
 from relight_trainer.equality.reading import compared_state
-from relight_trainer.followed import follow
-from relight_trainer.replicas import own_sparse_gradients, warm_up
+from relight_trainer.followed import adopt
 from relight_trainer.seeds import seed_everything, stream
 
 _STATE, _WEIGHTS, _OPTIMIZER, _SCHEDULER = "trainer_state.json", "pytorch_model.bin", "optimizer.pt", "scheduler.pt"
@@ -82,9 +81,7 @@ class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self._parts["trainer"].object = _Json(state)
         wrapped = self._trainer.model_wrapped if self._trainer is not None else None
         if isinstance(wrapped, DistributedDataParallel):
-            own_sparse_gradients(wrapped)
-            warm_up(wrapped)
-            follow(wrapped)
+            adopt(wrapped)
         self.run.expect(steps=state.max_steps, batches=0)
 
     def on_epoch_begin(
