@@ -167,6 +167,16 @@ def test_what_was_not_to_learn_in_the_first_place_never_thaws() -> None:
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == ["backbone.3.weight", "backbone.3.bias"]
 
 
+def test_a_norm_that_was_in_evaluation_mode_in_the_first_place_stays_there_when_it_thaws() -> None:
+    model = Net()
+    model.backbone[1].eval()
+    frozen = freezer(model, {"match": "backbone", "until": "10st"})
+    frozen.at(0)
+    assert [model.backbone[1].training, model.backbone[4].training] == [False, False]
+    frozen.at(10)
+    assert [model.backbone[1].training, model.backbone[4].training] == [False, True]
+
+
 def test_norms_move_their_statistics_unless_all_of_them_is_frozen() -> None:
     model = Net()
     frozen = freezer(model, "*.weight", "backbone.4")

@@ -17,7 +17,7 @@ from relight_trainer.context import WorkerContext
 from relight_trainer.data.tensors import Samples, TensorSplit
 from relight_trainer.evaluate import sums_of
 from relight_trainer.freeze import Freezer
-from relight_trainer.norm_layers import CannotRecalibrate, layers_to_recalibrate
+from relight_trainer.norm_layers import CannotRecalibrate, layers_to_recalibrate, moving_though_frozen
 from relight_trainer.objective import OwnObjective
 from relight_trainer.peers import Peers, form
 from relight_trainer.recalibrate import (
@@ -129,6 +129,16 @@ def test_a_frozen_layer_works_with_the_statistics_that_it_has() -> None:
     y = y @ state["1.0.weight"].T + state["1.0.bias"]
     assert (found["1.1"].mean - y.mean(0)).abs().max() <= 1e-12
     assert (found["1.1"].var - y.var(0)).abs().max() <= 1e-12
+
+
+def test_layers_whose_statistics_move_though_nothing_of_them_trains_are_named() -> None:
+    model = net(StaysInEval(4))
+    model.train()
+    assert moving_though_frozen(model) == ""
+    model[0].requires_grad_(False)
+    assert moving_though_frozen(model).startswith("batch norm 0.2: no parameter of it requires a gradient, but")
+    _by_configuration(model)
+    assert moving_though_frozen(model) == ""
 
 
 def test_named_layers_are_recalibrated_frozen_or_not() -> None:

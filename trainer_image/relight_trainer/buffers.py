@@ -6,6 +6,7 @@ Whoever keeps a list of buffers then works on tensors that the module no longer 
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from operator import is_
 from typing import ClassVar
@@ -248,6 +249,17 @@ class Kept:
         self._shapes = [(t.shape, t.dtype, t.device) for t in self._named.values()]
         if not self._packed.refit(self._named):
             self._packed = Packed(self._named, self._device)
+
+
+@contextmanager
+def unchanged(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """At the end of the block the buffers of `module` are what they were before: tensors, shapes and values."""
+    kept = Kept(Places([module]), device)
+    kept.keep()
+    try:
+        yield
+    finally:
+        kept.bring_back()
 
 
 def _nothing() -> None: ...

@@ -53,6 +53,7 @@ class Freezer:
             for name, part in module.named_modules()
             if any(True for _ in part.buffers(recurse=False)) and (owned := _own_names(part))
         }
+        self._modes = {name: module.get_submodule(name).training for name in self._still}
         self._now: frozenset[str] = frozenset()
         self._stretch = -1  # how many of the changes lie behind
 
@@ -80,7 +81,7 @@ class Freezer:
             if owned <= frozen:
                 self._module.get_submodule(name).training = False
             elif owned <= before:
-                self._module.get_submodule(name).training = self._module.training
+                self._module.get_submodule(name).training = self._module.training and self._modes[name]
         return any((name in frozen) != (name in before) for name in self._learning)
 
 

@@ -17,3 +17,14 @@ def mode(*models: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def begin_training(model: nn.Module) -> None:
+    """Training mode for what is to be in it: for all that neither the constructor nor a `train()` of its own keeps out.
+
+    A teacher's layers are often put into evaluation mode by the model's own `train()`, which trainers call once at least.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module, flag in flags:
+        module.training = module.training and flag

@@ -78,6 +78,21 @@ def some_layers(model: nn.Module, named: Sequence[str] | None = None) -> dict[st
     )
 
 
+def moving_though_frozen(model: nn.Module) -> str:
+    """What a person should know of layers whose parameters do not train and whose statistics move all the same.
+
+    Of a model as it trains; empty where there are none, and of layers whose whole model has no parameter.
+    """
+    moving = [n for n, layer in running_layers(model).items() if layer.training and not _learns(model, n)]
+    if not moving:
+        return ""
+    more = f" and {len(moving) - _SHOWN} more" if len(moving) > _SHOWN else ""
+    return (
+        f"batch norm {', '.join(moving[:_SHOWN])}{more}: no parameter of it requires a gradient, but it is in training mode, so "
+        "that its statistics move; `freeze` with its name, or eval() in the model's __init__, keeps them"
+    )
+
+
 def _training_flags(model: nn.Module) -> dict[nn.Module, bool]:
     if model.training:
         return {module: module.training for module in model.modules()}

@@ -18,6 +18,7 @@ from relight_trainer.freeze import Freezer
 from relight_trainer.init_from import init_from
 from relight_trainer.inspect import Contents, WrongInput, read
 from relight_trainer.inspect.export import appearing, check_out, save_torch
+from relight_trainer.modes import begin_training
 from relight_trainer.norm_layers import running_layers
 from relight_trainer.objective import Objective, OwnObjective
 from relight_trainer.recalibrate import calibration_draws, recalibrate
@@ -59,6 +60,7 @@ def recalibrate_checkpoint(
     check(trainer.model_copy(update={"hooks": []}))  # which take no part in this, and may be far from here
     splits = open_splits(trainer.data, trainer.loader, trainer.train.seed, torch.device("cpu"))
     model: nn.Module = build(MODELS, trainer.model)
+    begin_training(model)
     init_from(InitFrom(path=checkpoint, ema=ema, min_match=1.0), model)
     path = _choose(model, trainer, contents, path)
 

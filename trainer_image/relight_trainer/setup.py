@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from relight_agent.exits import ExitCode
+from relight_trainer.buffers import unchanged
 from relight_trainer.checkpoint.place import place_of
 from relight_trainer.clip import build_clip
 from relight_trainer.config import TrainerConfig
@@ -22,6 +23,8 @@ from relight_trainer.freeze import Freezer
 from relight_trainer.hooks import Hook, Hooks
 from relight_trainer.init_from import init_from
 from relight_trainer.kept_parameters import KeptParameters
+from relight_trainer.modes import begin_training
+from relight_trainer.norm_layers import moving_though_frozen
 from relight_trainer.object_states import check_savable
 from relight_trainer.objective import Objective, OwnObjective, OwnStep
 from relight_trainer.observe.build import hooks_for
@@ -83,6 +86,7 @@ class Training:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
         check_savable({"model": model})
         check_model(model, device)
+        begin_training(model)
         apply_sync_bn(config.sync_bn, model)
         check_recalibration(config, model)
         self.freezer = Freezer(config.freeze, model, length)
@@ -202,14 +206,21 @@ class Training:
             self._replicate()
         with session.evaluation():
             run.hooks.evaluation_begin(run)  # not earlier: a resume from here evaluates again
-            metrics = self._evaluate()
+            metrics = self._unchanged()
             self._objective.targets.require_right()
             if self.ema:
                 with self.ema.swapped():
-                    metrics |= {f"ema_{name}": value for name, value in self._evaluate().items()}
+                    metrics |= {f"ema_{name}": value for name, value in self._unchanged().items()}
         self.schedule.observe(metrics, run.step)
         run.log(metrics)
         run.hooks.evaluation_end(run, numbers(metrics))
+
+    def _unchanged(self) -> dict[str, str]:
+        """Evaluate, and leave no trace of it in buffers that the model moves in evaluation mode too."""
+        with unchanged(
+            self.run.model, self._device
+        ):  # else the weights would depend on how often, and where, that is done
+            return self._evaluate()
 
     def _evaluate(self) -> dict[str, str]:
         run = self.run
@@ -244,6 +255,8 @@ class Training:
             self._note_beside_checkpoints("init_from.json", report.dump())
         if self.ema:
             self.ema.reset()
+        if moving := moving_though_frozen(self.run.model):
+            self._session.say(moving)
 
     def _note_beside_checkpoints(self, name: str, content: Any) -> None:
         location = self._context.job.checkpoint_dir
