@@ -1,11 +1,13 @@
 """A job that is edited and run again: before its first step, after its end, and from scratch."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import Home, Job, script
+from builders import Home, Job, command, script
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -43,6 +45,21 @@ def test_a_job_that_has_completed_is_trained_on_and_ends_as_one_that_was_longer_
     kept = sorted(path.name for path in home.state.glob("before-*/volumes/ckpt/default/*/step-*.final"))
     assert [name.split(".")[0] for name in kept] == ["step-000000006", "step-000000012"]
     assert "the earlier checkpoints and state are kept in" in fresh.said
+
+
+def test_a_reader_that_goes_away_after_the_end_is_no_error(home: Home) -> None:
+    """As `relight run ... | grep -m1 Succeeded`: the reader ends with the line that it has waited for."""
+    home.path.mkdir(parents=True)
+    file = Job(nodes=1, trainer=command("-c", "pass")).write(home.path)
+    argv = [sys.executable, "-m", "relight_operator.cli", "run", str(file), "--state-dir", str(home.state)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1) as run:
+        assert run.stdout is not None
+        assert run.stderr is not None
+        while "Succeeded" not in (line := run.stdout.readline()):
+            assert line
+        run.stdout.close()
+        said = run.stderr.read()
+    assert (run.returncode, said) == (141, "")
 
 
 def test_another_variable_makes_another_training_and_a_harmless_one_does_not(home: Home) -> None:

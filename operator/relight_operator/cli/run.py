@@ -22,6 +22,7 @@ from relight_operator.errors import InvalidJob, InvalidUsage
 from relight_operator.local import chaos
 from relight_operator.local.state import StateFolder, default_state_dir
 
+READER_GONE = 141  # as a shell says it of who was ended by SIGPIPE
 AGAIN_SECONDS = 0.1  # between two signals that are two wishes
 
 
@@ -112,6 +113,8 @@ def run_command(  # noqa: PLR0917  # click passes them by name
     if left := chaos.unfired(parsed, folder.path / CHAOS_FILE):
         why = "no worker that uses the trainer or the client did that step"
         display.end([f"  --chaos     did not happen: {', '.join(map(str, left))}: {why}"])
+    if display.reader_gone and status.phase == "Succeeded":
+        return READER_GONE
     return exit_code(status)
 
 
@@ -168,7 +171,10 @@ async def _run(runner: Any, display: Display) -> JobStatus:
     loop.add_signal_handler(signal.SIGUSR1, runner.ask_for_traces)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup
         loop.add_signal_handler(signal.SIGHUP, hang_up)
-    status: JobStatus = await runner.run()
+    try:
+        status: JobStatus = await runner.run()
+    finally:
+        display.on_reader_gone = lambda: None  # the loop ends, and there is nothing to stop any more
     return status
 
 
