@@ -16,6 +16,7 @@ from relight_operator.api.crd import render
 from relight_operator.api.job import JobSpec, TrainingJob
 from relight_operator.api.problems import Problem
 from relight_operator.api.validate import CONFIG_PATH, load_job, load_job_text
+from relight_operator.cli import here
 from relight_operator.errors import InvalidJob
 from relight_trainer import config as trainer_config
 from relight_trainer import config_file
@@ -41,19 +42,28 @@ from relight_trainer.yaml_loader import MAX_BYTES
 @click.option(
     "--memory", is_flag=True, help="Also say how much memory a worker will want: builds the model, on shapes."
 )
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Also open the data, build the model, and take one step of one worker on the CPU, in a process of its own.",
+)
 @click.option("--limit", metavar="80GiB", help="What a worker's device has: to want more is wrong. Means --memory too.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print the answer.")
 def validate_command(
-    *, files: tuple[str, ...], sets: tuple[str, ...], memory: bool, limit: str | None, output: str
+    *, files: tuple[str, ...], sets: tuple[str, ...], memory: bool, deep: bool, limit: str | None, output: str
 ) -> None:
     """Check TrainingJobs and trainer configurations without running them ("-" is standard input).
 
     Names every wrong field: where it is, what was found, what is allowed. What a configuration names is imported where
-    that is possible, and its arguments compared with the signature. Ends with 0 if all are valid, else with 64.
+    that is possible, and its arguments compared with the signature. What would keep a valid job from running on this
+    machine is told apart. --deep finds what workers would refuse: it is to run where the job runs, or where its data is.
+    Ends with 0 if all are valid, else with 64.
     """
     if limit:
         size(limit)
     answers = [_answer(file, sets) for file in files]
+    if deep:
+        answers = [_tried(answer) for answer in answers]
     if memory or limit:
         answers = [_with_memory(answer, limit) for answer in answers]
     valid = all(a.valid for a in answers)
@@ -80,6 +90,8 @@ class _Answer:
     config: TrainerConfig | None = None
     error: InvalidJob | None = None
     unknown: tuple[str, ...] = ()  # what could not be looked at here
+    failing: tuple[Problem, ...] = ()  # what would keep it from running here, and may be otherwise elsewhere
+    tried: bool = False  # one step of it
     memory: dict[str, Any] | None = None  # what `relight memory` says
 
     @property
@@ -107,12 +119,22 @@ class _Answer:
             lines.append(f"  {arithmetic(self.config, self.workers, most)}")
         if self.memory:
             lines.append(f"  memory: at most {amount(self.memory['peak'])} on each worker's device")
-        return "\n".join([*lines, *(f"  not checked here: {text}" for text in self.unknown)])
+        lines += [f"  would fail here: {one}" for one in self.failing]
+        lines += [f"  not checked here: {text}" for text in self.unknown]
+        if self.tried:
+            lines.append("  tried here: the data is open, the model is built, one step is taken on the CPU")
+        elif self.config:
+            lines.append("  not tried: the data and the model (--deep opens, builds and takes one step on the CPU)")
+        elif self.job:
+            lines.append(f"  not tried: what its {_kind(self.job.spec)} does")
+        return "\n".join(lines)
 
     def dump(self) -> dict[str, Any]:
         name = self.job.metadata.name if self.job else None
         answer = {"file": self.file, "valid": self.valid, "job": name, "problems": [p.dump() for p in self.problems]}
         answer |= {"notChecked": list(self.unknown)} if self.unknown else {}
+        answer |= {"failsHere": [p.dump() for p in self.failing]} if self.failing else {}
+        answer |= {"tried": True} if self.tried else {}
         return answer | ({"memory": self.memory} if self.memory else {})
 
 
@@ -125,12 +147,12 @@ def _answer(file: str, sets: tuple[str, ...]) -> _Answer:
         if job is None:
             config, path = config_file.load_text(data, sets) if file == "-" else config_file.load(file, sets), "config"
         elif job.spec.trainer.config is None:
-            return _Answer(name, job=job)
+            return _Answer(name, job=job, failing=_failing(job, None, file, CONFIG_PATH))
         else:
             config, path = trainer_config.parse(job.spec.trainer.config, CONFIG_PATH), CONFIG_PATH
-        return _Answer(
-            name, job=job, config=config, unknown=(*_imported(config, file, path), *_unmeasured(config, path))
-        )
+        unknown = (*_imported(config, file, path), *_unmeasured(config, path))
+        failing = _failing(job, config, file, path)
+        return _Answer(name, job=job, config=config, unknown=unknown, failing=failing)
     except InvalidJob as error:
         return _Answer(name, error=error)
     except trainer_config.BadConfig as error:
@@ -143,7 +165,8 @@ def _imported(config: TrainerConfig, file: str, path: str) -> tuple[str, ...]:
         try:
             trainer_config.check(config, path)
         except trainer_config.BadConfig as error:
-            unknown = [p for p in error.problems if NOT_IMPORTED in p.message]
+            # A module that is not there may be in an image. One that Python cannot read is wrong everywhere.
+            unknown = [p for p in error.problems if NOT_IMPORTED in p.message and "SyntaxError" not in p.message]
             if wrong := [p for p in error.problems if p not in unknown]:
                 raise trainer_config.BadConfig(wrong) from None
             return tuple(map(str, unknown))
@@ -156,10 +179,37 @@ def _unmeasured(config: TrainerConfig, path: str) -> Iterator[str]:
         yield f"{join(path, ('schedule', *found.place))}: {found.message}; found {shown(found.found)}"
 
 
+def _folder(file: str) -> Path:
+    return Path.cwd() if file in {"-", "stdin"} else Path(file).absolute().parent
+
+
+def _failing(job: TrainingJob | None, config: TrainerConfig | None, file: str, path: str) -> tuple[Problem, ...]:
+    return () if here.has_own_code(job) else tuple(here.failings(job, config, _folder(file), path))
+
+
+def _tried(answer: _Answer) -> _Answer:
+    """`answer` after one step; what would fail here is wrong then."""
+    if answer.error or answer.config is None:
+        return answer
+    path = CONFIG_PATH if answer.job else "config"
+    world = (answer.job.spec.most_nodes, answer.job.spec.workers_per_node) if answer.job else (1, 1)
+    problems = [one for one in answer.failing if not one.path.endswith("train.device")]  # the step is taken on the CPU
+    found = here.deep_problem(answer.config, world, _folder(answer.file), path) if not problems else None
+    if found is not None:
+        problems.append(found)
+    if problems:
+        return replace(answer, error=InvalidJob(problems, answer.file))
+    return replace(answer, tried=True)
+
+
+def _kind(spec: JobSpec) -> str:
+    return next(kind for kind in ("script", "module", "command") if getattr(spec.trainer, kind))
+
+
 @contextmanager
 def _as_in_a_worker(file: str) -> Iterator[None]:
     """Paths start in the file's folder, and modules may lie there."""
-    folder = str(Path.cwd() if file in {"-", "stdin"} else Path(file).absolute().parent)
+    folder = str(_folder(file))
     sys.path.insert(0, folder)
     try:
         with chdir(folder):
