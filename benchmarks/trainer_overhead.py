@@ -13,6 +13,10 @@ that trains. Ours has others beside it that listen for a stop and the like; what
 is measured over the whole run, and that share is added to each of our steps. The store is served by a process of its
 own, as in a job.
 
+In a world of several ranks their states are compared besides: what that takes of the time is told for a model of
+`--compared` parameters with Adam's two averages beside them. It is measured alone, because one process has nobody to
+compare with: how long the training stands still for one comparison, and how often there is one.
+
 accelerate and Lightning take part where they are installed; `--peers FOLDER` is put on the path for them.
 """
 
@@ -43,6 +47,8 @@ from relight_trainer.config import parse
 from relight_trainer.context import WorkerContext
 from relight_trainer.data.splits import splits_of
 from relight_trainer.data.tensors import Samples
+from relight_trainer.equality.ranks import interval_seconds
+from relight_trainer.equality.reading import Reading
 from relight_trainer.hooks import Hook
 from relight_trainer.run import Run
 from relight_trainer.sampler import Sampler
@@ -283,10 +289,41 @@ def ours(others: list[Contender], turns: int, steps: int) -> Contender:
     return Turns.mine
 
 
+@dataclass(frozen=True)
+class Comparing:
+    """What it costs to compare the ranks' states."""
+
+    parameters: int
+    seconds: float  # that the training stands still for one comparison
+    interval: float  # seconds between two
+
+    @property
+    def share(self) -> float:
+        """Of the training's time."""
+        return self.seconds / self.interval
+
+
+def comparing(parameters: int) -> Comparing:
+    """Measured on layers of 4 million parameters and their biases; the quickest of three, as trainings take it."""
+    width = 2048
+    layers = max(1, round(parameters / (width * (width + 1))))
+    net = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+    optimizer = torch.optim.Adam(net.parameters())
+    for p in net.parameters():
+        optimizer.state[p] = {
+            "step": torch.tensor(1.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p),
+        }  # fmt: skip
+    seconds = [Reading({"model": net, "optimizer": optimizer}).seconds for _ in range(3)]
+    return Comparing(sum(p.numel() for p in net.parameters()), min(seconds), interval_seconds(seconds))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=60, help="of each contender, one in each round")
     parser.add_argument("--steps", type=int, default=100, help="in a turn")
+    parser.add_argument(
+        "--compared", type=float, default=100e6, help="parameters of the model whose ranks are compared"
+    )
     parser.add_argument("--peers", help="a folder with accelerate and Lightning, as `pip install --target` makes it")
     parser.add_argument("--results", type=Path, default=_runs.RESULTS, help="folder for the JSON of the numbers")
     arguments = parser.parse_args()
@@ -302,6 +339,11 @@ def main() -> None:
         print(
             f"{name:<16} {medians[name]:7.1f} us/step, over by hand {cost.median:6.1f} ({cost.low:.1f}..{cost.high:.1f})"
         )
+    compared = comparing(round(arguments.compared))
+    print(
+        f"comparing ranks of {compared.parameters / 1e6:.0f} M parameters with Adam: {compared.seconds:.2f} s each "
+        f"{compared.interval:.0f} s, {compared.share:.2%} of the time"
+    )
     _runs.write(
         arguments.results,
         "trainer_overhead",
@@ -313,6 +355,12 @@ def main() -> None:
             },
             "rounds": arguments.turns,
             "steps_in_a_turn": arguments.steps,
+            "comparing_ranks": {
+                "parameters": compared.parameters,
+                "seconds": round(compared.seconds, 3),
+                "interval_seconds": round(compared.interval, 1),
+                "share": round(compared.share, 5),
+            },
         },
     )
     whole = {name: f"{cost.median:.0f}" for name, cost in over.items()}

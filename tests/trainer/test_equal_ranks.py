@@ -1,5 +1,6 @@
 """Ranks that do not hold the same state are found, and named, before anything wrong is kept."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -259,3 +260,48 @@ def test_an_average_that_was_copied_from_a_model_needs_no_ddp(tmp_path: Path) ->
     outcomes = worlds.run(averaged, root=tmp_path, job=job(tmp_path))
     assert [getattr(o, "kind", o) for o in outcomes] == ["completed"] * 2
     assert outcomes[0].result == outcomes[1].result
+
+
+class Clock:
+    """Seconds that each rank has measured for itself, and a number that all ranks must agree on."""
+
+    def __init__(self, rank: int) -> None:
+        self.seconds, self.agreed = float(rank), 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "agreed": self.agreed}
+
+    def compared_state(self) -> dict[str, Any]:
+        return {"agreed": self.agreed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seconds, self.agreed = state["seconds"], state["agreed"]
+
+
+def with_clock(context: WorkerContext, stop_after: int | None, agreed: bool = True) -> Any:
+    net = model()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    clock = Clock(context.rank)
+    run = client.start(model=net, optimizer=optimizer, clock=clock, init=True)
+    begun = run.step
+    replica = run.wrap(net)
+    for step in trained(run, replica, optimizer):
+        clock.seconds += context.rank + 0.5
+        if step == 5 and not agreed:
+            clock.agreed += context.rank
+        if step == stop_after:
+            os._exit(9)
+    return begun
+
+
+def test_snapshots_of_one_step_may_differ_in_what_each_rank_has_for_its_notes(tmp_path: Path) -> None:
+    the_job = plain(tmp_path, checkpoint_dir="", checkpoint_steps=0)
+    assert worlds.run(with_clock, 4, root=tmp_path, job=the_job) == ["died"] * 2
+    assert worlds.run(with_clock, None, root=tmp_path, job=the_job, generation=2) == [3, 3]
+
+
+def test_and_in_nothing_else(tmp_path: Path) -> None:
+    the_job = plain(tmp_path, checkpoint_dir="", checkpoint_steps=0)
+    assert worlds.run(with_clock, 6, False, root=tmp_path, job=the_job) == ["died"] * 2
+    answers = worlds.run(with_clock, None, root=tmp_path, job=the_job, generation=2)
+    assert all("hold different values in clock, first in agreed (1 on rank 0, 2 on rank 1)" in str(a) for a in answers)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from relight_trainer.equality.digest import _ROWS_AT_ONCE, ROW, digests
+from relight_trainer.equality.digest import _ROWS_ON_CPU, ROW, digests
 from relight_trainer.equality.reading import Reading
 
 pytestmark = pytest.mark.timeout(120)
@@ -77,10 +77,10 @@ def test_signs_that_flip_in_pairs_show(size: int, seed: int, data: st.DataObject
 
 
 def test_a_change_in_any_block_of_a_large_tensor_shows() -> None:
-    size = ROW * (2 * _ROWS_AT_ONCE + 3) + 17
+    size = ROW * (2 * _ROWS_ON_CPU + 3) + 17
     tensor = torch.zeros(size)
     seen = {tuple(of(tensor))}
-    for place in (0, ROW, ROW * _ROWS_AT_ONCE, size - 18, size - 1):
+    for place in (0, ROW, ROW * _ROWS_ON_CPU, size - 18, size - 1):
         changed = tensor.clone()
         changed[place] = 1.0
         seen.add(tuple(of(changed)))

@@ -1,9 +1,10 @@
 """The state from the ranks that hold it to those that do not: of it, what they have not built the same themselves."""
 
+import hashlib
 import json
 import mmap
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import NamedTuple
 
 from relight_trainer.checkpoint.memory import Buffer
@@ -45,14 +46,18 @@ def hand_over(
     return Handed(packed, sent, received)
 
 
-def compare(peers: Peers, packed: Packed) -> Difference | None:
-    """Where the ranks' states differ, the same on all ranks; None where they do not. Called by all."""
+def compare(peers: Peers, packed: Packed, notes: Container[str] = frozenset()) -> Difference | None:
+    """Where the ranks' states differ, the same on all ranks; None where they do not. Called by all.
+
+    Of the objects named in `notes` the tensors alone are compared.
+    """
     if peers.world == 1:
         return None
-    digests = peers.gather(packed.digest)
+    compared = packed.without_text(notes)
+    digests = peers.gather(hashlib.sha256(json.dumps(compared).encode()).digest())
     if all(digest == digests[0] for digest in digests):
         return None
-    mine = json.dumps(packed.digests).encode()
+    mine = json.dumps(compared).encode()
     everyones: list[Mapping[str, str]] = [
         json.loads(bytes(peers.broadcast(bytearray(mine) if peers.rank == rank else None, rank)))
         for rank in range(peers.world)

@@ -50,9 +50,12 @@ class Restored(NamedTuple):
     state: State  # tensors of `lent` objects lie in memory that lasts until `confirm`
     handed: Handed
 
-    def confirm(self, peers: Peers) -> None:
-        """Once all of it is loaded: every rank has loaded the same. Raises RanksDiffer. Called by all ranks."""
-        _require_equal(peers, self.handed, f"the {self.kind} of step {self.position.step}")
+    def confirm(self, peers: Peers, notes: Container[str] = frozenset()) -> None:
+        """Once all of it is loaded: every rank has loaded the same. Raises RanksDiffer. Called by all ranks.
+
+        Of the objects named in `notes` the tensors alone are compared.
+        """
+        _require_equal(peers, self.handed, f"the {self.kind} of step {self.position.step}", notes)
 
 
 def newest_state(
@@ -135,7 +138,7 @@ def spread(
     return handed.packed.unpacked(lent)
 
 
-def _require_equal(peers: Peers, handed: Handed, what: str) -> None:
-    found = compare(peers, handed.packed)
+def _require_equal(peers: Peers, handed: Handed, what: str, notes: Container[str] = frozenset()) -> None:
+    found = compare(peers, handed.packed, notes)
     if found is not None:
         raise RanksDiffer(f"{what} is not the same on all ranks: {found} differs from rank 0's")

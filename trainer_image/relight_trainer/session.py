@@ -41,6 +41,7 @@ from relight_trainer.checkpoint import (
 from relight_trainer.context import WorkerContext
 from relight_trainer.due import CheckpointDue
 from relight_trainer.equality.ranks import EqualRanks
+from relight_trainer.equality.reading import with_own_notes
 from relight_trainer.equality.watch import Comparisons
 from relight_trainer.leaving import Decision, MemberState, SaveTime, agree
 from relight_trainer.loading import that_copy
@@ -252,7 +253,9 @@ class Session:
         )
         if restored is not None:
             self._load(restored.state)
-            restored.confirm(self.peers)
+            notes = with_own_notes(objects)
+            restored.confirm(self.peers, notes.keys())
+            self._equal.at_restore(notes, restored.position.step)
             self._moved(restored)
             if own:
                 self._load_own(own)

@@ -32,7 +32,7 @@ class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
         self._trainer: Trainer | None = None
-        self._parts: dict[str, Any] = {name: _Late() for name in ("optimizer", "scheduler", "trainer")}
+        self._parts: dict[str, Any] = {"optimizer": _Late(), "scheduler": _Late(), "trainer": _Notes()}
         self._run: client.Run | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._steps = 0  # of the Trainer's count, as the run was told it last
@@ -146,6 +146,13 @@ class _Late:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.held = state
+
+
+class _Notes(_Late):
+    """The Trainer's own state, which is for the most part what each rank has noted for itself."""
+
+    def compared_state(self) -> Any:
+        return {} if self.object is None else compared_state(self.object)
 
 
 class _Json:

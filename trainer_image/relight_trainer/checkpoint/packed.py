@@ -61,6 +61,10 @@ class Packed:
         _, dtype, sizes, _, _ = forms[0]
         return torch.Size(sizes).numel() * tagged.dtype_of(dtype).itemsize == len(self.entries[name])
 
+    def without_text(self, objects: Container[str]) -> Digests:
+        """The digests, but for what is not a tensor of `objects`."""
+        return {n: d for n, d in self.digests.items() if not (n.endswith(_TEXT) and n.removesuffix(_TEXT) in objects)}
+
     def lies_in(self, name: str, memory: memoryview, digest: str, owner: object) -> None:
         """Entry `name` is not in this state's own memory, but in another piece of the same size, which is `owner`'s."""
         self._owners.append(owner)

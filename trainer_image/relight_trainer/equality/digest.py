@@ -19,7 +19,8 @@ from torch import Tensor
 
 ROW = 4096  # words
 LANES = 2
-_ROWS_AT_ONCE = 1024  # bounds what a large tensor needs beside itself: 32 MiB
+# Bounds what a large tensor needs beside itself: 32 MiB on a device, and on the CPU 2 MiB, which its caches hold.
+_ROWS_AT_ONCE, _ROWS_ON_CPU = 1024, 64
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # splitmix64's constants
 
 
@@ -95,8 +96,9 @@ def _of_large(flat: Tensor) -> Tensor:
 def _blocks(flat: Tensor, rows: int) -> Iterator[tuple[Tensor, int]]:
     """(rows of words, the number of the first of them); the last row may be shorter and comes alone."""
     whole = flat[: rows * ROW].view(rows, ROW)
-    for first in range(0, rows, _ROWS_AT_ONCE):
-        yield whole[first : first + _ROWS_AT_ONCE], first
+    at_once = _ROWS_ON_CPU if flat.device.type == "cpu" else _ROWS_AT_ONCE
+    for first in range(0, rows, at_once):
+        yield whole[first : first + at_once], first
     if flat.numel() > rows * ROW:
         yield flat[rows * ROW :].view(1, -1), rows
 

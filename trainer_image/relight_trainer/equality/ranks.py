@@ -86,6 +86,14 @@ class EqualRanks:
                     "all ranks use those of rank 0"
                 )
 
+    def at_restore(self, objects: Mapping[str, Any], step: int) -> None:
+        """Compare what has been loaded from each member's own memory. Raises RanksDiffer."""
+        if self._comparisons is None or not objects:
+            return
+        differences = self._comparisons.wait(self._comparisons.begin(objects, step), self._timeout)
+        if differences:
+            raise _ranks_differ(step, differences[0])
+
     def follow(self, objects: Mapping[str, Any]) -> None:
         """All ranks hold the same state of `objects` now: it is compared from here on."""
         self._objects = objects

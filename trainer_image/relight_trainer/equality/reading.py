@@ -31,6 +31,11 @@ def compared_state(stateful: Any) -> Any:
     return stateful.state_dict()
 
 
+def with_own_notes(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `objects` whose state is partly each rank's own."""
+    return {name: o for name, o in objects.items() if hasattr(o, "compared_state")}
+
+
 class _Described(NamedTuple):
     text: str
     tensors: list[tuple[str, str]]  # name, dtype and shape
