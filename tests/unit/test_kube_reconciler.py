@@ -428,6 +428,38 @@ async def test_an_edit_of_a_frozen_field_is_ignored_and_said(w: World) -> None:
 
 
 @scenario
+async def test_a_job_that_failed_before_its_first_step_and_is_edited_starts_again_as_it_is_now(w: World) -> None:
+    await w.formed()
+    before, pods = w.client.named("trainingjobs", "digits")["status"]["spec"]["configMap"], w.pods()
+    for pod in pods:
+        w.end(pod, 64, "BadConfig")
+    await w.settle()
+    assert w.status.phase == "Failed"
+    w.client.edit("trainingjobs", "digits", {"spec": {"nodes": 3}, "metadata": {"generation": 2}})
+    await w.settle()
+    assert w.status.phase != "Failed"
+    assert w.reason("SpecChangeIgnored") is None
+    new = set(w.pods()) - set(pods)
+    assert sorted(name.split("-")[1] for name in new) == ["0", "1", "2"]
+    assert w.client.named("trainingjobs", "digits")["status"]["spec"]["configMap"] != before
+
+
+@scenario
+async def test_a_job_that_failed_after_its_first_step_stays_what_it_was(w: World) -> None:
+    await w.formed()
+    did = {"step": 3, "generation": 1, "resumed_from": 0, "first_step_age": 1.0}
+    w.report("digits-0-0", state="Running", generation=1, progress=did)
+    await w.settle()
+    for pod in w.pods():
+        w.end(pod, 64, "BadConfig")
+    await w.settle()
+    assert w.status.phase == "Failed"
+    w.client.edit("trainingjobs", "digits", {"spec": {"nodes": 3}, "metadata": {"generation": 2}})
+    await w.settle()
+    assert w.status.phase == "Failed"
+
+
+@scenario
 async def test_how_patient_a_job_is_may_be_edited_while_it_runs(w: World) -> None:
     await w.formed()
     w.client.edit("trainingjobs", "digits", {"spec": {"health": {"onStall": "Report"}}, "metadata": {"generation": 2}})

@@ -9,6 +9,7 @@ from typing import NamedTuple, assert_never
 from pydantic import ValidationError
 
 from relight_agent.files import clip
+from relight_operator.again import Way, judge, revived
 from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import TERMINAL, JobStatus
 from relight_operator.api.validate import parse_job
@@ -131,6 +132,8 @@ class _Round:
             if known.problems and self.status.phase not in TERMINAL:
                 await self._refuse(known.problems)
             return min(self.delays, default=None)
+        if known.job is not None and self._is_mended(frozen, known.job):
+            return await self._start_anew(frozen)
         spec, late = frozen.spec, list[str]()
         if known.job is not None:
             spec, late = effective(frozen.spec, known.job.spec)
@@ -219,6 +222,20 @@ class _Round:
             return None
         await apply.ensure_frozen(self.b.client, self.owner, frozen)
         return frozen
+
+    def _is_mended(self, frozen: Frozen, job: TrainingJob) -> bool:
+        """Whether the job has failed before its first step and has been edited since: then nothing is frozen."""
+        return self.status.phase == "Failed" and judge(frozen.spec, job.spec, self.status).way is Way.ANEW
+
+    async def _start_anew(self, frozen: Frozen) -> float:
+        """Forget what the job was; the next round freezes what it is now. Its ConfigMap of before goes with the job."""
+        self.caches.frozen.pop(self.owner.uid, None)
+        self.events.append(EmitEvent("Edited", "no step had been done: the job starts again as it is now"))
+        noted = Annotated(revived(self.status), self.now)
+        noted.late_edits([], "")
+        if not await self._write(noted, {"spec": None}):
+            raise Invalid(f"{self.key}: the status of {frozen.config_map} was not replaced")
+        return 0.0
 
     async def _kept(self, name: str, known: _Known) -> Frozen | None:
         try:
