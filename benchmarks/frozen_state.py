@@ -29,7 +29,8 @@ from relight_trainer.checkpoint.packed import Packed
 from relight_trainer.checkpoint.written import WrittenPages
 from relight_trainer.handover import Handed
 
-MEGABYTES, STEPS, OUT, WAY = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+MEGABYTES, STEPS, SEED = (int(word) for word in sys.argv[1:4])
+OUT, WAY = Path(sys.argv[4]), sys.argv[5]
 
 
 def to_all(peers, held, own, **_):
@@ -47,7 +48,7 @@ if WAY == "former":
     restore.hand_over = to_all
 
 dist.init_process_group("gloo")
-torch.manual_seed(0)
+torch.manual_seed(SEED)
 count = MEGABYTES * 10**6 // (4 * 1024 * 1024)
 model = nn.Module()
 model.frozen = nn.ParameterList(nn.Parameter(torch.randn(1024, 1024), requires_grad=False) for _ in range(count))
@@ -79,11 +80,11 @@ def job(script: Path, *arguments: object) -> dict[str, Any]:
     }
 
 
-def measured(folder: Path, megabytes: int, way: str) -> dict[str, Any]:
+def measured(folder: Path, megabytes: int, seed: int, way: str) -> dict[str, Any]:
     """One kill: what came of it."""
     script, file, state = folder / "frozen.py", folder / f"{way}.yaml", folder / way
     script.write_text(SCRIPT)
-    file.write_text(yaml.safe_dump(job(script, megabytes, STEPS, folder, way)))
+    file.write_text(yaml.safe_dump(job(script, megabytes, STEPS, seed, folder, way)))
     final = _runs.run(file, state, *_runs.faults(f"kill-node:1@step:{KILLED_AT}"))
     if final["code"] != 0:
         raise SystemExit(f"the job ended with {final['code']}: see {folder / 'said'}")
@@ -103,20 +104,21 @@ def measured(folder: Path, megabytes: int, way: str) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--megabytes", type=int, default=400)
-    parser.add_argument("--out", type=Path, default=_runs.RESULTS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=_runs.RESULTS)
     chosen = parser.parse_args()
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for way in ("now", "former"):
             (Path(folder) / way).mkdir()
-            found[way] = measured(Path(folder), chosen.megabytes, way)
+            found[way] = measured(Path(folder), chosen.megabytes, chosen.seed, way)
             _runs.say(f"{way}: {found[way]}")
     rows: list[list[object]] = [["", "now", "former way"]]
     rows += [[name, found["now"][name], found["former"][name]] for name in found["now"] if name != "digest"]
     print(_runs.table(rows))
     ratio = found["former"]["restore, s"] / found["now"]["restore, s"]
     print(f"a restore takes 1/{ratio:.1f} of the former time")
-    _runs.write(chosen.out, "frozen_state", {"megabytes": chosen.megabytes, "killed at": KILLED_AT, **found})
+    _runs.write(chosen.results, "frozen_state", {"megabytes": chosen.megabytes, "killed at": KILLED_AT, **found})
     same = found["now"]["digest"] == found["former"]["digest"]
     return 0 if same and found["now"]["lost steps"] == 0 and found["now"]["sent to the survivor, MB"] == 0 else 1
 

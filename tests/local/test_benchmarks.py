@@ -59,3 +59,12 @@ def test_the_time_to_form_again_is_the_sum_of_its_parts(tmp_path: Path) -> None:
         instants = list(recovery.values())
         assert instants[0] == 0.0
         assert instants == sorted(instants)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_frozen_weights_cost_no_step_and_a_survivor_is_sent_nothing(tmp_path: Path) -> None:
+    result = run("frozen_state", tmp_path, "--megabytes", 100)
+    assert result["now"]["lost steps"] == 0
+    assert result["now"]["sent to the survivor, MB"] == 0
+    assert result["now"]["sent to the replacement, MB"] < 1 < result["former"]["sent to the replacement, MB"]

@@ -134,7 +134,8 @@ class Unchanged:
     def _look_at_devices(quiet: list[_Watched]) -> None:
         if not quiet:
             return
-        hashes = [fold(flat(w.source)).cpu() for w in quiet]
+        computed = [fold(flat(w.source)) for w in quiet]
+        hashes = [found.cpu() for found in computed]  # waited for once, when all are under way
         for watched, found in zip(quiet, hashes, strict=True):
             if watched.proof is None:
                 watched.proof = found

@@ -28,6 +28,7 @@ _UFFDIO_API, _UFFDIO_REGISTER, _UFFDIO_WRITEPROTECT = 0xC018AA3F, 0xC020AA00, 0x
 _REGISTER_WP, _PROTECT = 2, 1
 _PAGEMAP_SCAN, _CHECK_WPASYNC, _IS_WRITTEN = 0xC0606610, 2, 2
 _SCAN = struct.Struct("<12Q")
+_KEPT = 1 << 14  # arguments of scans, of ranges that may be gone
 
 Range = tuple[int, int]  # first address and the address after the last, both of whole pages
 
@@ -39,6 +40,7 @@ class WrittenPages:
         self._faults, self._pagemap = faults, pagemap
         self._close = weakref.finalize(self, _close, faults, pagemap)  # which ends the protection, too
         self._found = (ctypes.c_uint64 * 3)()  # room for one region
+        self._scans: dict[Range, bytearray] = {}
 
     @classmethod
     def open(cls) -> "WrittenPages | None":
@@ -69,23 +71,26 @@ class WrittenPages:
         It cannot be of memory that others may change as well: another process, or who writes to a mapped file. Nor of
         memory that another object of this class has protected, which would not see what is protected anew.
         """
+        self._scans = {r: scan for r, scan in self._scans.items() if len(self._scans) < _KEPT}
         private = _private_memory()
         return [_covered(r, private) and self._protect(r) for r in ranges]
 
     def untouched(self, where: Range) -> bool:
         """Whether no byte of a protected range has been written since; False where that cannot be told any more."""
-        start, end = where
-        scan = bytearray(
-            _SCAN.pack(
-                _SCAN.size, _CHECK_WPASYNC, start, end, 0, ctypes.addressof(self._found), 1, 1, 0, _IS_WRITTEN, 0,
-                _IS_WRITTEN,
-            )
-        )  # fmt: skip
+        scan = self._scans.get(where)
+        if scan is None:
+            scan = self._scans[where] = self._scan(where)
         try:
             regions: int = fcntl.ioctl(self._pagemap, _PAGEMAP_SCAN, scan)
         except OSError:  # the memory has been given back, or is another's by now
             return False
         return regions == 0
+
+    def _scan(self, where: Range) -> bytearray:
+        """The argument of PAGEMAP_SCAN that finds the first written page of a range."""
+        found = ctypes.addressof(self._found)
+        form = (_SCAN.size, _CHECK_WPASYNC, *where, 0, found, 1, 1, 0, _IS_WRITTEN, 0, _IS_WRITTEN)
+        return bytearray(_SCAN.pack(*form))
 
     def _protect(self, where: Range) -> bool:
         start, length = where[0], where[1] - where[0]
