@@ -4,6 +4,7 @@ import importlib.util
 import os
 import random
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -159,7 +160,9 @@ def _with_processes(rank: int, world: int) -> DataLoader[Any]:
 def _torchdata(rank: int, world: int, **options: Any) -> Any:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-    return StatefulDataLoader(Noisy(), batch_size=2, shuffle=True, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it calls of torch is deprecated
+        return StatefulDataLoader(Noisy(), batch_size=2, shuffle=True, **options)
 
 
 Make = Callable[[int, int], Any]
