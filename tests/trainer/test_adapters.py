@@ -10,6 +10,7 @@ import inspect
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def with_lightning(folder: Path, accumulate: int, **options: Any) -> None:
     trainer.fit(Module(), relight.loader(DataLoader(data(), 8 // world, sampler=sampler)), DataLoader(data(), 16))
 
 
-def with_transformers(folder: Path, accumulate: int) -> None:
+def with_transformers(folder: Path, accumulate: int, rows: Any = None, **options: Any) -> None:
     from transformers import Trainer, TrainingArguments
 
     from relight_trainer.adapters.transformers import RelightCallback
@@ -99,15 +100,30 @@ def with_transformers(folder: Path, accumulate: int) -> None:
             logits = self.net(x)
             return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
-    rows = [{"x": x, "labels": y} for x, y in data()]
+    rows = [{"x": x, "labels": y} for x, y in data()] if rows is None else rows
     world = int(os.environ["WORLD_SIZE"])
     relight = RelightCallback()
     args = TrainingArguments(
         output_dir=str(folder / "out"), num_train_epochs=3, per_device_train_batch_size=8 // world, save_strategy="no", use_cpu=True,
-        gradient_accumulation_steps=accumulate, logging_steps=1, report_to="none", disable_tqdm=True, learning_rate=0.01,
+        gradient_accumulation_steps=accumulate, logging_steps=1, report_to="none", disable_tqdm=True, learning_rate=0.01, **options,
     )  # fmt: skip
     trainer = Trainer(model=Model(), args=args, train_dataset=rows, callbacks=[relight])
     trainer.train(resume_from_checkpoint=relight.resume(trainer))
+
+
+def with_a_stream_that_ends(folder: Path, accumulate: int) -> None:
+    with_transformers_and_a_stream(folder, accumulate, passes=1)
+
+
+def with_transformers_and_a_stream(folder: Path, accumulate: int, passes: int = 3) -> None:
+    """The Trainer with data that has no index and no length."""
+    from torch.utils.data import IterableDataset
+
+    class Stream(IterableDataset[dict[str, torch.Tensor]]):
+        def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+            return ({"x": x, "labels": y} for _ in range(passes) for x, y in data())
+
+    with_transformers(folder, accumulate, rows=Stream(), max_steps=18 // accumulate)
 
 
 def with_timms_shape(folder: Path, accumulate: int) -> None:
@@ -187,6 +203,7 @@ def run(root: Path, name: str, accumulate: int, cuts: list[int], *, first: int =
     [
         pytest.param("with_lightning", marks=needs("lightning")),
         pytest.param("with_transformers", marks=needs("transformers")),
+        pytest.param("with_transformers_and_a_stream", marks=needs("transformers")),
         "with_timms_shape",
     ],
 )
@@ -222,6 +239,15 @@ def test_a_training_in_ddp_that_is_cut_ends_with_the_same_weights(tmp_path: Path
     whole, died, stopped, end = ends
     assert (whole.kind, whole.step, died, stopped.kind) == ("completed", 18, "died", "stopped"), ends
     assert (end.kind, end.result["weightsDigest"]) == ("completed", whole.result["weightsDigest"])
+
+
+@needs("transformers")
+def test_a_second_pass_over_data_without_a_length_is_refused(tmp_path: Path) -> None:
+    [answer] = worlds.run(
+        lives, "with_a_stream_that_ends", 1, tmp_path, {1: -1},
+        root=tmp_path, job=job(tmp_path, checkpoints=False), ranks=1, timeout=150, TORCHELASTIC_RUN_ID="test",
+    )  # fmt: skip
+    assert answer.startswith("DataDiffers: the Trainer's training data has no length, and ended after step 6 of 18")
 
 
 def test_outside_a_job_the_saver_does_nothing_and_knows_the_best(tmp_path: Path) -> None:

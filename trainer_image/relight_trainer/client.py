@@ -323,6 +323,7 @@ class Run:
         self._data.join(self._session, rank=context.rank, world=context.world_size)
         self._session.own_seconds = lambda: self._data.seconds
         self._session.waited = lambda: self._data.seconds
+        per_rank = self._data.hold(per_rank)
         self._given = {**objects, **per_rank}
         check_given(self._given)
         self._session.restore(objects, self._modules.values(), per_rank=per_rank)

@@ -4,7 +4,8 @@
     trainer = Trainer(model=model, args=TrainingArguments(save_strategy="no", ...), callbacks=[relight], ...)
     trainer.train(resume_from_checkpoint=relight.resume(trainer))
 
-The Trainer positions its data itself, by samples. What a data set draws at random while it is read is not part of it.
+The Trainer positions its data itself: by index, or reading a data set again that has none. What a data set draws at
+random while it is read is not part of that. Data without a length is trained on in one pass; a second one is refused.
 """
 
 # ruff: noqa: ARG002  # the signatures are the trainer's
@@ -21,6 +22,7 @@ from transformers.trainer_utils import TrainOutput
 from relight_trainer import client
 from relight_trainer.equality.reading import compared_state
 from relight_trainer.followed import adopt
+from relight_trainer.script_data import DataDiffers, length_of
 from relight_trainer.seeds import seed_everything, stream
 
 _STATE, _WEIGHTS, _OPTIMIZER, _SCHEDULER = "trainer_state.json", "pytorch_model.bin", "optimizer.pt", "scheduler.pt"
@@ -36,6 +38,7 @@ class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self._run: client.Run | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._steps = 0  # of the Trainer's count, as the run was told it last
+        self._is_in_a_pass = False  # over the data, or has been
 
     def resume(self, trainer: Trainer) -> str | None:
         """Load the newest state: what `Trainer.train` wants as `resume_from_checkpoint`, None for a new training.
@@ -91,6 +94,14 @@ class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
+        if self._is_in_a_pass and not _has_length(kwargs.get("train_dataloader")):
+            raise DataDiffers(
+                f"the Trainer's training data has no length, and ended after step {state.global_step} of {state.max_steps}: "
+                "the Trainer does not know its place in a second pass, so that a resumed training would be given other "
+                "batches. Give the data set a __len__, let it begin anew by itself (datasets: .repeat(None)), or set "
+                "max_steps to what one pass has"
+            )
+        self._is_in_a_pass = True
         # Samplers without a generator of their own draw the epoch's order now: the same on all ranks and in each run.
         seed_everything(stream(self._seed, "epoch", int(state.epoch or 0)))
 
@@ -128,6 +139,10 @@ class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         if state.global_step != self._steps:
             self._steps = state.global_step
             self.run.done(epoch=int(state.epoch or 0), batch=0, step=state.global_step)
+
+
+def _has_length(loader: Any) -> bool:
+    return loader is None or length_of(loader) > 0
 
 
 class _Late:

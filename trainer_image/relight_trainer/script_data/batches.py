@@ -15,7 +15,7 @@ from relight_trainer.script_data.generators import reachable, reseed
 from relight_trainer.script_data.indices import Indices, Start, standing_in
 from relight_trainer.script_data.lengths import is_exact, length_of
 from relight_trainer.script_data.parts import Parts, base_of, parts_of
-from relight_trainer.script_data.state import HeldState, State, is_source
+from relight_trainer.script_data.state import HeldState, State, held_state, is_source
 from relight_trainer.script_data.ways import Way, is_free_to_read, way_of
 from relight_trainer.seeds import seed_everything, stream
 
@@ -107,7 +107,7 @@ class ScriptData:
 
     def hold(self, objects: Mapping[str, Any]) -> dict[str, Any]:
         """The objects of the job's state, those that may be a loader replaced by what holds their state."""
-        held = {name: HeldState(value) if is_source(value) else value for name, value in objects.items()}
+        held = {name: held_state(value) if is_source(value) else value for name, value in objects.items()}
         self._given += [value for value in held.values() if isinstance(value, HeldState)]
         return held
 
@@ -141,9 +141,10 @@ class ScriptData:
         before = LastBatch.of(last) if trained else None
         self._begin(source, epoch)
         self._length = length = self._checked_length(source, epoch, before)
+        is_fixed = length > 0 and is_exact(loader)
         number = trained - 1
         for number, is_last, batch in self._drawn(source, epoch, trained, before):
-            if length and is_exact(loader) and (number >= length or (is_last and number + 1 < length)):
+            if is_fixed and (number >= length or (is_last and number + 1 < length)):
                 more = "more" if number >= length else f"only {number + 1}"
                 raise DataDiffers(
                     f"{name_of(loader)} has the length {length}, and gave {more} in epoch {epoch}. Mend __len__ of its "

@@ -26,6 +26,10 @@ class HeldState:
             return self.taken()
         return self._held
 
+    def compared_state(self) -> Any:
+        """What must be equal on all ranks: see `equality.reading`."""
+        return self.source.compared_state() if hasattr(self.source, "compared_state") else self.state_dict()
+
     def load_state_dict(self, state: State) -> None:
         self._held = state
         self.load()
@@ -48,6 +52,18 @@ class HeldState:
     def hold(self, state: State) -> None:
         """`state`, which `taken` gave, is the one behind the last batch that was trained on."""
         self._held = state
+
+
+class DividedState(HeldState):
+    """Of a source that each rank has for itself, and that can be divided anew among another number of ranks."""
+
+    def redistribute(self, states: list[State]) -> State:
+        begun = [state["state"] for state in states if state["begun"]]
+        return {"begun": True, "state": self.source.redistribute(begun)} if begun else {"begun": False}
+
+
+def held_state(source: Any) -> HeldState:
+    return (DividedState if hasattr(source, "redistribute") else HeldState)(source)
 
 
 def is_source(value: Any) -> bool:
