@@ -178,13 +178,16 @@ def tell(error: BaseException) -> None:
 
 
 def _call_hook(error: BaseException, trace: TracebackType | None) -> None:
-    """Have the user's own `sys.excepthook` tell it; where that fails, both errors are shown."""
+    """Have `sys.excepthook` tell it, which torch or the user has set; where that fails, both errors are shown."""
+    whole = error.__traceback__
     try:
-        sys.excepthook(type(error), error, trace)
+        sys.excepthook(type(error), error.with_traceback(trace), trace)  # the interpreter's own hook shows the error's
     except Exception:
         print("Error in sys.excepthook:", file=sys.stderr)
         traceback.print_exc(file=sys.stderr)
         traceback.print_exception(type(error), error, trace, file=sys.stderr)
+    finally:
+        error.__traceback__ = whole
 
 
 def _tell(error: BaseException) -> None:
@@ -199,7 +202,7 @@ def _tell(error: BaseException) -> None:
             start = start.tb_next
         # Where the user has no frame, all of them matter.
         trace = start or error.__traceback__
-        if sys.excepthook is sys.__excepthook__:  # which would show all frames
+        if sys.excepthook is sys.__excepthook__:
             traceback.print_exception(type(error), error, trace, file=sys.stderr)
         else:
             _call_hook(error, trace)
