@@ -1,6 +1,6 @@
 """A digest of tensors, computed where they are: exact bits, no wait for the device.
 
-A tensor's bytes, in row-major order, are read as 32-bit words x[i] and summed with 64-bit weights that look random:
+On the CPU it is SHA-256. On a device, a tensor's bytes, in row-major order, are read as 32-bit words x[i] and summed with 64-bit weights that look random:
 
     digest = sum over i of x[i] * w[i % ROW] * v[i // ROW]     modulo 2**64
 
@@ -10,6 +10,7 @@ weights, the two lanes, make that 2**-64. NaN has bits like any number, and -0.0
 part of it: `Reading` compares them as text.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,10 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from relight_trainer.checkpoint.memory import bytes_of
+
 ROW = 4096  # words
 LANES = 2
-# Bounds what a large tensor needs beside itself: 32 MiB on a device, and on the CPU 2 MiB, which its caches hold.
-_ROWS_AT_ONCE, _ROWS_ON_CPU = 1024, 64
+_ROWS_AT_ONCE = 1024  # bounds what a large tensor needs beside itself: 32 MiB
 _GOLDEN, _MIX_1, _MIX_2 = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # splitmix64's constants
 
 
@@ -37,10 +39,23 @@ def digests(tensors: Sequence[Tensor]) -> list[Group]:
     for i, tensor in enumerate(tensors):
         by_device.setdefault(tensor.device, []).append(i)
     with torch.no_grad():
-        return [Group(indices, _of_device([tensors[i] for i in indices])) for indices in by_device.values()]
+        return [
+            Group(indices, (hashed if device.type == "cpu" else multilinear)([tensors[i] for i in indices]))
+            for device, indices in by_device.items()
+        ]
 
 
-def _of_device(tensors: Sequence[Tensor]) -> Tensor:
+def hashed(tensors: Sequence[Tensor]) -> Tensor:
+    """SHA-256, cut to 128 bits, of tensors on the CPU: ten times as fast there. (len(tensors), LANES)."""
+    found = []
+    for tensor in tensors:
+        dense = tensor.detach().contiguous()  # has a name so that it outlives the view of its bytes
+        found.append(hashlib.sha256(bytes_of(dense)).digest()[: 8 * LANES])
+    return torch.frombuffer(bytearray(b"".join(found)), dtype=torch.int64).view(len(tensors), LANES)
+
+
+def multilinear(tensors: Sequence[Tensor]) -> Tensor:
+    """The sums of tensors of one device, on that device: (len(tensors), LANES)."""
     words = [_words(t) for t in tensors]
     found = torch.zeros(len(words), LANES, dtype=torch.int64, device=tensors[0].device)
     small = [i for i, w in enumerate(words) if w.numel() <= ROW]
@@ -96,9 +111,8 @@ def _of_large(flat: Tensor) -> Tensor:
 def _blocks(flat: Tensor, rows: int) -> Iterator[tuple[Tensor, int]]:
     """(rows of words, the number of the first of them); the last row may be shorter and comes alone."""
     whole = flat[: rows * ROW].view(rows, ROW)
-    at_once = _ROWS_ON_CPU if flat.device.type == "cpu" else _ROWS_AT_ONCE
-    for first in range(0, rows, at_once):
-        yield whole[first : first + at_once], first
+    for first in range(0, rows, _ROWS_AT_ONCE):
+        yield whole[first : first + _ROWS_AT_ONCE], first
     if flat.numel() > rows * ROW:
         yield flat[rows * ROW :].view(1, -1), rows
 
