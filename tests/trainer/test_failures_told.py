@@ -1,7 +1,9 @@
 """Whatever a script raises is told: its type and line, in bounds, though its own methods raise."""
 
 import io
+import runpy
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,3 +142,14 @@ def beside(error: BaseException, context: BaseException) -> BaseException:
 )  # fmt: skip
 def test_how_a_worker_ended(error: BaseException, manner: Manner) -> None:
     assert manner_of(error) is manner
+
+
+def test_a_library_of_another_folder_than_the_interpreters_is_not_the_users_code(tmp_path: Path) -> None:
+    folder = tmp_path / "base" / "site-packages" / "somebody"
+    folder.mkdir(parents=True)
+    (folder / "library.py").write_text("def fails(): raise ValueError('from the library')\n")
+    script = tmp_path / "script.py"
+    script.write_text("import runpy\nrunpy.run_path(LIBRARY)['fails']()\n")
+    with pytest.raises(ValueError, match="from the library") as caught:
+        runpy.run_path(str(script), init_globals={"LIBRARY": str(folder / "library.py")})
+    assert describe(caught.value) == f"ValueError: from the library ({script}:2)"

@@ -33,6 +33,8 @@ _MAX_TEXT = 1 << 16  # characters of an exception's words in which a meaning is 
 
 _OWN = Path(__file__).parent
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+# Libraries of another folder than this interpreter's: a virtual environment over the system's packages, a .pth file.
+_LIBRARY_FOLDERS = frozenset({"site-packages", "dist-packages"})
 
 
 def classify(error: BaseException) -> ExitCode:
@@ -157,6 +159,7 @@ def _is_users(filename: str) -> bool:
         path.is_absolute()
         and not path.is_relative_to(_OWN)
         and not any(path.is_relative_to(folder) for folder in _LIBRARIES)
+        and _LIBRARY_FOLDERS.isdisjoint(path.parts)
     )
 
 
