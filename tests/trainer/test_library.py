@@ -247,6 +247,21 @@ def save_together(context: WorkerContext, folder: str) -> Any:
     return begun, again, bool(torch.equal(other["model"].weight, objects["model"].weight))
 
 
+def save_apart(context: WorkerContext, folder: str) -> None:
+    dist.init_process_group("gloo")
+    objects = parts()
+    with torch.no_grad():
+        objects["model"].bias += context.rank  # as after a step without DistributedDataParallel
+    library.Checkpoints(folder).save(objects, 3)
+
+
+def test_ranks_whose_states_differ_write_no_checkpoint(tmp_path: Path) -> None:
+    answers = worlds.run(save_apart, str(tmp_path / "ckpt"), root=tmp_path, job=job(tmp_path))
+    words = "RanksDiffer: no checkpoint of step 3: rank 1 and rank 0 hold different values in model, first in bias"
+    assert [answer[: len(words)] for answer in answers] == [words] * 2
+    assert not list((tmp_path / "ckpt").glob("step-*"))
+
+
 def test_ranks_save_and_load_together(tmp_path: Path) -> None:
     folder = str(tmp_path / "ckpt")
     assert worlds.run(save_together, folder, root=tmp_path, job=job(tmp_path)) == [(None, 5, True)] * 2

@@ -12,7 +12,10 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # torch
 from relight_trainer.checkpoint import Checkpoint, CheckpointFolder, Exchange
 from relight_trainer.checkpoint.manifest import read_manifest
 from relight_trainer.checkpoint.place import place_of
+from relight_trainer.equality.compare import Difference, ObjectDigest, differing, explain
+from relight_trainer.equality.reading import Reading
 from relight_trainer.peers import StoreExchange
+from relight_trainer.restore import RanksDiffer
 
 _OWNER = "library"  # in place of a job's uid and configuration
 _TIMEOUT_SECONDS = 1800.0
@@ -43,6 +46,7 @@ class Checkpoints:
         self._exchange: Exchange = _of_group(next(_instances)) if grouped else _OneRank()
         self._generation: int | None = None
         self._begun = 0
+        self._compared = 0
 
     def load(self, objects: Mapping[str, Stateful]) -> int | None:
         """Load the newest checkpoint that verifies into `objects`; its step, None where there is no checkpoint.
@@ -63,12 +67,13 @@ class Checkpoints:
     def save(self, objects: Mapping[str, Stateful], step: int) -> Path | str:
         """Write a checkpoint of `objects` after `step` steps; its path, once it is committed.
 
-        Raises StorageFailed, UnsupportedState where a state cannot be saved without code of its own or the ranks' states
-        differ in shape, and Fenced.
+        Raises RanksDiffer where the ranks' states are not equal: each rank would write a part of another state. Raises
+        StorageFailed, UnsupportedState where a state cannot be saved, and Fenced.
         """
         if self._generation is None:
             self._begin()
         assert self._generation is not None
+        self._refuse_different_states(objects, step)
         state = {name: stateful.state_dict() for name, stateful in objects.items()}
         saved = self._folder.save(
             state,
@@ -81,6 +86,30 @@ class Checkpoints:
             exchange=self._exchange,
         )
         return saved.path if isinstance(saved.path, Path) else str(saved.path)
+
+    def _refuse_different_states(self, objects: Mapping[str, Stateful], step: int) -> None:
+        if self._world == 1:
+            return
+        self._compared += 1
+        key = f"equal-{self._compared}"
+        mine = Reading(objects).result()
+        if self._rank == 0:
+            states = [
+                mine,
+                *(_digests(self._exchange.get(f"{key}/{r}", _TIMEOUT_SECONDS)) for r in range(1, self._world)),
+            ]
+            shorts = [{name: digest.short for name, digest in state.items()} for state in states]
+            found = [explain(name, rank, mine.get(name), states[rank].get(name)) for name, rank in differing(shorts)]
+            self._exchange.put(f"{key}/found", json.dumps([one.dump() for one in found]).encode())
+        else:
+            dumped = {name: digest.dump().decode() for name, digest in mine.items()}
+            self._exchange.put(f"{key}/{self._rank}", json.dumps(dumped).encode())
+            found = [Difference.load(one) for one in json.loads(self._exchange.get(f"{key}/found", _TIMEOUT_SECONDS))]
+        if found:
+            raise RanksDiffer(
+                f"no checkpoint of step {step}: rank {found[0].rank} and rank 0 hold different values in {found[0]}; all "
+                "ranks must hold the same state, as DistributedDataParallel keeps it"
+            )
 
     def _begin(self) -> Checkpoint | None:
         """Shut out older programs. The newest checkpoint, the same on every rank."""
@@ -103,6 +132,10 @@ class Checkpoints:
             raise RuntimeError(said["error"])
         self._generation = said["generation"]
         return read_manifest(self._place, said["newest"]) if said["newest"] is not None else None
+
+
+def _digests(data: bytes) -> dict[str, ObjectDigest]:
+    return {name: ObjectDigest.load(digest.encode()) for name, digest in json.loads(data).items()}
 
 
 class _OneRank:
