@@ -37,6 +37,7 @@ from relight_trainer.checkpoint import weights_of
 from relight_trainer.context import WorkerContext
 from relight_trainer.followed import adopt, adopt_all, follow
 from relight_trainer.given import check_given
+from relight_trainer.kept_gradients import GradientsWatch
 from relight_trainer.peers import form
 from relight_trainer.replicas import replicate
 from relight_trainer.script_data import ScriptData, checked_counts, length_of
@@ -109,6 +110,7 @@ class Run:
         self._data = ScriptData(seed)
         self._modules: dict[str, nn.Module] = {}
         self._given: dict[str, Any] = {}  # until the first step
+        self._gradients = GradientsWatch({})
         self._cursor = Cursor()
         self._reached: Cursor | None = None  # what the batch that the script is at leads to, once it is done
         self._started = False
@@ -326,6 +328,7 @@ class Run:
         per_rank = self._data.hold(per_rank)
         self._given = {**objects, **per_rank}
         check_given(self._given)
+        self._gradients = GradientsWatch(self._given)
         self._session.restore(objects, self._modules.values(), per_rank=per_rank)
         self._cursor = self._session.cursor
 
@@ -342,6 +345,7 @@ class Run:
             last_batch = self._data.trained(reached.epoch, reached.batch)
             reached = reached._replace(metrics=self._session.cursor.metrics, last_batch=last_batch)
             self._session.step_done(reached)
+            self._gradients.step_done()
             if self._given:  # once: a scheduler may have been made since the start
                 check_given(self._given)
                 self._given = {}
