@@ -51,6 +51,24 @@ class Noisy(Dataset[torch.Tensor]):
         return torch.stack([torch.tensor(float(index)), noise])
 
 
+# As most scripts have them: globals, that what reads samples names.
+RNG = np.random.default_rng(7)
+ORDER_RNG = random.Random(7)
+
+
+def noise() -> float:
+    return float(RNG.random())
+
+
+class NoisyByGlobal(Noisy):
+    """With noise from a generator that is a global of the module, drawn by a function that the data set calls."""
+
+    torch_rng = torch.Generator()
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return super().__getitem__(index) + noise() + torch.rand((), generator=self.torch_rng)
+
+
 class Stream(IterableDataset[torch.Tensor]):
     """Each rank's share of the samples, with noise drawn as they are read; no length."""
 
@@ -83,6 +101,18 @@ class GlobalOrder(NumpyOrder):
     def __iter__(self) -> Iterator[int]:
         for _ in range(SAMPLES):
             yield (random.randrange(SAMPLES) + int(torch.randint(SAMPLES, ()))) % SAMPLES
+
+
+class OrderByGlobal(NumpyOrder):
+    """From a generator that is a global of the module, an index at a time."""
+
+    def __iter__(self) -> Iterator[int]:
+        return (ORDER_RNG.randrange(SAMPLES) for _ in range(SAMPLES))
+
+
+class StreamByGlobal(Stream):
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return (sample + noise() for sample in super().__iter__())
 
 
 class EagerOrder(NumpyOrder):
@@ -185,6 +215,8 @@ BY_INDEX: dict[str, Make] = {
     "loader's generator": lambda rank, world: _torch(shuffle=True, generator=torch.Generator().manual_seed(5)),
     "numpy generator": lambda rank, world: _torch(sampler=NumpyOrder()),
     "global generators": lambda rank, world: _torch(sampler=GlobalOrder()),
+    "global of the data": lambda rank, world: _torch(NoisyByGlobal(), shuffle=True),
+    "global of the sampler": lambda rank, world: _torch(sampler=OrderByGlobal()),
     "eager": lambda rank, world: _torch(sampler=EagerOrder(), drop_last=True),
     "no batches": lambda rank, world: _torch(shuffle=True, batch_size=None),
 }
@@ -193,9 +225,13 @@ WITH_PROCESSES: dict[str, Make] = {
     "processes, global generators": lambda rank, world: _torch(
         sampler=GlobalOrder(), num_workers=2, multiprocessing_context="fork"
     ),
+    "processes, global of the data": lambda rank, world: _torch(
+        NoisyByGlobal(), sampler=OrderByGlobal(), num_workers=2, multiprocessing_context="fork"
+    ),
 }
 BY_READING: dict[str, Make] = {
     "iterable": lambda rank, world: _torch(Stream(rank, world)),
+    "iterable, global": lambda rank, world: _torch(StreamByGlobal(rank, world)),
     "list": lambda rank, world: [torch.full((2, 2), float(i)) for i in range(7)],
 }
 BY_OWN_STATE: dict[str, Make] = {

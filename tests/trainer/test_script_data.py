@@ -4,7 +4,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from relight_agent.exits import ExitCode
 from relight_trainer.script_data import BadLoader, DataDiffers, ScriptData, length_of
 from relight_trainer.script_data.batches import LastBatch
 from relight_trainer.script_data.digests import of_batch, of_indices
+from relight_trainer.script_data.parts import parts_of
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -357,3 +358,19 @@ def test_digests_tell_batches_apart() -> None:
 def test_what_is_saved_of_a_batch_is_read_back() -> None:
     assert LastBatch.of("") is None
     assert LastBatch.of(str(LastBatch(3, 8, 0, ""))) == LastBatch(3, 8, 0, "")
+
+
+def test_what_code_names_is_no_part_of_the_loader_where_it_is_another_part_of_the_training() -> None:
+    loader = DataLoader(cast("Any", range(4)), sampler=NamesAnothersSampler())
+    assert parts_of(loader).epochs == ()
+
+
+class NamesAnothersSampler:
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(ANOTHER)))
+
+    def __len__(self) -> int:
+        return len(ANOTHER)
+
+
+ANOTHER: DistributedSampler[Any] = DistributedSampler(range(4), 1, 0)  # type: ignore[arg-type]

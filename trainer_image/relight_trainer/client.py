@@ -20,6 +20,7 @@ a resumed script draws what it would have drawn. How its loader is brought to th
 Outside a job everything here does nothing: the loop is a plain loop over epochs and batches.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -174,6 +175,8 @@ class Run:
             self._session.total_steps = epochs * -(-batches // accumulate)
             self._session.loop = _words(loader, batches, epochs)
             adopt_all(self._modules.values())
+            if not self.finished:
+                self._data.look_around(loader, sys._getframe().f_back, self._given.values())  # noqa: SLF001
         while self._cursor.epoch < epochs and not self.finished:
             yield from self._epoch(loader, accumulate)
         self.finish()

@@ -1,12 +1,15 @@
 """The batches of a script's epochs, from the place on at which training stands in them."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from relight_trainer.script_data.digests import UNKNOWN, of_batch
@@ -14,6 +17,7 @@ from relight_trainer.script_data.errors import HOW_TO_REPEAT, BadLoader, DataDif
 from relight_trainer.script_data.generators import reachable, reseed
 from relight_trainer.script_data.indices import Indices, Start, standing_in
 from relight_trainer.script_data.lengths import is_exact, length_of
+from relight_trainer.script_data.loop import LoopGenerators
 from relight_trainer.script_data.parts import Parts, base_of, parts_of
 from relight_trainer.script_data.state import HeldState, State, held_state, is_source
 from relight_trainer.script_data.ways import Way, is_free_to_read, way_of
@@ -99,6 +103,7 @@ class ScriptData:
         self._sources: dict[int, _Source] = {}
         self._recent: dict[tuple[int, int], _Behind] = {}  # by epoch and number
         self._length = 0
+        self._loop = LoopGenerators(None, ())
         self._claimed: HeldState | None = None
 
     def join(self, job: Job, *, rank: int, world: int) -> None:
@@ -115,6 +120,14 @@ class ScriptData:
         """Put the global generators into the state of batch `number`; `name` says what they are to be drawn from for."""
         if self._job is not None:
             seed_everything(stream(self._seed, name, epoch, number, self._rank))
+            self._loop.seed(self._seed, epoch, number)
+
+    def look_around(self, loader: Any, frame: FrameType | None, saved: Iterable[Any]) -> None:
+        """Find the generators that the loop over `loader` draws from, which `frame` runs; `saved`: what the state holds."""
+        if self._job is not None:
+            source = self._source_of(loader)
+            held = [o for root in saved if not isinstance(root, (nn.Module, Optimizer)) for o in reachable(root)]
+            self._loop = LoopGenerators(frame, [*source.parts.order, *source.own, *held])
 
     def trained(self, epoch: int, batch: int) -> str:
         """A step is done, and the next one begins at `epoch`, `batch`: what the saved state is to know of its data."""
