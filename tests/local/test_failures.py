@@ -116,7 +116,7 @@ def test_a_rank_that_leaves_its_loop_while_others_need_it_is_named_at_once(home:
     result = home.run(job("leave:7", nodes=2, failures=5))
     assert result.code == 64, result.said
     failure = result.final["lastFailure"]
-    assert failure["message"].startswith("the script has left its training loop in step 7 of 40")
+    assert failure["message"].startswith("the script left its training loop in step 7 of 40")
     assert (failure["rank"], failure["member"], failure["collateral"]) == (1, "small-1-0", ["small-0-0"])
 
 

@@ -18,7 +18,7 @@ def test_a_break_without_finish_is_no_success_and_the_same_job_with_it_goes_on(h
     assert broken.code == 64, broken.said
     assert (broken.final["phase"], broken.reason) == ("Failed", "BadConfig")
     message = broken.final["lastFailure"]["message"]
-    assert "has left its training loop in step 13 of 20" in message
+    assert "left its training loop in step 13 of 20" in message
     assert "run.finish()" in message
 
     again = home.run(job("break"))

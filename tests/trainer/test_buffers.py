@@ -169,7 +169,7 @@ def test_what_cannot_be_followed_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedBuffer, match=r"the buffer graph is a sparse_coo tensor, \(3, 3\) float32; allowed"):
         Packed({"graph": torch.eye(3).to_sparse()}, CPU)
     model = nn.Sequential(torch.jit.script(nn.BatchNorm1d(2)))
-    with pytest.raises(UnsupportedBuffer, match=r"0 is a RecursiveScriptModule of torch.jit; allowed is the module"):
+    with pytest.raises(UnsupportedBuffer, match=r"0 is a RecursiveScriptModule of torch.jit; allowed: the module"):
         Places([model])
 
 

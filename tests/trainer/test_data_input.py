@@ -230,7 +230,7 @@ def test_numbers_to_predict_of_every_type_are_exact_or_refused(tmp_path: Path, o
         ({"inputs": np.zeros(2, [("a", "<i4")])}, r"inputs holds \[\('a', '<i4'\)\]; allowed: real numbers"),
         ({"inputs": np.array([["a"], ["b"]])}, r"inputs holds <U1; allowed: real numbers"),
         ({"inputs": np.float32(3)}, r"inputs of the shape \(\) and labels of \(2,\)"),
-        ({"inputs": np.ones((2, 0))}, r"inputs of the shape \(2, 0\); allowed: a number at least in each row"),
+        ({"inputs": np.ones((2, 0))}, r"inputs of the shape \(2, 0\); allowed: at least one number in each row"),
         ({"labels": np.array([0, 2**63], np.uint64)}, r"labels: the label of sample 1 is 9223372036854775808; allowed: whole numbers up to 9223372036854775807"),
         ({"labels": np.array([0.5, np.nan])}, r"labels: the label of sample 1 is nan; allowed: finite numbers that float32 holds"),
         ({"labels": np.array([0.5, 16777217.0])}, r"labels: the label of sample 1 is 16777217\.0; allowed: .*exact up to 16777216"),

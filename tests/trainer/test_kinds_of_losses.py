@@ -35,12 +35,12 @@ def test_what_a_loss_returns_is_a_tensor(criterion: Callable[[Any, Any], Any], w
     objective = Objective(criterion)
     with pytest.raises(LossMisfit) as caught:
         objective.term(torch.zeros(3, 2), BATCH, 3)
-    assert str(caught.value).startswith(f"what the loss returns is {words}; allowed: a tensor")
+    assert str(caught.value).startswith(f"the loss returns {words}; allowed: a tensor")
     model = returning(lambda _: criterion(None, None))
     own = OwnObjective()
     with pytest.raises(LossMisfit) as caught:
         own.term(own.output(model, BATCH, RUN), BATCH, 3)
-    assert str(caught.value).startswith(f"what training_step returns is {words}; allowed: a tensor of one number, or")
+    assert str(caught.value).startswith(f"training_step returns {words}; allowed: a tensor of one number, or")
 
 
 @pytest.mark.parametrize("step", [lambda loss: loss, lambda loss: {"loss": loss, "aux": 1}])
@@ -63,11 +63,11 @@ def test_a_model_that_returns_no_tensor_is_named_beside_the_loss_that_cannot_tak
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (torch.ones(()), "what validation_step returns is a Tensor; allowed: a mapping"),
-        ({"loss": 1.5}, "what validation_step returns as loss is a float, 1.5; allowed: a tensor of one number"),
+        (torch.ones(()), "validation_step returns a Tensor; allowed: a mapping"),
+        ({"loss": 1.5}, "validation_step returns a float, 1.5 as loss; allowed: a tensor of one number"),
         (
             {"a": torch.ones(3)},
-            r"what validation_step returns as a is a tensor of shape \(3,\); allowed: a tensor of one",
+            r"validation_step returns a tensor of shape \(3,\) as a; allowed: a tensor of one",
         ),
     ],
 )

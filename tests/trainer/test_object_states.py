@@ -58,7 +58,7 @@ def sgd(*sizes: int) -> torch.optim.Optimizer:
         (
             nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
             nn.Sequential(nn.Linear(2, 2)),
-            "the saved state has 1.weight, 1.bias besides",
+            "the saved state also has 1.weight, 1.bias",
         ),
         (sgd(2, 1), sgd(3), "(SGD): it had 2 parameter groups of 2, 1 parameters when it was saved, and has 1 parameter group of 3"),
         (sgd(2, 1), sgd(1, 2), "2 parameter groups of 2, 1 parameters when it was saved, and has 2 parameter groups of 1, 2"),
@@ -90,7 +90,7 @@ def lazy() -> nn.Module:
 
 
 def test_a_lazy_module_is_refused_by_the_name_of_its_parameter() -> None:
-    with pytest.raises(UnfitState, match=r"model\.0\.weight has no shape yet: it is of a lazy module"):
+    with pytest.raises(UnfitState, match=r"model\.0\.weight has no shape yet: it belongs to a lazy module"):
         check_savable({"model": lazy()})
     module = lazy()
     module(torch.ones(1, 2))
@@ -130,7 +130,7 @@ def test_an_optimizer_that_calls_the_loss_itself_is_refused() -> None:
     settings = parse(
         {"optimizer": {"type": "torch.optim:LBFGS", "lr": 0.1}, "schedule": {"type": "constant"}}
     ).optimizer
-    with pytest.raises(BadConfig, match=r"config\.optimizer\.type: calls the loss itself"):
+    with pytest.raises(BadConfig, match=r"config\.optimizer\.type: calls the loss several times in a step"):
         build_optimizer(settings, nn.Linear(2, 1), 32)
 
 

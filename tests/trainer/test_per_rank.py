@@ -157,7 +157,7 @@ def misused(context: WorkerContext, how: str) -> Any:
     ("how", "said"),
     [
         ("twice", "Misused: client.start: model is given twice, as an argument and in per_rank"),
-        ("stateless", "Misused: client.start: per_rank['rows'] is a list; allowed is what has state_dict"),
+        ("stateless", "Misused: client.start: per_rank['rows'] is a list; allowed: objects with the methods state_dict"),
         ("DDP", "Misused: client.start: per_rank['model'] is in DistributedDataParallel"),
     ],
 )

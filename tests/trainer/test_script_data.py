@@ -262,9 +262,9 @@ def test_a_data_set_that_has_lost_samples_since_is_refused() -> None:
         return lambda rank, world: DataLoader(Noisy(samples), 2)
 
     whole = list(Life("sequential", make(SAMPLES)).epochs(1))
-    with pytest.raises(DataDiffers, match="has 2 batches now, and had 7 when the job was saved"):
+    with pytest.raises(DataDiffers, match="has 2 batches now, but had 7 when the job was saved"):
         list(Life("sequential", make(4), whole[3][1]).epochs(1))
-    with pytest.raises(DataDiffers, match="has 8 batches now, and had 7 when the job was saved"):
+    with pytest.raises(DataDiffers, match="has 8 batches now, but had 7 when the job was saved"):
         list(Life("sequential", make(16), whole[3][1]).epochs(1))
 
 
@@ -274,7 +274,7 @@ def test_a_data_set_that_grows_between_epochs_is_refused() -> None:
     for _ in range(7):
         next(drawn)
     life.loader.dataset.samples = SAMPLES + 2
-    with pytest.raises(DataDiffers, match="has 8 batches in epoch 1, and had 7 in the one before"):
+    with pytest.raises(DataDiffers, match="has 8 batches in epoch 1, but had 7 in the epoch before"):
         next(drawn)
 
 

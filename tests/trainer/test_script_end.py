@@ -64,7 +64,7 @@ def test_a_script_that_breaks_out_of_its_loop_has_not_succeeded_and_can_go_on(tm
     the_job = script_job(tmp_path)
     broken = worlds.run(ended, "break", 13, root=tmp_path, job=the_job)
     assert {(o.kind, o.exit_code) for o in broken} == {("failed", ExitCode.BAD_CONFIG)}
-    assert "has left its training loop in step 13 of 20" in broken[0].message
+    assert "left its training loop in step 13 of 20" in broken[0].message
     assert "run.finish()" in broken[0].message
 
     mended = worlds.run(ended, "finish", 13, root=tmp_path, job=the_job, generation=2)

@@ -39,13 +39,13 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"type": "constant", "warmup": "20ep"}, "warmup: the warm-up is longer than the training of 15ep"),
     ({"type": "cosine", "warmup": "15ep"}, "warmup: the warm-up is as long as the training of 15ep, so that nothing is left for the decay"),
     ({"type": "linear", "warmup": "100%"}, "warmup: the warm-up is as long as the training of 15ep"),
-    ({"type": "multistep", "at": ["8ep", "20ep"]}, 'at[1]: the place lies behind the end of the training of 15ep; found "20ep"'),
-    ({"type": "multistep", "at": ["8st", "6st"]}, 'at[1]: before 8st, which stands before it; found "6st"; allowed: places in the order of the training, each once'),
-    ({"type": "multistep", "at": ["8ep", "8ep"]}, "at[1]: the same place as 8ep, which stands before it"),
-    ({"type": "multistep", "at": ["60%", "6ep"]}, "at[1]: before 60%, which stands before it"),
-    ({"type": "multistep", "at": ["20%", "3ep"]}, "at[1]: the same place as 20%, which stands before it"),
+    ({"type": "multistep", "at": ["8ep", "20ep"]}, 'at[1]: the place is after the end of the training of 15ep; found "20ep"'),
+    ({"type": "multistep", "at": ["8st", "6st"]}, 'at[1]: earlier than 8st, the entry before it; found "6st"; allowed: places in the order of the training, each once'),
+    ({"type": "multistep", "at": ["8ep", "8ep"]}, "at[1]: the same place as 8ep, the entry before it"),
+    ({"type": "multistep", "at": ["60%", "6ep"]}, "at[1]: earlier than 60%, the entry before it"),
+    ({"type": "multistep", "at": ["20%", "3ep"]}, "at[1]: the same place as 20%, the entry before it"),
     ({"type": "step", "every": "16ep"}, "every: one stretch is longer than the training of 15ep"),
-    ({"type": "inverse_sqrt", "timescale": "16ep"}, "timescale: the decay begins behind the training of 15ep"),
+    ({"type": "inverse_sqrt", "timescale": "16ep"}, "timescale: the decay begins after the training of 15ep"),
     ({"type": "wsd", "decay": "16ep"}, "decay: the decay is longer than the training of 15ep"),
     ({"type": "wsd", "decay": "60%", "warmup": "7ep"}, "decay: the decay and the warm-up of 7ep together are longer than the training of 15ep"),
     ({"type": "cosine", "cycles": 1000, "cycle_growth": 10.0}, "cycle_growth: the longest of 1000 cycles is too many times as long as the shortest"),
@@ -91,9 +91,9 @@ def test_a_schedule_that_makes_sense_is_taken(schedule: dict[str, Any]) -> None:
     ("schedule", "text"),
     [
         ({"type": "cosine", "warmup": "500st"}, "warmup: the warm-up is longer than the training of 150 steps"),
-        ({"type": "multistep", "at": ["500st"]}, "at[0]: the place lies behind the end of the training of 150 steps"),
-        ({"type": "multistep", "at": ["5ep", "50st"]}, "at[1]: the same place as 5ep, which stands before it"),
-        ({"type": "multistep", "at": ["5ep", "1280sa"]}, "at[1]: before 5ep, which stands before it"),
+        ({"type": "multistep", "at": ["500st"]}, "at[0]: the place is after the end of the training of 150 steps"),
+        ({"type": "multistep", "at": ["5ep", "50st"]}, "at[1]: the same place as 5ep, the entry before it"),
+        ({"type": "multistep", "at": ["5ep", "1280sa"]}, "at[1]: earlier than 5ep, the entry before it"),
         ({"type": "cosine", "cycles": 200}, "cycles: the shortest of 200 cycles in the training of 150 steps is shorter than one step"),
         ({"type": "cosine", "cycles": 9, "cycle_growth": 2.0}, "cycles: the shortest of 9 cycles"),
         (parts("100st", "10ep", {}), "parts[1].length: the parts up to this one are longer than the training of 150 steps: 133% of it"),
@@ -136,7 +136,7 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, schedule: Any, duration
 
 
 def test_places_out_of_order_are_refused_where_the_length_is_a_time() -> None:
-    with pytest.raises(BadConfig, match=r"schedule\.at\[1\]: before 9ep, which stands before it"):
+    with pytest.raises(BadConfig, match=r"schedule\.at\[1\]: earlier than 9ep, the entry before it"):
         parse(config({"type": "multistep", "at": ["9ep", "5ep"]}, "10m"))
 
 

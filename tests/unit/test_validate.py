@@ -207,7 +207,7 @@ def test_the_example_is_valid_and_said_in_words() -> None:
         f"{EXAMPLE}: TrainingJob digits is valid "
         "(2 nodes x 1 process, digits_cnn on digits for 15 epochs, a checkpoint every 100 steps)\n"
         "  a step: 64 samples = 2 workers x 1 micro-batch x 32 samples; lr 0.1\n"
-        "  not tried: the data and the model (--deep opens, builds and takes one step on the CPU)\n"
+        "  not tried: opening the data and building the model (--deep does both, and takes one step on the CPU)\n"
     )
     assert f"relight run {EXAMPLE}" in result.stderr
 

@@ -49,8 +49,8 @@ TRAIN_ON = 0.5
 ANSWER_SECONDS = 4.0
 # Workers that have not begun to train hold nothing new: they are not waited for when the member must go.
 START_LEAVE_SECONDS = 2.0
-# What a script does behind its last step hears of no stop, and is done again: at a stop of the whole job, whose time has
-# no end, it gets this long. A member that is told to end by a signal has its grace period.
+# Code after a script's last step is not interrupted by a stop, and runs again if it does not finish. At a stop of the whole
+# job, which has no time limit, it gets this long. A member that gets a signal has its grace period.
 TAIL_SECONDS = 10.0
 UPLOAD_AFTER_SECONDS = 30.0  # stacks go into an object store once their generation has ended, or after this long
 KEEP_SECONDS = 5.0  # what an ending agent waits for that, or for a folder that hangs
@@ -187,7 +187,9 @@ class Agent:
         elif op == "run":
             self._run(command, generation)
         else:
-            print(f"relight-agent: not understood, of a newer operator perhaps: {command}", file=sys.stderr, flush=True)
+            print(
+                f"relight-agent: unknown command, perhaps from a newer operator: {command}", file=sys.stderr, flush=True
+            )
         self._start_pending()
 
     def _run(self, command: Dict[str, Any], generation: int) -> None:

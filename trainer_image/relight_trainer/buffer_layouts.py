@@ -62,8 +62,8 @@ def _agree(store: Store, key: str, layout: list[str], timeout: timedelta) -> Non
         store.wait([f"{key}/verdict"], timeout)
     except dist.DistStoreError:
         raise BuffersDiffer(
-            f"the buffers of rank {rank} have changed their names, shapes or dtypes, and rank 0's have not for "
-            f"{timeout.total_seconds():.0f} s; rank {rank} has {_shown(layout)}; buffers must change alike on all ranks"
+            f"the buffers of rank {rank} have changed their names, shapes or dtypes, and those of rank 0 have not for "
+            f"{timeout.total_seconds():.0f} s; rank {rank} has {_shown(layout)}; buffers must change in the same way on all ranks"
         ) from None
     verdict = store.get(f"{key}/verdict").decode()
     if verdict:
@@ -80,7 +80,7 @@ def _verdict(store: Store, key: str, layout: list[str], world: int, timeout: tim
             return (
                 f"the buffers of rank 0 have changed their names, shapes or dtypes, and those of ranks {missing} have not "
                 f"for {timeout.total_seconds():.0f} s; rank 0 has {_shown(layout)}; "
-                "buffers must change alike on all ranks"
+                "buffers must change in the same way on all ranks"
             )
     own = store.get(f"{key}/digest/0")
     for other in ranks:
@@ -88,7 +88,7 @@ def _verdict(store: Store, key: str, layout: list[str], world: int, timeout: tim
             theirs = json.loads(store.get(f"{key}/layout/{other}"))
             return (
                 f"the ranks' buffers differ in names, shapes or dtypes: {first_difference(layout, theirs, other)}; "
-                "buffers must change alike on all ranks, or be plain attributes of the module"
+                "buffers must change in the same way on all ranks, or be plain attributes of the module"
             )
     return ""
 

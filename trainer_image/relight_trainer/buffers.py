@@ -37,8 +37,8 @@ class Places:
             for name, module in top.named_modules():
                 if isinstance(module, torch.jit.ScriptModule):
                     raise UnsupportedBuffer(
-                        f"{name or 'the model'} is a {type(module).__name__} of torch.jit; allowed is the module that it "
-                        "was made of: script or trace it after the training"
+                        f"{name or 'the model'} is a {type(module).__name__} of torch.jit; allowed: the module that it "
+                        "was compiled from. Script or trace the model after the training"
                     )
         self._parameters = parameters
         self.version = 0

@@ -54,7 +54,7 @@ class Misused(Exception):
 
 
 class Unfinished(Exception):
-    """The script has ended with 0, and its training is not over."""
+    """The script has exited with 0 before its training is over."""
 
     exit_code = ExitCode.BAD_CONFIG
 
@@ -291,22 +291,22 @@ class Run:
         return replace(ended, at=time.monotonic())
 
     def _left(self) -> str:
-        """What is wrong with a script that ends with 0 before its training is over."""
+        """The error of a script that exits with 0 before its training is over."""
         session, cursor = self._session, self._cursor
         assert session is not None
         if not session.pace.steps and self._reached is None:
             return (
-                f"the script has called client.start and ended with 0 without a training step (the job is at step "
-                f"{cursor.step}): train in `for batch in run.steps(loader, epochs=...)`, call run.finish() where the "
+                f"the script called client.start and exited with 0 without a training step (the job is at step "
+                f"{cursor.step}): train in `for batch in run.steps(loader, epochs=...)`, call run.finish() if the "
                 "training is over, or do not call client.start"
             )
         total = f" of {session.total_steps}" if session.total_steps else ""
         where = f"in step {cursor.step + 1}" if self._reached is not None else f"after step {cursor.step}"
         return (
-            f"the script has left its training loop {where}{total}, and ended with 0 without run.finish(): whether the "
-            "last batch has been trained on is not known, and its weights are not saved. Where the training is to end "
-            "there, call run.finish() after the loop (after `break`, say), and run the job again: it goes on from its "
-            "newest saved step"
+            f"the script left its training loop {where}{total} and exited with 0 without run.finish(): Relight does not know "
+            "whether the script has trained on the last batch, and has not saved the weights. To end the training "
+            "there, call run.finish() after the loop (for example after `break`) and run the job again: it continues from "
+            "its newest saved step"
         )
 
     def _is_early(self) -> bool:
@@ -388,8 +388,8 @@ def _unshared(per_rank: Mapping[str, Stateful], state: Mapping[str, Stateful]) -
             )
         if not (hasattr(stateful, "state_dict") and hasattr(stateful, "load_state_dict")):
             raise Misused(
-                f"client.start: per_rank['{name}'] is a {type(stateful).__name__}; allowed is what has state_dict and "
-                "load_state_dict"
+                f"client.start: per_rank['{name}'] is a {type(stateful).__name__}; allowed: objects with the "
+                "methods state_dict and load_state_dict"
             )
     return per_rank
 

@@ -53,11 +53,11 @@ def sums_of(
 def _metrics(found: Any) -> Mapping[str, Tensor]:
     """What a model's validation_step has returned. Raises LossMisfit where it is something else."""
     if not isinstance(found, Mapping):
-        raise LossMisfit(f"what validation_step returns is {kind_of(found)}; allowed: a mapping from names to tensors")
+        raise LossMisfit(f"validation_step returns {kind_of(found)}; allowed: a mapping from names to tensors")
     for name, value in found.items():
         if not isinstance(value, Tensor) or value.numel() != 1:
             what = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else kind_of(value)
-            raise LossMisfit(f"what validation_step returns as {name} is {what}; allowed: a tensor of one number")
+            raise LossMisfit(f"validation_step returns {what} as {name}; allowed: a tensor of one number")
     return {name: value.reshape(()) for name, value in found.items()}
 
 

@@ -99,10 +99,10 @@ class _Followed:
             )
         if self._unreduced and self.reduction.has_gradients(p for g in optimizer.param_groups for p in g["params"]):
             raise UnreducedGradients(
-                f"rank {self._rank}: optimizer.step() would apply gradients that are this rank's own: after the last "
-                "reduction came a backward pass within no_sync, or a second one after the same forward pass. Let a "
-                "step's last forward and backward pass run outside no_sync, and add up losses of one forward pass "
-                "before one backward pass"
+                f"rank {self._rank}: optimizer.step() would apply gradients that are not reduced over ranks: the last backward "
+                "pass ran inside no_sync, or was the second one after the same forward pass. Run the last forward and "
+                "backward pass of each step outside no_sync, and add up the losses of one forward pass before its "
+                "only backward pass"
             )
 
     def _begins(self, _: Tensor) -> None:
@@ -141,8 +141,8 @@ class _Followed:
             self._told = True
             if self._rank == 0:
                 print(
-                    f"relight: no gradient for {listed(names)} on any rank: they stay as they are; for faster steps freeze "
-                    "parameters that never take part, or wrap the model with find_unused_parameters=True",
+                    f"relight: no gradient for {listed(names)} on any rank: these parameters are not updated; for faster steps freeze "
+                    "parameters that are never used, or wrap the model with find_unused_parameters=True",
                     flush=True,
                 )
 

@@ -38,6 +38,6 @@ class KeptParameters:
             more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
             raise ParametersReplaced(
                 f"the optimizer does not hold the model's parameters {', '.join(lost[:_SHOWN])}{more}: they were replaced or "
-                "added after the training began, and would not train; allowed: all parameters made in the model's "
-                "__init__, and other values copied into them (`with torch.no_grad(): p.copy_(values)`)"
+                "added after the training began, and would not train; allowed: create all parameters in the model's "
+                "__init__, and copy new values into them (`with torch.no_grad(): p.copy_(values)`)"
             )

@@ -49,8 +49,8 @@ def layers_to_recalibrate(model: nn.Module, named: Sequence[str] | None = None) 
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise CannotRecalibrate(
-                f"recalibrate: {name or 'the model'} is a {type(module).__name__} of torch.jit, whose layers cannot be looked "
-                "into; allowed is the module that it was made of: recalibrate that, then script or trace it again"
+                f"recalibrate: {name or 'the model'} is a {type(module).__name__} of torch.jit, whose layers cannot be read; "
+                "allowed: the module that it was compiled from. Recalibrate that module, then script or trace it again"
             )
     layers = running_layers(model)
     if named is None:
@@ -73,8 +73,8 @@ def some_layers(model: nn.Module, named: Sequence[str] | None = None) -> dict[st
         raise CannotRecalibrate("recalibrate: the model has no batch norm layer with running statistics")
     more = f" and {len(frozen) - _SHOWN} more" if len(frozen) > _SHOWN else ""
     raise CannotRecalibrate(
-        f"recalibrate: all batch norm layers of the model are frozen ({', '.join(frozen[:_SHOWN])}{more}); name those that "
-        'are to get new statistics all the same: layers=["*"] in Python, --layer "*" for the command'
+        f"recalibrate: all batch norm layers of the model are frozen ({', '.join(frozen[:_SHOWN])}{more}); name the "
+        'layers that should get new statistics: layers=["*"] in Python, --layer "*" for the command'
     )
 
 
@@ -88,8 +88,8 @@ def moving_though_frozen(model: nn.Module) -> str:
         return ""
     more = f" and {len(moving) - _SHOWN} more" if len(moving) > _SHOWN else ""
     return (
-        f"batch norm {', '.join(moving[:_SHOWN])}{more}: no parameter of it requires a gradient, but it is in training mode, so "
-        "that its statistics move; `freeze` with its name, or eval() in the model's __init__, keeps them"
+        f"batch norm {', '.join(moving[:_SHOWN])}{more}: no parameter requires a gradient, but the layer is in training mode, "
+        "so its statistics change; to keep them, name the layer in `freeze`, or call its eval() in the model's __init__"
     )
 
 

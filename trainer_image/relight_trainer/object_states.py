@@ -32,7 +32,7 @@ def check_savable(objects: Mapping[str, Any]) -> None:
             place = f"{name}.{tensor_name}"
             if is_lazy(tensor):
                 raise UnfitState(
-                    f"{place} has no shape yet: it is of a lazy module, which gets its shape from its first batch. Call "
+                    f"{place} has no shape yet: it belongs to a lazy module, which gets its shape from its first batch. Call "
                     "the model on one batch before it is given to the training, or build it with its shapes"
                 )
             if _is_dtensor(tensor):
@@ -109,7 +109,7 @@ def _module_misfit(module: nn.Module, state: dict[str, Any]) -> str:
     if missing := [name for name in now if name not in state]:
         found.append(f"the saved state lacks {_some(missing)}")
     if unexpected := [name for name in state if name not in module.state_dict()]:
-        found.append(f"the saved state has {_some(unexpected)} besides")
+        found.append(f"the saved state also has {_some(unexpected)}")
     return "; ".join(found)
 
 

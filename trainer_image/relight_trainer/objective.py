@@ -48,7 +48,7 @@ class Objective:
     sample's loss.
     """
 
-    origin = "what the loss returns"
+    origin = "the loss"
     allowed = "a tensor: one number, or equally many for each sample"
 
     def __init__(
@@ -73,7 +73,7 @@ class Objective:
         """A number, and how many times it makes the sum of the losses of the batch's `samples`. Raises LossMisfit."""
         loss = self._compared(output, batch)
         if not isinstance(loss, Tensor):
-            raise LossMisfit(f"{self.origin} is {kind_of(loss)}; allowed: {self.allowed}")
+            raise LossMisfit(f"{self.origin} returns {kind_of(loss)}; allowed: {self.allowed}")
         if self._sums:
             return loss, 1
         if not loss.dim():
@@ -121,7 +121,7 @@ class OwnStep(nn.Module):
 class OwnObjective(Objective):
     """The objective of a model that has `training_step`."""
 
-    origin = "what training_step returns"
+    origin = "training_step"
     allowed = "a tensor of one number, or a mapping whose entry `loss` is one"
 
     def __init__(self) -> None:

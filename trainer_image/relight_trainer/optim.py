@@ -63,7 +63,7 @@ def _build(
             [
                 Problem(
                     f"{_PATH}.type",
-                    "calls the loss itself, several times a step (a closure), which training by batches of several workers cannot do",
+                    "calls the loss several times in a step (a closure), which training on several workers does not support",
                     found=config.type,
                     allowed="an optimizer whose step() needs no argument",
                 )

@@ -60,13 +60,13 @@ class PerRank:
         if fixed and saved_by:
             raise UnfitParts(
                 f"per_rank: {where} was saved by {saved_by} ranks, this world has {self._world}, and {', '.join(fixed)} cannot be "
-                f"divided anew: run the job with {saved_by} ranks, or give the object a method redistribute(states)"
+                f"redistributed: run the job with {saved_by} ranks, or give the object a method redistribute(states)"
             )
         parts = [self._of(part(rank), rank, where) for rank in range(saved_by)]
         if not parts:
             raise UnfitParts(
-                f"per_rank: {where} holds no state of each rank's own, and {', '.join(self._objects)} need it: go on with the "
-                f"objects that it was saved with, or start a new job"
+                f"per_rank: {where} was saved without per_rank objects, and this script gives {', '.join(self._objects)}: give the "
+                f"objects that the checkpoint was saved with, or start a new job"
             )
         self._load({name: _redistributed(o, [p[name] for p in parts]) for name, o in self._objects.items()})
 

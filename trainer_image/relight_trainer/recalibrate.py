@@ -83,7 +83,7 @@ def population_statistics(
     statistics = population.statistics()
     if not statistics:
         what = "none of the batches reached" if fed else "there is no batch for"
-        raise CannotRecalibrate(f"recalibrate: {what} a layer of the model; the statistics are as they were")
+        raise CannotRecalibrate(f"recalibrate: {what} a layer of the model; the statistics are unchanged")
     return statistics
 
 

@@ -132,8 +132,8 @@ class Reduction:
 def told(names: Sequence[str], step: int) -> str:
     """What a person hears of parameters that no rank has used in `step`, counted from 1."""
     return (
-        f"no gradient for {listed(names)} in step {step}, on any rank: they stay as they are; for faster "
-        "steps freeze parameters that never take part, or set ddp.find_unused_parameters to true"
+        f"no gradient for {listed(names)} in step {step}, on any rank: these parameters are not updated; for "
+        "faster steps freeze parameters that are never used, or set ddp.find_unused_parameters to true"
     )
 
 

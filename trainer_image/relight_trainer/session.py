@@ -505,11 +505,11 @@ class Session:
         """Save what this rank has for itself in checkpoints; a member's snapshot would lack that of other members."""
         self._snapshots = None
         if self._saver is None:
-            self.say("per_rank: nothing of this job is kept, because it has no checkpoint folder (spec.checkpoint)")
+            self.say("per_rank: no state of this job is saved, because it has no checkpoint folder (spec.checkpoint)")
             return
         self._saver.own = own.state
         self.say(
-            "per_rank: the state is kept in checkpoints only, not in snapshots: a lost member costs the steps since the last one"
+            "per_rank: the state is kept in checkpoints only, not in snapshots: a lost member costs the steps since the last checkpoint"
         )
 
     def _load_own(self, own: PerRank) -> None:

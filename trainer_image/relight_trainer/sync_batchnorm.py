@@ -48,7 +48,7 @@ class _Group:
         if self.members is not None:
             raise PicklingError(
                 "a batch norm layer over a group of ranks cannot be pickled: the group exists in this process alone; "
-                "allowed: relight_trainer.sync_batchnorm.revert(model) before, and convert(model, group) where it is loaded"
+                "allowed: relight_trainer.library.plain_batch_norm(model) before, and sync_batch_norm(model, group) after loading"
             )
         return _Group, (None,)
 

@@ -65,7 +65,7 @@ class Allowed:
         shown = f"{value:.0f}" if float(value).is_integer() else str(value)
         if self.classes is None:
             return f"the target is {shown}; allowed: numbers from {self.least} to {self.most}"
-        allowed = f"whole numbers from 0 to {self.most}, for the model has {self.classes} outputs"
+        allowed = f"whole numbers from 0 to {self.most}, because the model has {self.classes} outputs"
         if self.ignored is not None:
             allowed += f", or {self.ignored}, which loss.ignore_index leaves out"
         return f"the label is {shown}; allowed: {allowed}. {self._remedy(value, values)}"
@@ -158,8 +158,8 @@ class Targets:
         else:
             return
         raise LossMisfit(
-            f"loss: {type(criterion).__name__} gives a mean over {what}, of which each micro-batch and worker has another "
-            "amount: their mean is not that of the global batch. Allowed: loss: {type: cross_entropy, weigh_by: tokens, "
+            f"loss: {type(criterion).__name__} gives a mean over {what}, which differ in number between "
+            "micro-batches and workers: the mean of these means is not that of the global batch. Allowed: loss: {type: cross_entropy, weigh_by: tokens, "
             'ignore_index: ...}, a loss with reduction = "sum" and denominator(target), or one worker and one micro-batch'
         )
 

@@ -1,4 +1,4 @@
-"""One step of a configuration on the CPU, in a process of its own: what a worker would refuse is known before there is one.
+"""One step of a configuration on the CPU, in a process of its own: it finds what a worker would refuse.
 
 `python -m relight_trainer.trial REQUEST.json ANSWER.json`: the request is {"config", "nodes", "proc_per_node"}, the answer
 {"problem": text or null, "samples": of the step}. The working folder is the job's.

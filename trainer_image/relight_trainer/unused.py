@@ -115,7 +115,7 @@ class Unused:
     def _wait_until_decided(self) -> None:
         if not self._decided.wait(self._timeout.total_seconds()):
             raise dist.DistStoreError(
-                "not all ranks said which step they are in, after one asked which parameters are used"
+                "not all ranks reported their step after one rank asked which parameters are used"
             )
         if self._error is not None:
             raise self._error

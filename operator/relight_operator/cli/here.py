@@ -1,4 +1,4 @@
-"""What `relight validate` finds out by looking at this machine, and `--deep` by trying one step in a process of its own."""
+"""The checks of `relight validate` that need this machine, and the trial step of `--deep` in a separate process."""
 
 import os
 import resource
@@ -24,10 +24,10 @@ def has_own_code(job: TrainingJob | None) -> bool:
 
 
 def failings(job: TrainingJob | None, config: TrainerConfig | None, folder: Path, path: str) -> Iterator[Problem]:
-    """What would keep the job from running on this machine with `folder` as its working folder; it may lie elsewhere."""
+    """Problems that would keep the job from running on this machine with `folder` as its working folder."""
     script = job.spec.trainer.script if job is not None else None
     if script is not None and not (folder / script[0]).exists():
-        yield Problem("spec.trainer.script[0]", "no such file here", f'"{script[0]}"', f"a path from {folder}")
+        yield Problem("spec.trainer.script[0]", "no such file here", f'"{script[0]}"', f"a path relative to {folder}")
     if config is None:
         return
     if config.train.device == "cuda" and not _has_gpu():
@@ -35,13 +35,13 @@ def failings(job: TrainingJob | None, config: TrainerConfig | None, folder: Path
     if config.init_from is not None:
         source = config.init_from.path
         if "://" not in source and not (folder / source).exists():
-            yield Problem(f"{path}.init_from.path", "no such file here", f'"{source}"', f"a path from {folder}")
+            yield Problem(f"{path}.init_from.path", "no such file here", f'"{source}"', f"a path relative to {folder}")
 
 
 def deep_problem(
     config: TrainerConfig, world: tuple[int, int], folder: Path, path: str, *, seconds: float = DEEP_SECONDS
 ) -> Problem | None:
-    """What a worker of `world`, (nodes, workers of each), would refuse; None where one step was taken."""
+    """The problem that a worker would have; None if one step succeeds. `world`: nodes, and workers per node."""
     with tempfile.TemporaryDirectory() as name:
         request, answer = Path(name) / "request.json", Path(name) / "answer.json"
         body = {"config": trainer_config.canonical(config), "nodes": world[0], "proc_per_node": world[1]}
@@ -60,10 +60,10 @@ def deep_problem(
                 preexec_fn=_bound_memory,  # this process has one thread
             )
         except subprocess.TimeoutExpired:
-            return Problem(path, f"one step on the CPU was not done within {seconds:.0f} s")
+            return Problem(path, f"one step on the CPU took longer than {seconds:.0f} s")
         said = read_json(answer)
     if not isinstance(said, dict):
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         return Problem(path, f"the process that tried one step ended with {done.returncode}: {last}")
     return Problem(path, f"one step on the CPU failed: {said['problem']}") if said["problem"] else None
 

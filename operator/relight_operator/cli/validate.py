@@ -45,7 +45,7 @@ from relight_trainer.yaml_loader import MAX_BYTES
 @click.option(
     "--deep",
     is_flag=True,
-    help="Also open the data, build the model, and take one step of one worker on the CPU, in a process of its own.",
+    help="Also open the data, build the model, and take one step of one worker on the CPU, in a separate process.",
 )
 @click.option("--limit", metavar="80GiB", help="What a worker's device has: to want more is wrong. Means --memory too.")
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print the answer.")
@@ -122,9 +122,11 @@ class _Answer:
         lines += [f"  would fail here: {one}" for one in self.failing]
         lines += [f"  not checked here: {text}" for text in self.unknown]
         if self.tried:
-            lines.append("  tried here: the data is open, the model is built, one step is taken on the CPU")
+            lines.append("  tried here: opened the data, built the model, and took one step on the CPU")
         elif self.config:
-            lines.append("  not tried: the data and the model (--deep opens, builds and takes one step on the CPU)")
+            lines.append(
+                "  not tried: opening the data and building the model (--deep does both, and takes one step on the CPU)"
+            )
         elif self.job:
             lines.append(f"  not tried: what its {_kind(self.job.spec)} does")
         return "\n".join(lines)

@@ -104,7 +104,7 @@ class Verdict:
 
 
 def no_use(cause: Cause, manner: Manner, *, local: bool, trained: bool) -> str:
-    """Why another try is of no use, "" where it may be.
+    """The reason why a retry cannot help; "" if it may help.
 
     `local`: a person waits for `relight run`, on a machine that stays the same. `trained`: the job has done a step.
     """
@@ -112,10 +112,10 @@ def no_use(cause: Cause, manner: Manner, *, local: bool, trained: bool) -> str:
         return ""
     match manner:
         case Manner.PERMANENT:
-            return "a program that cannot be loaded, or uses a name that is not there, fails at every try"
+            return "every retry would fail in the same way: the program cannot be loaded, or uses a name that does not exist"
         case Manner.RAISED | Manner.EXITED:
             return (
-                "before the first step `relight run` does not try again, unless a rule of retry.rules says so"
+                "`relight run` does not retry a failure before the first step, unless a rule in retry.rules says so"
                 if (local and not trained)
                 else ""
             )
@@ -149,7 +149,7 @@ def judge(
     `progressed`: the generation did a step that none before it had done. `checkpoint`: the newest committed step.
     `again`: a failure of the same generation has been paid for already, so that this one is free. `code`: its exit
     code, as the user knows it. `known_by`: by what it is recognised when it comes again, None where it is not.
-    `hopeless`: why no other try is made (`no_use`), "" where one is.
+    `hopeless`: why there is no retry (see `no_use`); "" if there is one.
     """
     after = restarts.model_copy(deep=True)
     after.total += 1

@@ -33,10 +33,10 @@ def begin(
         case Way.REFUSED:
             raise InvalidUsage(_refusal(verdict, folder, again))
         case Way.ANEW:
-            said.append(f"no step of it had been done yet: what has changed is taken: {', '.join(verdict.changed)}")
+            said.append(f"the job has done no step yet, so all changes are accepted: {', '.join(verdict.changed)}")
             return _anew(folder, job), said
         case Way.ON:
-            said.append(f"changed since: {', '.join(verdict.changed)}")
+            said.append(f"changed since the last run: {', '.join(verdict.changed)}")
         case Way.AS_BEFORE:
             pass
         case never:
@@ -44,12 +44,12 @@ def begin(
     ended = stored.status.phase
     if ended == "Succeeded" and verdict.trains and stored.job.spec.checkpoint is None:
         raise InvalidUsage(
-            f"spec.checkpoint: the job that has completed kept no checkpoint to go on from ({folder.path}): "
-            "start anew with --fresh"
+            f"spec.checkpoint: the completed job has saved no checkpoint to continue from (state in {folder.path}): "
+            "start from the beginning with --fresh"
         )
     stored = _with(folder, stored, job)
     if ended == "Succeeded" and verdict.trains:
-        said.append("it had completed: it goes on from its final state under the changed configuration")
+        said.append("the job had completed: it continues from its final state with the changed configuration")
         stored = _revive(folder, stored)
     elif ended == "Failed":
         said.append("it had failed: it goes on from its last checkpoint, with a new retry budget (--fresh starts anew)")
@@ -63,12 +63,12 @@ def _refusal(verdict: Again, folder: StateFolder, again: Sequence[str]) -> str:
     ways = [
         "undo the change",
         "give the job another metadata.name",
-        "start anew with --fresh (what there is is moved aside)",
+        "start from the beginning with --fresh (it moves the old checkpoints and state to another folder)",
     ]
     if verdict.allow:
         allow = f"resume.allow=[{','.join(verdict.allow)}]"
         ways.insert(
-            0, f"train on from the last state under the changed configuration: {shlex.join([*again, '--set', allow])}"
+            0, f"continue from the last state with the changed configuration: {shlex.join([*again, '--set', allow])}"
         )
     return (
         f"{', '.join(verdict.refused)}: changed since the job's first step (state in {folder.path}). What you can do: "
@@ -111,7 +111,7 @@ def _with(folder: StateFolder, stored: StoredJob, job: TrainingJob) -> StoredJob
 
 
 def clear(folder: StateFolder, job: TrainingJob) -> list[str]:
-    """Move what an earlier run of the job has left aside. Nothing of it is deleted, but for what members left in memory."""
+    """Move the state and checkpoints of an earlier run to another folder. Only snapshots in memory are deleted."""
     said = []
     leftovers = kill_leftovers(folder.path / "members")
     if leftovers:
@@ -119,7 +119,7 @@ def clear(folder: StateFolder, job: TrainingJob) -> list[str]:
     location = checkpoint_folder(job, folder.path)
     if isinstance(location, str):
         raise InvalidUsage(
-            f"--fresh cannot move what is in {location} aside: give the job another uri, or delete it there"
+            f"--fresh cannot move the checkpoints in {location}: give the job another uri, or delete them there"
         )
     stamp = dt.datetime.now(dt.UTC).strftime("%Y%m%dT%H%M%S%f")
     inside = location is not None and location.is_relative_to(folder.path)
@@ -135,7 +135,7 @@ def clear(folder: StateFolder, job: TrainingJob) -> list[str]:
         for child in old:
             child.rename(aside / child.name)
         what = "checkpoints and state" if (aside / "volumes").exists() else "state"
-        said.append(f"--fresh: the earlier {what} are kept in {aside}; delete it when you do not need it")
+        said.append(f"--fresh: the earlier {what} are kept in {aside}; delete this folder when you do not need it")
     return said
 
 

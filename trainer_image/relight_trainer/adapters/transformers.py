@@ -99,7 +99,7 @@ class RelightCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
                 f"the Trainer's training data has no length, and ended after step {state.global_step} of {state.max_steps}: "
                 "the Trainer does not know its place in a second pass, so that a resumed training would be given other "
                 "batches. Give the data set a __len__, let it begin anew by itself (datasets: .repeat(None)), or set "
-                "max_steps to what one pass has"
+                "max_steps to the number of steps in one pass"
             )
         self._is_in_a_pass = True
         # Samplers without a generator of their own draw the epoch's order now: the same on all ranks and in each run.

@@ -75,6 +75,6 @@ def command(
         return
     click.echo(f"{said['out']}: {said['layers']} layers have the statistics of {said['samples']} samples")
     if said["kept"]:
-        click.echo(f"{said['kept']} layers keep theirs: frozen, not named, or not reached by the samples")
+        click.echo(f"{said['kept']} layers keep their statistics: frozen, not named, or not reached by the samples")
     for name, before in said["before"].items():
         click.echo(f"{name} {before} -> {said['after'][name]}")

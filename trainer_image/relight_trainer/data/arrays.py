@@ -82,7 +82,7 @@ class Pair:
             )
         if 0 in self._inputs.shape:
             raise BadData(
-                f"{field}: {path}: {inputs} of the shape {self._inputs.shape}; allowed: a number at least in each row"
+                f"{field}: {path}: {inputs} of the shape {self._inputs.shape}; allowed: at least one number in each row"
             )
         where = f"{field}: {path}: {labels}"
         whole = is_whole(found.dtype)

@@ -44,7 +44,7 @@ class Table:
         found = np.asarray(self._split[chosen.tolist()][self._inputs])
         if not is_real(found.dtype):
             raise BadData(
-                f"{self._field}: {self._inputs} holds {found.dtype}; allowed: real numbers, as many in each row"
+                f"{self._field}: {self._inputs} holds {found.dtype}; allowed: real numbers, the same count in each row"
             )
         return finite_rows(found, chosen, f"{self._field}: {self._inputs}")
 

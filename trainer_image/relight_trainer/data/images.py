@@ -152,7 +152,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode in {"I", "F"}:
         kind = "floats" if image.mode == "F" else "whole numbers"
         raise ValueError(
-            f"its pixels are {kind} of 32 bits, and nothing says which is white; allowed: 8 or 16 bits for each "
+            f"its pixels are {kind} of 32 bits, and the file does not say which value is white; allowed: 8 or 16 bits for each "
             "channel, or the values in data: {type: arrays}"
         )
     if image.mode == "P" or "transparency" in image.info:

@@ -65,6 +65,6 @@ def as_numbers(found: npt.NDArray[Any], field: str) -> npt.NDArray[np.float32]:
     if len(places):
         raise BadData(
             f"{field}: the label of sample {places[0]} is {found[places[0]]}; allowed: finite numbers that float32 "
-            f"holds: whole numbers are exact up to {2**24}. Divide the labels by a constant"
+            f"holds exactly; whole numbers are exact up to {2**24}. Divide the labels by a constant"
         )
     return numbers

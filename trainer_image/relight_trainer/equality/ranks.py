@@ -74,8 +74,8 @@ class EqualRanks:
                 self._unequal[one.name] = one
             elif one.name not in follow:
                 raise StartsDiffer(
-                    f"rank {one.rank} and rank 0 begin with different values in {one}: make them the same on all ranks before "
-                    f"the training starts (by a seed, for example), or, where each rank has its own, give the object as "
+                    f"rank {one.rank} and rank 0 begin with different values in {one}: make the values equal on all ranks "
+                    f"before the training starts (for example by the same seed), or, if they differ by design, give the object as "
                     f"client.start(per_rank={{'{one.name}': ...}})"
                 )
         if self._unequal:
@@ -171,8 +171,8 @@ class EqualRanks:
             if left:
                 raise StartsDiffer(
                     f"{name}: {left[0]} began with different values on rank {one.rank} and rank 0, and no "
-                    f"DistributedDataParallel contains it after the first step, so it may be a part that each rank has for its own: "
-                    f"set the same seed on all ranks before the model is made, or give the object as "
+                    f"DistributedDataParallel contains it after the first step, so it may be a shard of that rank: "
+                    f"set the same seed on all ranks before the model is created, or give the object as "
                     f"client.start(per_rank={{'{name}': ...}})"
                 )
 
@@ -192,7 +192,7 @@ def _ranks_differ(step: int, one: Difference) -> RanksDiffer:
     return RanksDiffer(
         f"after step {step} rank {one.rank} and rank 0 hold different values in {one}: all ranks must hold the same state. "
         f"Wrap a model that each rank trains on its own data in DistributedDataParallel (run.wrap(model)); "
-        f"change other state only by what is the same on all ranks"
+        f"change other state only by values that are equal on all ranks"
     )
 
 

@@ -73,9 +73,7 @@ class Comparisons:
     def wait(self, comparison: Comparison, timeout: float) -> list[Difference]:
         """What differs, once it is known. Raises what the store raises, TimeoutError after `timeout` seconds."""
         if not comparison.done.wait(timeout):
-            raise TimeoutError(
-                f"not all ranks came to compare their states of step {comparison.step} within {timeout:.0f} s"
-            )
+            raise TimeoutError(f"not all ranks compared their states of step {comparison.step} within {timeout:.0f} s")
         if comparison.error is not None:
             raise comparison.error
         return comparison.differences

@@ -160,8 +160,8 @@ class ScriptData:
             if is_fixed and (number >= length or (is_last and number + 1 < length)):
                 more = "more" if number >= length else f"only {number + 1}"
                 raise DataDiffers(
-                    f"{name_of(loader)} has the length {length}, and gave {more} in epoch {epoch}. Mend __len__ of its "
-                    "sampler, or what the sampler gives"
+                    f"{name_of(loader)} has the length {length}, but gave {more} in epoch {epoch}. Fix __len__ of its "
+                    "sampler, or the batches that the sampler gives"
                 )
             yield number, is_last, batch
         if number < trained:
@@ -190,9 +190,9 @@ class ScriptData:
                 continue
             if isinstance(base, DataLoader) and held.source is base.dataset and base.num_workers:
                 raise BadLoader(
-                    f"the data set ({type(held.source).__name__}) was given to client.start as state, and worker processes "
-                    "read copies of it, whose place is not known here. Use num_workers=0, or torchdata's StatefulDataLoader "
-                    "and give that as state"
+                    f"the data set ({type(held.source).__name__}) was given to client.start, but worker processes read "
+                    "copies of it, whose state this process does not know. Use num_workers=0, or give torchdata's "
+                    "StatefulDataLoader to client.start instead"
                 )
             held.claim()
             self._claimed = held
@@ -226,15 +226,15 @@ class ScriptData:
         loader, length = source.loader, length_of(source.loader)
         if before is not None and before.world == self._world and before.batches != length:
             raise DataDiffers(
-                f"{name_of(loader)}: epoch {epoch} has {length or 'an unknown number of'} batches now, and had "
-                f"{before.batches or 'an unknown number'} when the job was saved in its midst. Give it the data, batch size "
-                "and sampler that it began with, or create the job anew"
+                f"{name_of(loader)}: epoch {epoch} has {length or 'an unknown number of'} batches now, but had "
+                f"{before.batches or 'an unknown number'} when the job was saved in this epoch. Use the data, batch "
+                "size and sampler that the epoch began with, or start a new job"
             )
         if source.length is not None and source.length != length and not source.parts.epochs:
             raise DataDiffers(
-                f"{name_of(loader)} has {length} batches in epoch {epoch}, and had {source.length} in the one before. A "
-                "length may depend on the epoch alone, by a sampler with set_epoch: else the script would train on other "
-                "batches when it is run again"
+                f"{name_of(loader)} has {length} batches in epoch {epoch}, but had {source.length} in the epoch before. A "
+                "length may change only with the epoch, by a sampler with set_epoch: otherwise the script would train on "
+                "other batches after a restart"
             )
         source.length = length
         return length
@@ -328,9 +328,9 @@ class ScriptData:
         loader, free = source.loader, is_free_to_read(source.loader)
         if not free:
             self._job.say(
-                f"{name_of(loader)} has no index and was not given as state: {trained} batches of epoch {epoch} that have "
-                "been trained on are read again. A data set with an index, or a StatefulDataLoader given to client.start, "
-                "saves that time"
+                f"{name_of(loader)} has no index and was not given to client.start: the first {trained} batches of epoch "
+                f"{epoch} are read again. A data set with an index, or a StatefulDataLoader given to client.start, saves "
+                "this time"
             )
         began = time.monotonic()
         with self._job.reading_again() if not free else nullcontext(_nothing) as alive:
@@ -353,9 +353,9 @@ class ScriptData:
         if UNKNOWN in {digest, before.digest} or digest == before.digest:
             return
         raise DataDiffers(
-            f"{name_of(loader)} does not repeat: batch {number} of epoch {epoch}, counted from 0, is another one than the "
-            f"job was trained on before it was interrupted (rank {self._rank}: {digest}, before {before.digest}). "
-            f"Going on would train on some samples twice and on others never. {HOW_TO_REPEAT}"
+            f"{name_of(loader)} does not repeat: batch {number} of epoch {epoch}, counted from 0, is not the batch that "
+            f"the job was trained on before the restart (rank {self._rank}: {digest}, before {before.digest}). "
+            f"Training on would use some samples twice and others never. {HOW_TO_REPEAT}"
         )
 
     @staticmethod
@@ -363,12 +363,12 @@ class ScriptData:
         if not trained:
             raise DataDiffers(
                 f"{name_of(loader)} gave no batch in epoch {epoch}. A generator can be read once: give run.steps a list or "
-                "a DataLoader. Of a DataLoader, look at the data set's path and filters, and at drop_last"
+                "a DataLoader. For a DataLoader, check the data set's path and filters, and drop_last"
             )
         gave = f"gave {found} batches" if found is not None else f"gave no more than {trained} batches"
         raise DataDiffers(
-            f"{name_of(loader)} {gave} in epoch {epoch}, of which the job has been trained on {trained} and one more must "
-            "follow: it had more when the job was saved. Give it the data that it began with, or create the job anew"
+            f"{name_of(loader)} {gave} in epoch {epoch}, but the job has been trained on {trained} and one more must "
+            "follow: the loader had more when the job was saved. Use the data that the epoch began with, or start a new job"
         )
 
     def _note(self, epoch: int, number: int, digest: str, state: State | None) -> None:

@@ -20,7 +20,7 @@ class DataDiffers(Exception):
 HOW_TO_REPEAT = (
     "Make the order a function of the epoch and of a seed: give the sampler a torch.Generator, a numpy Generator or a "
     "random.Random as an attribute (Relight seeds it for each epoch), or use a StatefulDataLoader and give it to "
-    "client.start as state. Then create the job anew"
+    "client.start as state. Then start a new job"
 )
 
 

@@ -19,13 +19,13 @@ def length_of(loader: Any) -> int:
         return 0
     except Exception as error:
         raise BadLoader(
-            f"len() of {name_of(loader)} raises {type(error).__name__}: {error}. Allowed are the number of batches in an "
-            "epoch, or TypeError where that is not known; mend __len__ of the loader, its sampler or its data set"
+            f"len() of {name_of(loader)} raises {type(error).__name__}: {error}. Allowed: the number of batches in an "
+            "epoch, or TypeError if the number is not known. Fix __len__ of the loader, its sampler or its data set"
         ) from error
     if length == 0:
         raise DataDiffers(
-            f"{name_of(loader)} is empty: its length is 0. It must give at least one batch: look at the data set's path "
-            "and filters, at drop_last with a batch size above the number of samples, and at the sampler"
+            f"{name_of(loader)} is empty: its length is 0. It must give at least one batch: check the data set's path "
+            "and filters, drop_last with a batch size above the number of samples, and the sampler"
         )
     return length
 
@@ -44,8 +44,8 @@ def checked_counts(*, epochs: Any, accumulate: Any) -> None:
     >>> checked_counts(epochs=1, accumulate=0)
     Traceback (most recent call last):
     ...
-    relight_trainer.script_data.errors.BadLoader: run.steps(accumulate=0): allowed are whole numbers from 1
+    relight_trainer.script_data.errors.BadLoader: run.steps(accumulate=0): allowed: whole numbers from 1
     """
     for name, value in (("epochs", epochs), ("accumulate", accumulate)):
         if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-            raise BadLoader(f"run.steps({name}={value!r}): allowed are whole numbers from 1")
+            raise BadLoader(f"run.steps({name}={value!r}): allowed: whole numbers from 1")

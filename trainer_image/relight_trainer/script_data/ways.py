@@ -26,7 +26,7 @@ def way_of(loader: Any, parts: Parts, *, given: bool) -> Way:
     if isinstance(base, DataLoader) and base.num_workers and not getattr(base, "in_order", True):
         raise BadLoader(
             f"{name_of(loader)} has in_order=False: batches come in the order in which worker processes finish, which "
-            "is another one in each run. Allowed is in_order=True, the default"
+            "differs in each run. Allowed: in_order=True, the default"
         )
     if given:
         return Way.OWN_STATE

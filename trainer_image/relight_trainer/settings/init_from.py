@@ -40,8 +40,8 @@ class InitFrom(StrictModel):
     rename: list[Rename] = Field([], description="Each {pattern, to}, one after the other.")
     only: Patterns | None = Field(
         None,
-        description="The part of the model that the file is for, such as teacher.*: `policy` and `min_match` look at that "
-        "part alone, and all else stays fresh. Default: the whole model.",
+        description="The part of the model that the file is for, such as teacher.*: `policy` and `min_match` apply to "
+        "this part only, and all other weights stay fresh. Default: the whole model.",
     )
     min_match: float = Field(
         0.9, ge=0, le=1, description="The share of the model's tensors, or of those in `only`, that must be found."

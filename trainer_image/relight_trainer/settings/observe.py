@@ -13,7 +13,7 @@ from relight_trainer.strict import StrictModel, located, problem
 class FeatureMaps(StrictModel):
     layers: list[str] = Field(min_length=1, description="Patterns of modules' dotted paths, such as layer1.*.")
     every: TrainingSpan = Field(
-        Span(500, "st"), description="How often, beside the first step: 500st shows the steps 1, 500, 1000, ..."
+        Span(500, "st"), description="How often, in addition to the first step: 500st shows the steps 1, 500, 1000, ..."
     )
     most: int = Field(64, ge=1, le=1024, description="Maps of one layer in a picture.")
 
@@ -22,7 +22,7 @@ class Histograms(StrictModel):
     parameters: list[str] = Field(["*"], description="Patterns of parameters' names.")
     gradients: list[str] = Field([], description="Patterns of parameters whose gradients are shown.")
     every: TrainingSpan = Field(
-        Span(500, "st"), description="How often, beside the first step: 500st shows the steps 1, 500, 1000, ..."
+        Span(500, "st"), description="How often, in addition to the first step: 500st shows the steps 1, 500, 1000, ..."
     )
 
 

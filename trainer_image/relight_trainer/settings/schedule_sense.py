@@ -50,7 +50,7 @@ class Ruler:
     def later_known(self) -> str:
         """Why something cannot be compared yet, for a message."""
         if self.timed:
-            return f"cannot be compared with {self.words}, whose number of steps is known at its end alone"
+            return f"cannot be compared with {self.words}, whose number of steps is known only at its end"
         return f"is compared with {self.words} when that starts, once the number of steps is known"
 
     def of(self, position: Span | Percent) -> float | None:
@@ -132,7 +132,7 @@ def _of_shape(schedule: AnyWarmed, ruler: Ruler, place: Place) -> Iterator[Findi
             yield from _of_cycles(schedule, ruler, place)
         case schedules.InverseSqrt():
             yield from _within(
-                schedule.timescale, ruler, (*place, "timescale"), f"the decay begins behind {ruler.words}"
+                schedule.timescale, ruler, (*place, "timescale"), f"the decay begins after {ruler.words}"
             )
         case schedules.Step():
             yield from _within(schedule.every, ruler, (*place, "every"), f"one stretch is longer than {ruler.words}")
@@ -163,11 +163,11 @@ def _within(position: Span | Percent, ruler: Ruler, place: Place, message: str) 
 
 def _of_places(at: Sequence[Span | Percent], ruler: Ruler, place: Place) -> Iterator[Finding]:
     for i, position in enumerate(at):
-        yield from _within(position, ruler, (*place, i), f"the place lies behind the end of {ruler.words}")
+        yield from _within(position, ruler, (*place, i), f"the place is after the end of {ruler.words}")
     for i, (first, second) in enumerate(pairwise(at), 1):
         if ruler.later(first, second) is False:
             equal = ruler.later(second, first) is False
-            message = f"{'the same place as' if equal else 'before'} {first}, which stands before it"
+            message = f"{'the same place as' if equal else 'earlier than'} {first}, the entry before it"
             yield Finding((*place, i), message, str(second), "places in the order of the training, each once")
 
 
