@@ -22,7 +22,7 @@ def test_a_job_that_failed_before_its_first_step_is_mended_and_run_again(home: H
     assert first.code not in {0, 130}, first.said
     again = home.run(job(5).with_spec(retry={"failures": 0}))
     assert again.code == 0, again.said
-    assert "no step of it had been done yet" in again.said
+    assert "the job has done no step yet" in again.said
     assert "spec.trainer.config" in again.said
     assert again.final["steps"] == 5
 

@@ -80,14 +80,14 @@ def test_tables_of_every_spelling_are_the_same_numbers(tmp_path: Path, content: 
 @pytest.mark.parametrize(
     ("content", "more", "message"),
     [
-        ("a,b\n1,2,0\n", {"header": True}, r"t\.csv, line 2: 3 columns; allowed: 2, as the header names: a, b\. Where the first column holds names of rows, .* \(row\.names = FALSE in R"),
+        ("a,b\n1,2,0\n", {"header": True}, r"t\.csv, line 2: 3 columns; allowed: 2, as the header names: a, b\. If the first column holds row names, .* \(row\.names = FALSE in R"),
         ('"","a","b"\n"1",1,2\n', {"header": True}, r"line 1: column 0 has no name; allowed: a name for each column\..*index=False in pandas"),
         ("a,b,c\n1,2,0\n3,1\n", {"header": True}, r"line 3: 2 columns; allowed: 3, as the header names"),
         ("1,2,0\n3,1\n", {}, r"line 2: 2 columns; allowed: 3, as line 1 has"),
         ("1,2,0\n3,,1\n", {}, r"line 2, column 1: found nothing; allowed: a number"),
         ("1,2,0\n,,\n", {}, r"line 2, column 0: found nothing; allowed: a number"),
         ("a,b,c\n3,x,1\n", {"header": True}, r'line 2, column 1 \("b"\): found "x"; allowed: a number'),
-        ("a,b,c\n3,1,1\n", {}, r"line 1, column 0: found \"a\"; allowed: a number\. Where the first line names the columns: data\.header: true"),
+        ("a,b,c\n3,1,1\n", {}, r"line 1, column 0: found \"a\"; allowed: a number\. If the first line names the columns, set data\.header: true"),
         ("5,2.5,0\n3,1,1\n", {"header": True}, r"line 1: data\.header is true, and the line has numbers: 5, 2\.5, 0"),
         ('"1,5",2,0\n', {}, r'line 1, column 0: found "1,5"; allowed: a number'),
         ('1,2,0\n"1,5",2,0\n', {}, r'line 2, column 0: found "1,5"; allowed: a number, with a decimal point'),

@@ -275,7 +275,7 @@ def test_gradients_that_ddp_leaves_to_each_rank_are_not_applied(
     else:
         for rank, text in enumerate(answers):
             assert text.startswith(
-                f"UnreducedGradients: rank {rank}: optimizer.step() would apply gradients that are this"
+                f"UnreducedGradients: rank {rank}: optimizer.step() would apply gradients that are not reduced"
             )
 
 

@@ -136,7 +136,7 @@ def test_layers_whose_statistics_move_though_nothing_of_them_trains_are_named() 
     model.train()
     assert moving_though_frozen(model) == ""
     model[0].requires_grad_(False)
-    assert moving_though_frozen(model).startswith("batch norm 0.2: no parameter of it requires a gradient, but")
+    assert moving_though_frozen(model).startswith("batch norm 0.2: no parameter requires a gradient, but")
     _by_configuration(model)
     assert moving_though_frozen(model) == ""
 
@@ -161,7 +161,7 @@ def test_where_nothing_could_be_done_that_is_said() -> None:
     with pytest.raises(CannotRecalibrate, match="the model has no batch norm layer with running statistics"):
         recalibrate(nn.Linear(3, 3), [x])
     model.requires_grad_(False)
-    with pytest.raises(CannotRecalibrate, match=r"are frozen \(0.1, 0.2, 1.1, 1.2\); name those .* layers="):
+    with pytest.raises(CannotRecalibrate, match=r"are frozen \(0.1, 0.2, 1.1, 1.2\); name the layers .* layers="):
         recalibrate(model, [x])
     for name, tensor in model.state_dict().items():
         if "running" not in name:

@@ -107,7 +107,8 @@ def test_a_world_of_another_size_is_refused(tmp_path: Path) -> None:
     answers = worlds.run(trained, Table, root=tmp_path, job=the_job(tmp_path), generation=2, ranks=3)
     said = "UnfitParts: per_rank: "
     assert all(
-        a.startswith(said) and "saved by 2 ranks, this world has 3, and table cannot be divided" in a for a in answers
+        a.startswith(said) and "saved by 2 ranks, this world has 3, and table cannot be redistributed" in a
+        for a in answers
     )
 
 
@@ -157,7 +158,10 @@ def misused(context: WorkerContext, how: str) -> Any:
     ("how", "said"),
     [
         ("twice", "Misused: client.start: model is given twice, as an argument and in per_rank"),
-        ("stateless", "Misused: client.start: per_rank['rows'] is a list; allowed: objects with the methods state_dict"),
+        (
+            "stateless",
+            "Misused: client.start: per_rank['rows'] is a list; allowed: objects with the methods state_dict",
+        ),
         ("DDP", "Misused: client.start: per_rank['model'] is in DistributedDataParallel"),
     ],
 )

@@ -155,7 +155,7 @@ def test_what_has_no_index_is_read_again_and_that_is_told() -> None:
     assert life.job.read_again == 4
     [said] = life.job.said
     assert "data set Stream" in said
-    assert "4 batches of epoch 0 that have been trained on are read again" in said
+    assert "the first 4 batches of epoch 0 are read again" in said
 
 
 class Through(Sampler[int]):

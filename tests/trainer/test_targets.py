@@ -35,7 +35,7 @@ def known(labels: Any, name: str = "data.train") -> KnownLabels:
 
 
 BAD_LABELS: list[tuple[Any, dict[str, Any], str]] = [
-    ([0, 1, 2, -1], {}, r"\[3\]: the label is -1; allowed: whole numbers from 0 to 2, because the model has 3 outputs\. If such samples are to be left out of the loss: loss\.ignore_index: -1"),
+    ([0, 1, 2, -1], {}, r"\[3\]: the label is -1; allowed: whole numbers from 0 to 2, because the model has 3 outputs\. To leave such samples out of the loss, set loss\.ignore_index: -1"),
     ([0, 1, -100, 1], {}, r"\[2\]: the label is -100; .* loss\.ignore_index: -100"),
     ([1, 2, 3, 1], {}, r"\[2\]: the label is 3; .*The labels count from 1: subtract 1 from each"),
     ([0, 1, 2, 5], {}, r"\[3\]: the label is 5; .*Give the model 6 outputs, or number the classes from 0 without gaps"),

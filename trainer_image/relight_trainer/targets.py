@@ -72,13 +72,13 @@ class Allowed:
 
     def _remedy(self, value: float, values: Tensor) -> str:
         if not float(value).is_integer():
-            return "Where numbers are to be predicted, and not classes: loss: {type: mse}"
+            return "To predict numbers instead of classes, set loss: {type: mse}"
         least, most = int(values.min()), int(values.max())
         if least == 1 and most == self.classes:
             return "The labels count from 1: subtract 1 from each"
         if value < 0:
             if self.can_ignore and self.ignored is None:
-                return f"If such samples are to be left out of the loss: loss.ignore_index: {int(value)}"
+                return f"To leave such samples out of the loss, set loss.ignore_index: {int(value)}"
             return "Number the classes from 0"
         return f"Give the model {most + 1} outputs, or number the classes from 0 without gaps"
 

@@ -112,8 +112,8 @@ class _Reading:
         empty = next((i for i, name in enumerate(names) if not name), None)
         if empty is not None:
             raise BadData(
-                f"{self._place}, line {line}: column {empty} has no name; allowed: a name for each column. Where the "
-                f"column holds names or numbers of rows, write the file without them ({_WITHOUT_NAMES})"
+                f"{self._place}, line {line}: column {empty} has no name; allowed: a name for each column. If the "
+                f"column holds row names or row numbers, write the file without them ({_WITHOUT_NAMES})"
             )
         if names and all(_NUMBER.fullmatch(name) for name in names):
             counted = [str(start + i) for start in (0, 1) for i in range(len(names))]
@@ -130,7 +130,7 @@ class _Reading:
             return BadData(f"{here}; allowed: {width}, as line {first_line} has")
         hint = ""
         if len(row) == width + 1:
-            hint = f". Where the first column holds names of rows, write the file without them ({_WITHOUT_NAMES})"
+            hint = f". If the first column holds row names, write the file without them ({_WITHOUT_NAMES})"
         return BadData(f"{here}; allowed: {width}, as the header names: {few(self._names)}{hint}")
 
     def _no_number(self, line: int, row: list[str]) -> BadData:
@@ -138,7 +138,7 @@ class _Reading:
         value = row[column].strip()
         hint = ""
         if line == 1 and not self._header:
-            hint = ". Where the first line names the columns: data.header: true"
+            hint = ". If the first line names the columns, set data.header: true"
         elif _DECIMAL_COMMA.fullmatch(value):
             hint = ", with a decimal point"
         elif _SPACED.fullmatch(value):
