@@ -40,7 +40,7 @@ BAD_LABELS: list[tuple[Any, dict[str, Any], str]] = [
     ([1, 2, 3, 1], {}, r"\[2\]: the label is 3; .*The labels count from 1: subtract 1 from each"),
     ([0, 1, 2, 5], {}, r"\[3\]: the label is 5; .*Give the model 6 outputs, or number the classes from 0 without gaps"),
     ([0, 1, -1, -2], {"ignore_index": -1}, r"\[3\]: the label is -2; .*or -1, which loss\.ignore_index leaves out\. Number the classes from 0"),
-    ([0.0, 0.5, 1.0, 1.0], {}, r"\[1\]: the label is 0\.5; .*to be predicted, and not classes: loss: \{type: mse\}"),
+    ([0.0, 0.5, 1.0, 1.0], {}, r"\[1\]: the label is 0\.5; .*To predict numbers instead of classes, set loss: \{type: mse\}"),
     ([0.0, float("nan"), 1.0, 1.0], {}, r"\[1\]: the label is nan; "),
 ]  # fmt: skip
 
