@@ -39,6 +39,7 @@ from relight_trainer.context import WorkerContext
 from relight_trainer.followed import adopt, adopt_all, follow
 from relight_trainer.given import check_given
 from relight_trainer.kept_gradients import GradientsWatch
+from relight_trainer.other_modules import OtherModules
 from relight_trainer.peers import form
 from relight_trainer.replicas import replicate
 from relight_trainer.script_data import ScriptData, checked_counts, length_of
@@ -112,6 +113,7 @@ class Run:
         self._modules: dict[str, nn.Module] = {}
         self._given: dict[str, Any] = {}  # until the first step
         self._gradients = GradientsWatch({})
+        self._others = OtherModules({})
         self._cursor = Cursor()
         self._reached: Cursor | None = None  # what the batch that the script is at leads to, once it is done
         self._started = False
@@ -176,6 +178,7 @@ class Run:
             self._session.loop = _words(loader, batches, epochs)
             adopt_all(self._modules.values())
             if not self.finished:
+                self._others = OtherModules(self._given)
                 self._data.look_around(loader, sys._getframe().f_back, self._given.values())  # noqa: SLF001
         while self._cursor.epoch < epochs and not self.finished:
             yield from self._epoch(loader, accumulate)
@@ -349,6 +352,7 @@ class Run:
             reached = reached._replace(metrics=self._session.cursor.metrics, last_batch=last_batch)
             self._session.step_done(reached)
             self._gradients.step_done()
+            self._others.step_done()
             if self._given:  # once: a scheduler may have been made since the start
                 check_given(self._given)
                 self._given = {}

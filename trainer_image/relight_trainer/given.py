@@ -31,7 +31,7 @@ def check_given(objects: Mapping[str, Any]) -> None:
 
 
 def _check_parameters(name: str, optimizer: Optimizer, objects: Mapping[str, Any]) -> None:
-    saved = {id(tensor) for stateful in objects.values() for tensor in _tensors_of(stateful)}
+    saved = {id(tensor) for stateful in objects.values() for tensor in tensors_of(stateful)}
     for i, group in enumerate(optimizer.param_groups):
         for j, parameter in enumerate(group["params"]):
             if id(parameter) not in saved:
@@ -43,14 +43,14 @@ def _check_parameters(name: str, optimizer: Optimizer, objects: Mapping[str, Any
                 )
 
 
-def _tensors_of(stateful: Any) -> Iterator[Tensor]:
-    """The parameters whose values a given object saves. Of an object of another kind, those that it holds."""
+def tensors_of(stateful: Any) -> Iterator[Tensor]:
+    """The parameters and buffers whose values a given object saves. Of an object of another kind, those that it holds."""
     if isinstance(stateful, nn.Module):
-        yield from stateful.parameters()
+        yield from (*stateful.parameters(), *stateful.buffers())
     elif not isinstance(stateful, Optimizer):
         for held in _within(stateful, _DEPTH):
             if isinstance(held, nn.Module):
-                yield from held.parameters()
+                yield from (*held.parameters(), *held.buffers())
             elif isinstance(held, Tensor):
                 yield held
 
