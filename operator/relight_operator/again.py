@@ -1,4 +1,4 @@
-"""Whether a job that does not run may go on with another spec than the one it was started with. Pure.
+"""Whether a job that is not running may continue with a spec that differs from the one it was started with. Pure.
 
 Until its first step nothing is frozen. After that, what changes nothing of the training is taken, and what
 `trainer.config.resume.allow` names is taken too: training goes on from the last state under the new configuration.

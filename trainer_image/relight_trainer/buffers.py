@@ -1,4 +1,4 @@
-"""The buffers of modules, found where they live: a module may replace a buffer at any time.
+"""The buffers of modules, looked up in the modules each time: a module may replace a buffer at any time.
 
 `self.center = new` puts another tensor in the place of the old one, as DINO's loss does in each step; `module.to(...)`
 does so for every buffer. A buffer may also change its shape, dtype or device, be set to None, or be registered late.

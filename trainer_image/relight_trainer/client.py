@@ -7,15 +7,15 @@
         ...                                     forward, backward, optimizer.step(), scheduler.step()
         run.log(loss=loss)
 
-In a job, `start` loads the newest state that any member holds, and the loop goes on behind the last batch that had
-been trained on. Each time the loop asks for its next batch, the step before it is complete: there, and only there,
+In a job, `start` loads the newest state that any member holds, and the loop continues after the last batch that was
+trained on. Each time the loop asks for its next batch, the step before it is complete: there, and only there,
 state is saved and the job stops when it is told to. The end of the loop is the end of the training; a script that leaves
 the loop earlier calls `run.finish()`. The script may go on, to evaluate or to export for instance. The job has succeeded
 once the script of every rank has ended with 0. Where it is killed before that, the script is run again, the loop ends at
-once, and what stands behind it is done again: at least once, not exactly once.
+once, and the code after the loop runs again: at least once, not exactly once.
 
 Torch's, numpy's and Python's global generators are seeded for each epoch and batch, in loader processes too, so that
-a resumed script draws what it would have drawn. How its loader is brought to the place: see `script_data`.
+a resumed script draws the same numbers as without the restart. `script_data` says how the loader reaches its position.
 
 Outside a job everything here does nothing: the loop is a plain loop over epochs and batches.
 """
@@ -68,9 +68,9 @@ def start(
     `state` is everything that the next step depends on, by name: models, optimizers, schedulers, scalers; whatever has
     `state_dict` and `load_state_dict`. Models in DDP are unwrapped, so names do not depend on it. With `init`, the
     default process group is formed (NCCL where there is a GPU, else gloo) unless there is one.
-    All ranks must hold the same state of these objects: it is compared. Objects whose state is each rank's own (a shard
-    of a table, a loader's place) are given in `per_rank`, by name: each rank gets back what it has saved. See
-    `relight_trainer.per_rank` for worlds of another size.
+    All ranks must hold the same state of these objects: it is compared. Objects whose state differs between ranks by design
+    (a shard of a table, a loader's position) are given in `per_rank`, by name: each rank gets its own state back. See
+    `relight_trainer.per_rank` for another number of ranks.
     Where the job has been trained to its end already, that state is loaded, `run.finished` is true, and the loop ends at
     once. Raises Misused without a process group.
     """
@@ -146,9 +146,9 @@ class Run:
     def wrap(self, model: nn.Module, *, find_unused_parameters: bool = False) -> nn.Module:
         """`model` in DDP, whose sums are the same in a resumed process; as it is where there is no process group.
 
-        Each step, micro-batch and rank may use other parameters: what a rank has not used counts as zero there, and what
-        no rank has used gets no gradient. With `find_unused_parameters`, as in DDP, the parameters that take no part are
-        looked for before the backward pass: that is faster where many take no part in most steps, and slower elsewhere.
+        Each step, micro-batch and rank may use other parameters: a parameter that a rank has not used contributes zero on
+        that rank, and one that no rank has used gets no gradient. With `find_unused_parameters`, as in DDP, unused
+        parameters are searched before the backward pass: that is faster if many are unused in most steps, else slower.
         """
         if not dist.is_initialized():
             return model
@@ -162,9 +162,9 @@ class Run:
         `set_epoch` is called on samplers that have it, samplers within samplers too. With `accumulate`, that many batches
         make one optimizer step, fewer at the end of an epoch; `run.stepping` says for which batch the script calls `optimizer.step()`.
         Raises SystemExit(0) where the job stops; everything is saved by then, and of a step that was under way nothing.
-        Who leaves the loop before its end calls `finish`: else the job fails, for it is not known whether the last batch
-        has been trained on. Raises BadLoader for counts below 1 and for a loader that cannot work, DataDiffers for one
-        that is empty, or known not to give what it gave before.
+        A script that leaves the loop before its end must call `finish`: otherwise the job fails, because Relight does not
+        know whether the last batch was trained on. Raises BadLoader for counts below 1 and for a loader that cannot work, DataDiffers for an
+        empty loader and for one that gives other batches than before.
         """
         if self._started:
             raise Misused("run.steps can be used once: the place in the data is one place")
@@ -248,9 +248,9 @@ class Run:
             self._session.log({name: _text(value) for name, value in metrics.items()})
 
     def alive(self) -> None:
-        """Say that this rank is at work: for what takes long outside of a step, an export for instance.
+        """Report that this rank is at work: in a long task outside of a step, such as an export.
 
-        It then counts as silent for no longer than since this call; `health.noProgress` in the job bounds that.
+        The rank counts as stalled when it makes no such call for `health.noProgress`.
         """
         if self._session is not None:
             self._session.alive()

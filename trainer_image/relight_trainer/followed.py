@@ -29,7 +29,7 @@ _numbers = itertools.count()
 
 
 def follow(replica: DistributedDataParallel) -> None:
-    """See to it that no gradient of `replica` is applied before it is reduced over ranks.
+    """Make sure that no gradient of `replica` is applied before it is reduced over ranks.
 
     Called on all ranks, for each replica in the same order, once it is warmed up.
     """
@@ -44,7 +44,7 @@ def follow(replica: DistributedDataParallel) -> None:
 
 
 def adopt(replica: DistributedDataParallel) -> None:
-    """Make a DDP that somebody else has made sum in an order that never varies, and all of its gradients."""
+    """Make a DDP that the script created reduce all gradients, and sum them in a fixed order."""
     own_sparse_gradients(replica)
     warm_up(replica)
     follow(replica)

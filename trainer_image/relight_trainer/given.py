@@ -1,4 +1,4 @@
-"""What a script has not given to `client.start`, although its next steps depend on it.
+"""Finds state that a script has not given to `client.start`, although its next steps depend on it.
 
 Such a thing begins anew in each process: after a resume the training would go on with other weights or another learning
 rate, and end as if nothing had happened.

@@ -1,4 +1,4 @@
-"""The state from the ranks that hold it to those that do not: of it, what they have not built the same themselves."""
+"""Sends a state from the ranks that hold it to the others, without the tensors that a receiver has already built."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What of a job, besides the core's configuration, decides what is trained: the script and the variables it is given.
+"""The parts of a job, besides the configuration, that decide the trained weights: its script and environment variables.
 
 Standard library only: what reads checkpoints runs in users' own images too.
 """

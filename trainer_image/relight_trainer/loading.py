@@ -1,4 +1,4 @@
-"""Which objects copy what they are given to load, and keep nothing of it."""
+"""Finds the objects whose `load_state_dict` copies the tensors and keeps no reference to them."""
 
 from collections.abc import Mapping
 from typing import Any

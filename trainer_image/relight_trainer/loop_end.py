@@ -1,4 +1,4 @@
-"""The end of the training loop, which all ranks must reach after the same step.
+"""Checks that the training loops of all ranks end after the same step.
 
 The first rank whose loop ends says in the store after which step. Ranks that reach the end of theirs compare; ranks that
 begin a later step are seen by their side thread (`stop.StopAgreement`), for the main thread then waits in a collective
@@ -85,7 +85,7 @@ class LoopEnd:
             self._store.set(_ALL, "1")
 
     def wait(self) -> None:
-        """Wait until the loops of all ranks have ended. Who never comes is found by the agents, by its heartbeat."""
+        """Wait until the loops of all ranks have ended. The agents find a rank that never comes by its heartbeat."""
         while True:
             try:
                 self._store.wait([_ALL], _SLICE)

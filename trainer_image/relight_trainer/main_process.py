@@ -1,4 +1,4 @@
-"""Make a worker what it is under torchrun: an interpreter's main process, whose `__main__` is the user's script.
+"""Makes a worker the same as under torchrun: a main process whose `__main__` is the user's script.
 
 Relight starts workers by `multiprocessing`, and torchrun starts `python -u SCRIPT`. A script sees the difference in the name
 of its process, in the start method that is taken already, and in `__main__`.

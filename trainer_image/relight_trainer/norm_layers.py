@@ -79,7 +79,7 @@ def some_layers(model: nn.Module, named: Sequence[str] | None = None) -> dict[st
 
 
 def moving_though_frozen(model: nn.Module) -> str:
-    """What a person should know of layers whose parameters do not train and whose statistics move all the same.
+    """A warning about layers whose parameters do not train but whose statistics change.
 
     Of a model as it trains; empty where there are none, and of layers whose whole model has no parameter.
     """

@@ -1,4 +1,4 @@
-"""Who sends a state to whom, where some ranks hold it and others do not."""
+"""Plans which rank sends a state to which other rank."""
 
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest

@@ -1,4 +1,4 @@
-"""Targets that the loss cannot use: refused with the sample's place instead of counted, ignored or asked of the device.
+"""Refuses targets that the loss cannot use and names the sample, before a device fails or the loss is wrong in silence.
 
 The labels of a data set that is in memory are compared with the model's outputs at the first batch, all of them. Those
 that are streamed are compared as they come: on the CPU torch's own check is named; on a GPU, where such a label would

@@ -1,4 +1,4 @@
-"""Which parameters no rank has used in a step, known to all ranks at no cost to a step that uses all parameters.
+"""The ranks agree on the parameters that no rank has used in a step; steps that use all parameters cost nothing.
 
 A parameter that some rank has used gets the mean gradient, to which the other ranks add zero. A parameter that no rank
 has used must have no gradient at all, as in one process: weight decay and momentum would move it otherwise. Only a

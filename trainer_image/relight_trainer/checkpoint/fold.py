@@ -1,4 +1,4 @@
-"""Whether bytes on a device are what they were: 128 bits of them, computed where they lie.
+"""A 128-bit hash of bytes on a device, computed there, to find out whether they have changed.
 
 Multilinear hashing (Lemire and Kaser, "Strongly universal string hashing is fast", 2014): the upper half of the sum of
 32-bit words times random 64-bit weights, modulo 2^64, is the same for two different rows of words with probability

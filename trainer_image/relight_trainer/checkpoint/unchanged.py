@@ -1,4 +1,4 @@
-"""What of a state need not be copied again, because a slot holds it already.
+"""Finds the entries of a state that need not be copied again, because a slot already holds the same bytes.
 
 A tensor's version counter only says where it is worth while to look: it moves with most writes, but not with those under
 `.data`, numpy or a kernel of one's own. Whether an entry is what it was is known otherwise, and of every write: on the

@@ -1,7 +1,7 @@
-"""When the ranks' states are compared, and what follows from a difference.
+"""Compares the ranks' states, and ends the job where they differ.
 
 At the start, before one rank's state is given to all; after the first step; before each checkpoint, at a stop and at the
-end; and every so often in between, so that it takes at most `SHARE` of the time. A difference at the start is a wrong
+end; and in between, so often that comparing takes at most `SHARE` of the time. A difference at the start is a wrong
 configuration; later it ends the job, because no rank's state is known to be the right one.
 """
 
@@ -34,7 +34,7 @@ class StartsDiffer(Exception):
 
 
 class EqualRanks:
-    """The part of one rank in seeing that all ranks of a generation hold equal states. Nothing to do in a world of one."""
+    """One rank's comparison of its state with the other ranks of the generation. Does nothing in a world of one rank."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ def _ranks_differ(step: int, one: Difference) -> RanksDiffer:
 
 
 class _Patient:
-    """An exchange whose waits end with RanksDiffer where the ranks are known to differ: who differs does not answer."""
+    """An exchange that stops waiting, with RanksDiffer, once the ranks are known to differ: such a rank does not answer."""
 
     def __init__(self, exchange: Exchange, look: Callable[[], None]) -> None:
         self._exchange = exchange

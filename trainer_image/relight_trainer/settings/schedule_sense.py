@@ -1,4 +1,4 @@
-"""Whether a schedule makes sense in a training of its length: what would never happen, or happen twice, is refused.
+"""Checks a schedule against the length of the training: parts that would never happen, or happen twice, are refused.
 
 Asked twice: of the configuration alone, where places are compared that are in the duration's own unit or are shares of
 it; and once the data is open, where everything is a number of optimizer steps. Imports no torch.
