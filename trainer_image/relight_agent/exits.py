@@ -57,10 +57,10 @@ class Cause(str, enum.Enum):
 
 
 class Manner(str, enum.Enum):
-    """How a worker that failed has ended, beside its exit code. What a machine can do to a worker is DIED alone."""
+    """How a failed worker ended, in addition to its exit code. Only DIED can be caused by the machine."""
 
     UNKNOWN = ""  # a plain command, or an older agent
-    DIED = "died"  # without a word: killed, or a crash in native code
+    DIED = "died"  # without an exception: killed, or a crash in native code
     EXITED = "exited"  # sys.exit with a number
     RAISED = "raised"  # an exception, or sys.exit with a text
     PERMANENT = "permanent"  # an exception that every other try would meet

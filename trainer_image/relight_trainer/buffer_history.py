@@ -1,4 +1,4 @@
-"""Buffers that have changed their shape or dtype since the modules were built: saved, so that a resume can follow.
+"""Records buffers whose shape or dtype has changed since the modules were built, so that a resume can load them.
 
 A queue that grows is longer in a saved state than in the module that a new process builds; `load_state_dict` refuses it,
 as it refuses a state of another model. The two are told apart by what the buffer was when its module was built: where the

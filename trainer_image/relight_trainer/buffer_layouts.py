@@ -1,4 +1,4 @@
-"""Do all ranks hold buffers of the same names, shapes and dtypes? Asked where a rank's buffers have changed those.
+"""Compares the names, shapes and dtypes of buffers between ranks, after those of a rank have changed.
 
 A collective cannot ask: a rank whose buffers have not changed would not take part, and a broadcast of different sizes
 fails, or never ends. So the ranks whose buffers have changed meet in the store; whoever does not come has not changed.

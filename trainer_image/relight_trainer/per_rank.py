@@ -1,4 +1,4 @@
-"""Objects whose state is each rank's own: a shard of a table, a loader's place, an optimizer of such a part.
+"""Objects whose state differs between ranks by design: a shard of a table, a loader's position, a shard's optimizer.
 
 Each rank's state is saved in a file of its own in every checkpoint, beside what all ranks share, and given back to that
 rank. Where a checkpoint was saved by another number of ranks, an object may say by a method what each rank gets:
@@ -17,7 +17,7 @@ from relight_trainer.object_states import load_state
 
 
 class UnfitParts(Exception):
-    """A checkpoint does not hold what each rank of this world needs of its own."""
+    """A checkpoint does not hold the `per_rank` state that a rank of this world needs."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.BAD_CONFIG
 

@@ -1,4 +1,4 @@
-"""A packed state in its parts: what each part's digest is, and where two such states differ.
+"""A packed state and the digests of its parts, to find where two such states differ.
 
 Digests are of values: bytes that lie between tensors of one piece of memory, and belong to none, are no part of them.
 Nor is what each rank notes for itself in the loop's cursor.

@@ -1,4 +1,4 @@
-"""Which memory of this process has been written: asked of the kernel, so that no write can be missed.
+"""Asks the kernel which memory of this process has been written, so that no write is missed.
 
 A tensor's version counter does not move under `.data`, numpy, DLPack, or a kernel of one's own. The processor's page
 tables do: pages are write-protected in the asynchronous mode of userfaultfd (Linux 6.7 and newer); the first write to a

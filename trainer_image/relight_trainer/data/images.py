@@ -68,7 +68,7 @@ class ImageSet:
 
     @property
     def known_labels(self) -> npt.NDArray[Any]:
-        """Of all samples."""
+        """The labels of all samples."""
         labels: npt.NDArray[Any] = self._source.labels[self._chosen]
         return labels
 

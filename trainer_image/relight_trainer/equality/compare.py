@@ -1,4 +1,4 @@
-"""Digests of all ranks in, differences out. Pure."""
+"""Finds the differences between the digests of all ranks. Pure."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ class Difference:
 
 
 def differing(summaries: Sequence[Mapping[str, str]]) -> list[tuple[str, int]]:
-    """Of each object that is not the same on all ranks: its name, and the first rank on which it is not rank 0's.
+    """The name of each object that differs between ranks, and the first rank on which it differs from rank 0.
 
     `summaries` are by rank, each by object.
 

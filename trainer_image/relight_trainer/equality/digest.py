@@ -83,7 +83,7 @@ def _words(tensor: Tensor) -> Tensor:
 
 
 def _of_small(words: Sequence[Tensor]) -> Tensor:
-    """Of tensors of one row or less: (number of tensors, LANES)."""
+    """The digests of tensors of one row or less: (number of tensors, LANES)."""
     sizes = tuple(w.numel() for w in words)
     flat = torch.cat(list(words))
     ends = _index(tuple(_running(sizes)), flat.device)
@@ -98,7 +98,7 @@ def _of_small(words: Sequence[Tensor]) -> Tensor:
 
 
 def _of_large(flat: Tensor) -> Tensor:
-    """Of one tensor: (LANES,)."""
+    """The digest of one tensor: (LANES,)."""
     rows = flat.numel() // ROW
     total = torch.zeros(LANES, dtype=torch.int64, device=flat.device)
     for block, first in _blocks(flat, rows):

@@ -1,4 +1,4 @@
-"""A few bytes that tell one batch from another: of its indices, or of a sample of its values."""
+"""A short digest of a batch: of its indices, or of some of its values."""
 
 import ctypes
 import hashlib

@@ -1,4 +1,4 @@
-"""What can be wrong with a script's loader."""
+"""Errors of a script's loader."""
 
 from typing import ClassVar
 

@@ -1,4 +1,4 @@
-"""The indices of a DataLoader's batches: drawn up to a place without reading, with the streams they would have had."""
+"""Draws a DataLoader's indices up to a position without reading data, with the same random numbers as when reading."""
 
 from collections import deque
 from collections.abc import Callable, Iterator

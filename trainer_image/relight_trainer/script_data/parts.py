@@ -1,4 +1,4 @@
-"""What a loader consists of: what takes an epoch, and the generators that its order and its data are drawn with."""
+"""Finds the parts of a loader: objects with `set_epoch`, and the generators of its order and of its data."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from relight_trainer.script_data.generators import is_generator, reachable
 
 @dataclass(frozen=True)
 class Parts:
-    """Of one loader."""
+    """The parts of one loader."""
 
     epochs: tuple[Any, ...]  # objects with `set_epoch`, outermost first
     order: tuple[Any, ...]  # generators of samplers and of the loader: all ranks have them in the same state

@@ -1,4 +1,4 @@
-"""A loader's or sampler's own state, as it was behind the last batch that was trained on."""
+"""A loader's or sampler's own state, as it was after the last batch that was trained on."""
 
 import copy
 from typing import Any

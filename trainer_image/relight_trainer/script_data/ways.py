@@ -1,4 +1,4 @@
-"""The ways to the place in a loader's epoch at which training goes on."""
+"""How a resumed script reaches its position in a loader's epoch."""
 
 import enum
 import sys

@@ -62,7 +62,7 @@ class Ruler:
         return position.count if position.unit == self.unit else None
 
     def part(self, total: float | None, words: str) -> "Ruler":
-        """That of a part of so much."""
+        """The ruler of a part of length `total`."""
         return Ruler(total, words, self.length, self.unit, self.timed)
 
     def later(self, first: Span | Percent, second: Span | Percent) -> bool | None:
@@ -77,7 +77,7 @@ class Ruler:
 
 
 def ruler_of(duration: Span | Time, length: Length | None = None) -> Ruler:
-    """That of a training of `duration`, with `length` once the data is open."""
+    """The ruler of a training of `duration`, with `length` once the data is open."""
     if length is not None and length.total != UNKNOWN:
         return Ruler(length.total, f"the training of {length.total} steps", length)
     if isinstance(duration, Time):
@@ -101,14 +101,14 @@ def check(train: Train, schedule: AnySchedule, evaluate: Evaluate) -> None:
 
 
 def unchecked(train: Train, schedule: AnySchedule, evaluate: Evaluate) -> list[Finding]:
-    """What the configuration alone does not tell: it is checked when the training starts, or cannot be."""
+    """Checks that need more than the configuration: they are done when the training starts, or not at all."""
     ruler = ruler_of(train.duration)
     found = [*findings(schedule, ruler, ()), *of_evaluations(schedule, evaluate, ruler)]
     return [finding for finding in found if not finding.known]
 
 
 def findings(schedule: AnySchedule, ruler: Ruler, place: Place) -> Iterator[Finding]:
-    """What makes no sense in `schedule`, at `place`, over the training or the part that `ruler` measures."""
+    """Errors in `schedule`, at `place`, over the training or the part that `ruler` measures."""
     if isinstance(schedule, schedules.Sequence):
         yield from _of_parts(schedule.parts, ruler, (*place, "parts"))
     elif not isinstance(schedule, schedules.OneCycle):
