@@ -36,7 +36,8 @@ from relight_agent.exits import ExitCode
 from relight_agent.files import Outcome
 from relight_trainer.checkpoint import weights_of
 from relight_trainer.context import WorkerContext
-from relight_trainer.followed import adopt, adopt_all, follow
+from relight_trainer.equality.ranks import REDUCTIONS
+from relight_trainer.followed import adopt, adopt_all, follow, reductions
 from relight_trainer.given import check_given
 from relight_trainer.kept_gradients import GradientsWatch
 from relight_trainer.other_modules import OtherModules
@@ -329,6 +330,7 @@ class Run:
         self._context = context
         self._session = Session(context, own_group=own_group)
         self._data.join(self._session, rank=context.rank, world=context.world_size)
+        self._session.compared = {REDUCTIONS: reductions}
         self._session.own_seconds = lambda: self._data.seconds
         self._session.waited = lambda: self._data.seconds
         per_rank = self._data.hold(per_rank)
@@ -350,6 +352,7 @@ class Run:
         if self._session is not None:
             last_batch = self._data.trained(reached.epoch, reached.batch)
             reached = reached._replace(metrics=self._session.cursor.metrics, last_batch=last_batch)
+            reductions.step_done()
             self._session.step_done(reached)
             self._gradients.step_done()
             self._others.step_done()

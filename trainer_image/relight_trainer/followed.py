@@ -63,6 +63,29 @@ def adopt_all(modules: Iterable[nn.Module]) -> None:
             adopt(replica)
 
 
+class Reductions:
+    """In which steps of this process gradients have been reduced: the same on all ranks, or sums mix different steps.
+
+    A rank that leaves a backward pass out (`continue` at a loss that is not finite) takes part in the others' reduction with
+    its next one.
+    """
+
+    def __init__(self) -> None:
+        self.in_step = 0
+        self._all = 0
+
+    def step_done(self) -> None:
+        self._all = hash((self._all, self.in_step))  # of numbers: the same in every process
+        self.in_step = 0
+
+    def compared_state(self) -> dict[str, int]:
+        """See `equality.reading`."""
+        return {"history": self._all}
+
+
+reductions = Reductions()
+
+
 class _Followed:
     def __init__(self, replica: DistributedDataParallel, number: int) -> None:
         group = replica.process_group
@@ -74,6 +97,7 @@ class _Followed:
         names = {id(p): name for name, p in replica.module.named_parameters()}
         self.reduction = Reduction(replica, unused, names)
         self._rank = dist.get_rank(group)
+        self._is_of_all = dist.get_world_size(group) == dist.get_world_size()
         self._told = False
         self._expects = False  # a forward pass has been made whose gradients are not reduced yet
         self._running = False
@@ -136,6 +160,7 @@ class _Followed:
         _at_the_end(lambda: self._settle(idle))
 
     def _settle(self, idle: list[int]) -> None:
+        reductions.in_step += self._is_of_all
         names = self.reduction.settle(idle)
         if names and not self._told:
             self._told = True

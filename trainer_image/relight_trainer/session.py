@@ -122,6 +122,7 @@ class Session:
         self.saving: Callable[[], AbstractContextManager[None]] = nullcontext  # around a checkpoint
         # Seconds of this rank's own work in this generation's steps, waiting for peers left out; None: not known.
         self.own_seconds: Callable[[], float] | None = None
+        self.compared: Mapping[str, Any] = {}  # over ranks, beside the objects of the state
         self.waited: Callable[[], float] = float  # seconds that steps have waited for their data, in all
         self.loop = ""  # what the steps' number follows from, in words: for who compares it over ranks
         self._section = _START
@@ -278,7 +279,7 @@ class Session:
                     lent=that_copy(objects),
                 )
             )
-        self._equal.follow(objects)
+        self._equal.follow({**objects, **self.compared})
         # A replacement holds the state from here on, and this generation's outranks what older ones have left.
         self._write_snapshot()
         self._due.start(self.cursor.step)

@@ -26,6 +26,8 @@ LEAST_SECONDS = 5.0  # between two comparisons: each asks the store
 _LOOK_SECONDS = 0.5
 _COSTS = 4  # comparisons that are looked back at; the quickest is what one costs where nothing disturbs it
 
+REDUCTIONS = "gradient reductions"  # compared beside the objects of the state
+
 
 class StartsDiffer(Exception):
     """The ranks begin with different values where all must begin with the same."""
@@ -187,6 +189,13 @@ def interval_seconds(costs: Collection[float]) -> float:
 
 
 def _ranks_differ(step: int, one: Difference) -> RanksDiffer:
+    if one.name == REDUCTIONS:
+        return RanksDiffer(
+            f"by step {step} rank {one.rank} and rank 0 have run their backward passes in different steps, so gradients of "
+            "different steps were averaged. Run the same number of backward passes of a DistributedDataParallel in each "
+            "step on all ranks: decide by a value that is equal on all ranks (dist.all_reduce) whether a step is left out, "
+            "or multiply the loss by zero"
+        )
     if one.name == "step":
         return RanksDiffer(f"the ranks are not at the same step: {one.what}; give each rank the same number of batches")
     return RanksDiffer(
