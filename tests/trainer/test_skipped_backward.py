@@ -43,3 +43,26 @@ def test_ranks_that_leave_out_different_steps_do_not_succeed(tmp_path: Path) -> 
 
 def test_all_ranks_may_leave_out_the_same_step(tmp_path: Path) -> None:
     assert worlds.run(skipping, (3, 3), root=tmp_path, job=job(tmp_path, checkpoints=False)) == [8, 8]
+
+
+def freezing(context: WorkerContext) -> Any:
+    """A layer is frozen in the middle of the training, as the loop goes on."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    run = client.start(model=model, optimizer=optimizer, init=True)
+    net = run.wrap(model)
+    for i, x in enumerate(run.steps([torch.ones(2)] * 8, epochs=1)):
+        if i == 3:
+            model[0].requires_grad_(False)
+            frozen = model[0].weight.clone()
+        optimizer.zero_grad()
+        net(x).sum().backward()
+        optimizer.step()
+    return run.step, torch.equal(frozen, model[0].weight)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_layer_may_be_frozen_in_the_loop(tmp_path: Path, ranks: int) -> None:
+    answers = worlds.run(freezing, root=tmp_path, job=job(tmp_path, checkpoints=False), ranks=ranks)
+    assert answers == [(8, True)] * ranks

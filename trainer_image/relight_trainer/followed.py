@@ -21,7 +21,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from relight_trainer.reduction import Reduction, UnreducedGradients, listed
 from relight_trainer.replicas import own_sparse_gradients, warm_up
-from relight_trainer.unused import of_group
+from relight_trainer.unused import Alone, Unused, of_group
 
 # Beside the replicas and not in them: a replica may be copied, and its copy is nobody's.
 _all: "weakref.WeakKeyDictionary[DistributedDataParallel, _Followed]" = weakref.WeakKeyDictionary()
@@ -33,9 +33,8 @@ def follow(replica: DistributedDataParallel) -> None:
 
     Called on all ranks, for each replica in the same order, once it is warmed up.
     """
-    group = replica.process_group
     in_python = replica._use_python_reducer or replica._delay_all_reduce_all_params  # noqa: SLF001  # no reducer to ask
-    if dist.get_world_size(group) == 1 or in_python or replica in _all:
+    if in_python or replica in _all:
         return
     if not _all:
         register_optimizer_step_pre_hook(_check_all)
@@ -89,8 +88,13 @@ reductions = Reductions()
 class _Followed:
     def __init__(self, replica: DistributedDataParallel, number: int) -> None:
         group = replica.process_group
-        unused = None
-        if not replica.find_unused_parameters:
+        unused: Unused | Alone | None = None
+        self._is_alone = dist.get_world_size(group) == 1  # DDP waits for its gradients all the same
+        if replica.find_unused_parameters:
+            pass  # DDP settles it
+        elif self._is_alone:
+            unused = Alone()
+        else:
             name = f"script/{os.environ.get('RELIGHT_GENERATION', '')}/{group.group_name}/{number}"
             unused = of_group(name, next(replica.parameters()).device, group)
             weakref.finalize(replica, unused.close)
@@ -113,6 +117,8 @@ class _Followed:
 
     def check(self, optimizer: Optimizer) -> None:
         """`optimizer` is about to apply its gradients. Raises UnreducedGradients where they are this rank's own."""
+        if self._is_alone:
+            return  # nothing is left to reduce
         missing = self.reduction.missing()
         if missing:
             raise UnreducedGradients(

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from relight_agent.exits import ExitCode
 from relight_trainer.replicas import reduced
-from relight_trainer.unused import Unused
+from relight_trainer.unused import Alone, Unused
 
 _INDICES = re.compile(r"Parameter indices which did not receive grad for rank \d+:((?: \d+)+)")
 _SHOWN = 8
@@ -38,7 +38,9 @@ class Reduction:
     `names`: of each parameter, by its `id`.
     """
 
-    def __init__(self, replica: DistributedDataParallel, unused: Unused | None, names: Mapping[int, str]) -> None:
+    def __init__(
+        self, replica: DistributedDataParallel, unused: Unused | Alone | None, names: Mapping[int, str]
+    ) -> None:
         self._parameters, self._sparse = reduced(replica)
         self._names = [names[id(p)] for p in self._parameters]
         self._reducer: Any = replica.reducer

@@ -23,6 +23,13 @@ from relight_trainer.peers import TIMEOUT
 _ASKED = "asked"
 
 
+class Alone:
+    """In a world of one rank: what it has not used, no rank has."""
+
+    def settle(self, unused: Sequence[int], _: int, *, together: bool = False) -> list[int]:  # noqa: ARG002
+        return list(unused)
+
+
 class Unused:
     """One rank's part. All ranks call `settle` once in each step, after its last backward pass.
 
