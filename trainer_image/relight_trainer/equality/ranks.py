@@ -77,7 +77,7 @@ class EqualRanks:
             elif one.name not in follow:
                 raise StartsDiffer(
                     f"rank {one.rank} and rank 0 begin with different values in {one}: make the values equal on all ranks "
-                    f"before the training starts (for example by the same seed), or, if they differ by design, give the object as "
+                    f"before the training starts (for example by the same seed), or, if a script gives each rank its own by design, give the object as "
                     f"client.start(per_rank={{'{one.name}': ...}})"
                 )
         if self._unequal:
@@ -174,7 +174,7 @@ class EqualRanks:
                 raise StartsDiffer(
                     f"{name}: {left[0]} began with different values on rank {one.rank} and rank 0, and no "
                     f"DistributedDataParallel contains it after the first step, so it may be a shard of that rank: "
-                    f"set the same seed on all ranks before the model is created, or give the object as "
+                    f"set the same seed on all ranks before the model is created, or, in a script, give the object as "
                     f"client.start(per_rank={{'{name}': ...}})"
                 )
 
