@@ -309,7 +309,7 @@ def test_another_configuration_is_refused_and_left_alone(path):
 def test_a_harmless_or_allowed_change_of_the_configuration_is_told_and_gone_on_from(path):
     def job(config, generation):
         made = Job(path, config=f"hash {config}")
-        made.first._config = config
+        made.first._config = made.first._identity = config
         return made.begin(generation)
 
     old = {"optimizer": {"lr": 0.1}, "train": {"log_every": 10, "seed": 1}}

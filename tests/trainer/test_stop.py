@@ -153,7 +153,10 @@ def counted(context: WorkerContext) -> dict[str, int]:
 
 
 def test_a_step_costs_no_collective_but_the_one_for_its_gradients(tmp_path: Path) -> None:
-    """Heartbeats, snapshots and the agreement to stop cost none; what remains is DDP's one bucket."""
+    """Heartbeats, snapshots, comparing the ranks and the agreement to stop cost none; what remains is DDP's one bucket.
+
+    At the start rank 0 sends the state to the other rank, so that the two count different operations.
+    """
     found = []
     for steps in (10, 30):
         root = tmp_path / str(steps)
@@ -164,11 +167,9 @@ def test_a_step_costs_no_collective_but_the_one_for_its_gradients(tmp_path: Path
             "data": {"type": "little:samples", "count": 41},
             "train": {"duration": f"{steps}st", "global_batch": 8, "device": "cpu", "log_every": 1000},
         }
-        one, other = worlds.run(counted, root=root, job=the_job, ranks=2)
-        assert one == other
-        found.append(one)
-    few, many = found
-    assert many == few | {"gloo:all_reduce": few["gloo:all_reduce"] + 20}
+        found.append(worlds.run(counted, root=root, job=the_job, ranks=2))
+    for few, many in zip(*found, strict=True):
+        assert many == few | {"gloo:all_reduce": few["gloo:all_reduce"] + 20}
 
 
 @pytest.mark.parametrize("checkpoints", [True, False])

@@ -12,7 +12,7 @@ such as a teacher's, works with the statistics that it has. Which layers are fro
 """
 
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -207,15 +207,19 @@ def load_statistics(model: nn.Module, statistics: Statistics) -> None:
 @contextmanager
 def loaded(model: nn.Module, statistics: Statistics) -> Iterator[None]:
     """`statistics` in the model, and at the end of the block what was there before."""
-    with preserved(model):
+    with preserved(model, statistics):
         load_statistics(model, statistics)
         yield
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """At the end of the block the running statistics are as they were: the same tensors, with the same values."""
-    layers = list(running_layers(model).values())
+def preserved(model: nn.Module, names: Collection[str] | None = None) -> Iterator[None]:
+    """At the end of the block the running statistics are as they were: the same tensors, with the same values.
+
+    `names` are the layers whose statistics the block changes; None for all layers. Other layers are not written to, so
+    that a `StatisticsCache` stays valid.
+    """
+    layers = [layer for name, layer in running_layers(model).items() if names is None or name in names]
     means = [layer.running_mean for layer in layers if layer.running_mean is not None]
     kept = Kept(Places(layers), means[0].device if means else torch.device("cpu"))
     kept.keep()

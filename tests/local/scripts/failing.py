@@ -78,8 +78,8 @@ if kind in {"step", "forward", "leave", "outage"}:
     train(40, int(step) if fails else None, kind)
 elif how == "early":
     torch.distributed.init_process_group("gloo")
-    if torch.distributed.get_rank() == 1:
-        sys.exit(0)
+    if fails and torch.distributed.get_rank() == 1:
+        end("leave", 1)
     torch.distributed.all_reduce(torch.ones(1))
 elif fails:
     end(how, int(os.environ["RANK"]))

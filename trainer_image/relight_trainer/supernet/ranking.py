@@ -53,7 +53,8 @@ def measure(
     """
     names: list[str] = []
     totals: list[Tensor | None] = [None] * len(these.paths)
-    with mode(these.model, training=False), preserved(these.model), torch.inference_mode():
+    changed = {name for found in statistics for name in found}
+    with mode(these.model, training=False), preserved(these.model, changed), torch.inference_mode():
         for batch, size in batches:
             for i, path in enumerate(these.paths):
                 these.choose(path)
