@@ -231,10 +231,11 @@ class Truth:
         # Who is released because the job has become smaller is no loss; who was lost before that, so that its heir was released, is one.
         resized = {(s.slot, s.exit.incarnation) for s in new.slots if s.exit is not None and s.exit.cause == "Resized"}
         raised = [s for s in raised if (s.slot, s.incarnation) not in resized]
-        dead = [s for s in raised if not self._lives(s) or self._is_mute(s, new)]
-        # Who has no machine, and is made anew because avoided ones are allowed again, has lost nothing.
+        # A member without a machine that is created anew because avoided machines are allowed again has lost nothing, also
+        # if it has ended and the backend has not said so yet.
         let_back = bool(old.blamed_machines) and not new.blamed_machines
-        anew = [s for s in raised if s not in dead and let_back and self._waits_for_a_machine(s)]
+        anew = [s for s in raised if let_back and self._waits_for_a_machine(s) and not _is_told_lost(s, new)]
+        dead = [s for s in raised if s not in anew and (not self._lives(s) or self._is_mute(s, new))]
         handed = [s for s in raised if s not in dead and s not in anew and self._has_left(s, old.world)]
         judged = counted - len(dead) - len(handed)
         assert 0 <= judged <= 1, "a loss or a failure was counted twice, or not at all"
@@ -302,7 +303,8 @@ class Truth:
     def _waits_for_a_machine(self, slot: SlotStatus) -> bool:
         """Its member was created to avoid machines, and there is no other: it may be made anew."""
         place = slot.slot, slot.incarnation
-        return any((m.slot, m.incarnation) == place and m.unplaced_since is not None for m in self._cluster.living())
+        members = self._cluster.members.values()
+        return any((m.slot, m.incarnation) == place and m.unplaced_since is not None for m in members)
 
     def _lives(self, slot: SlotStatus) -> bool:
         member = self._cluster.members.get(slot.uid or "")
@@ -312,6 +314,12 @@ class Truth:
             )
             member = next(named, None)
         return member is not None and member.alive
+
+
+def _is_told_lost(slot: SlotStatus, new: JobStatus) -> bool:
+    """Whether the new status says how this incarnation ended."""
+    end = next(s for s in new.slots if s.slot == slot.slot).exit
+    return end is not None and end.incarnation == slot.incarnation
 
 
 def _wanted(slot: SlotStatus | None, member: Member) -> bool:
