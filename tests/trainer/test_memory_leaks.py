@@ -1,6 +1,7 @@
 """What is looked at is not held: memory stays flat, and who holds a graph is named."""
 
 import gc
+import threading
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -119,7 +120,10 @@ def test_with_everything_on_memory_is_flat_over_a_thousand_steps_and_nothing_sho
     sizes: dict[int, tuple[int, int]] = {}
 
     def note(step: int) -> None:
-        if step in (249, 499, 749, 999):  # long after the last picture
+        if step in (249, 499, 749, 999):  # pictures were taken in these steps
+            drawn = threading.Event()
+            writer.put(drawn.set)
+            assert drawn.wait(60)  # what still waits in the writer's queue holds tensors, as it should
             gc.collect()
             tensors = [o for o in gc.get_objects() if issubclass(type(o), Tensor)]
             assert not any(t.grad_fn is not None and t.dim() == 0 for t in tensors)

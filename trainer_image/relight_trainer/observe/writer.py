@@ -51,6 +51,7 @@ class Writer:
                 continue
             try:
                 work()
+                del work  # it holds the tensors that it wrote, and the next piece may be a hundred steps away
             except Exception as error:
                 self._broken = True
                 self._say(f"observe: nothing is shown any more, training goes on: {type(error).__name__}: {error}")
