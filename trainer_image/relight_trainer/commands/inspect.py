@@ -5,6 +5,7 @@ import json
 import click
 
 from relight_agent.exits import ExitCode
+from relight_trainer.commands.reading import limits, reading_limits
 
 
 @click.command("inspect")
@@ -18,9 +19,19 @@ from relight_agent.exits import ExitCode
 @click.option(
     "--set", "sets", multiple=True, metavar="A.B=VALUE", help="With --model: change a field first; repeatable."
 )
+@reading_limits
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="How to print the answer.")
 def command(
-    *, path: str, only: str, quick: bool, of_model: bool, form: str | None, sets: tuple[str, ...], output: str
+    *,
+    path: str,
+    only: str,
+    quick: bool,
+    of_model: bool,
+    form: str | None,
+    sets: tuple[str, ...],
+    read_memory: int,
+    read_seconds: int,
+    output: str,
 ) -> None:
     """Say what is in a file or folder of training state.
 
@@ -29,7 +40,8 @@ def command(
     and Relight's own checkpoints, checkpoint folders and snapshots.
 
     Nothing in the file is run, classes in it are named and not loaded, and tensors are read in small parts: a file of
-    many gigabytes is inspected in a few dozen megabytes of memory.
+    many gigabytes is inspected in a few dozen megabytes of memory. Another process reads it, whose memory and time are
+    bounded while it finds out what is in the file.
 
     With --model: every layer of the model that a TrainingJob or a trainer's configuration names, with the shapes that go
     in and come out. Nothing is computed. Where the shapes do not fit, the layer is named that cannot take them.
@@ -46,10 +58,10 @@ def command(
         raise SystemExit(_model(path, form, sets, output))
     if form or sets:
         raise click.UsageError("--input and --set go with --model")
-    from relight_trainer.inspect import read
-    from relight_trainer.inspect.report import report, text
+    from relight_trainer.inspect.child import ask
+    from relight_trainer.inspect.report import text
 
-    said = report(read(path), numbers=not quick, pattern=only)
+    said = ask("report", [path], limits(read_memory, read_seconds), numbers=not quick, pattern=only)
     click.echo(json.dumps(said, indent=2, allow_nan=False) if output == "json" else text(said))
     if said["damage"]:
         raise SystemExit(ExitCode.BAD_DATA)

@@ -43,9 +43,8 @@ def compare(a: Contents, b: Contents, *, only_weights: bool = False) -> dict[str
                 same += 1
             else:
                 differing = found.elements - found.equal
-                unequal.append(
-                    {"name": name, "differing": differing, "elements": found.elements, "maxAbs": found.max_abs}
-                )
+                row = {"name": name, "differing": differing, "elements": found.elements, "maxAbs": found.max_abs}
+                unequal.append(row | {"notFinite": found.not_finite})
     only_a, only_b = [n for n in left if n not in right], [n for n in right if n not in left]
     return {
         "a": str(a.path),
@@ -80,17 +79,22 @@ def text(said: Mapping[str, Any]) -> str:
     for what, key in (("shape", "shapes"), ("dtype", "dtypes"), ("value", "values")):
         rows = [f"{row['name']}: {what} {row['a']} and {row['b']}" for row in said[key]]
         lines += _first(rows)
-    rows = [
-        f"{r['name']}: {r['differing']:,} of {r['elements']:,} differ, by up to {r['maxAbs']:.3g}"
-        for r in said["unequal"]
-    ]
-    lines += _first(rows)
+    lines += _first([_row(row) for row in said["unequal"]])
     lines.append(
         f"{tensors['equal']} of {tensors['compared']} tensors are equal, {tensors['equalElements']:,} of "
         f"{tensors['elements']:,} elements; the largest difference is {said['maxAbs']:.3g}"
     )
     lines.append("equal" if said["equal"] else "different")
     return "\n".join(map(printable, lines))
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    said = f"{row['name']}: {row['differing']:,} of {row['elements']:,} differ"
+    if row["notFinite"]:
+        said += f", {row['notFinite']:,} of them because one is NaN or infinite"
+    if row["notFinite"] < row["differing"]:
+        said += f", {'the others ' if row['notFinite'] else ''}by up to {row['maxAbs']:.3g}"
+    return said
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,5 +1,7 @@
 """The content of a file as a tree whose tensors are places in files."""
 
+import reprlib
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,10 @@ class Unreadable(Exception):
     """The file is damaged, or nothing that is known here, or dangerous."""
 
     exit_code = ExitCode.BAD_DATA
+
+
+class OutOfMemory(Unreadable):
+    """The file asks for more memory than there is: made to do so, or larger than this process may read."""
 
 
 class Piece(NamedTuple):
@@ -91,6 +97,10 @@ class Opaque:
         return {k: v for part in parts if isinstance(part, dict) for k, v in part.items() if isinstance(k, str)}
 
 
+class Composite(Opaque):
+    """A tensor that is made of tensors, such as a sparse one: its parts are no weights of their own."""
+
+
 @dataclass
 class Contents:
     """`kind` is what the file is, in words; `facts` what it says of itself; `notes` what a person should know."""
@@ -111,49 +121,91 @@ class Contents:
 
 # A module that was saved whole: its tensors are named as its state_dict names them.
 _OF_MODULES = ("_parameters", "_buffers", "_modules")
+_SEQUENCES = (list, tuple, set, frozenset, deque)
+_DEEPEST = 200
+_MOST_LEAVES = 1 << 22  # a file of a kilobyte can name one tensor 2**40 times
 
 
-def walk(tree: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """(name, leaf) below `tree`; names as in `optimizer.state[0].exp_avg`."""
-    if depth > 200:
+def walk(tree: Any, *, whole: bool = False) -> Iterator[tuple[str, Any]]:
+    """(name, leaf) below `tree`; names as in `optimizer.state[0].exp_avg`. With `whole`, a Composite is a leaf.
+
+    Raises Unreadable for a tree that is nested too deeply, or has more leaves than any training's.
+    """
+    known: dict[int, bool] = {}
+    for count, leaf in enumerate(_walk(tree, "", 0, known, whole=whole)):
+        if count == _MOST_LEAVES:
+            raise Unreadable(f"it names more than {_MOST_LEAVES:,} values: some of them many times over")
+        yield leaf
+
+
+def _walk(tree: Any, name: str, depth: int, known: dict[int, bool], *, whole: bool) -> Iterator[tuple[str, Any]]:
+    if depth > _DEEPEST:
         raise Unreadable(f"{name[:60]}...: nested too deeply, or contains itself")
     if isinstance(tree, Opaque):
-        attributes = tree.attributes()
-        children = {k: v for k, v in attributes.items() if holds_tensors(v)}
-        if not children and not any(holds_tensors(part) for part in (tree.args, tree.items)):
+        children = {k: v for k, v in tree.attributes().items() if _holds(v, depth, known)}
+        parts = [part for part in (tree.args, tree.items) if _holds(part, depth, known)]
+        if (not children and not parts) or (whole and isinstance(tree, Composite)):
             yield name, tree
             return
         for key, value in children.items():
-            yield from walk(value, name if key in _OF_MODULES else _join(name, key), depth + 1)
-        for part in (tree.args, tree.items):
-            if holds_tensors(part):
-                yield from walk(part, name, depth + 1)
+            yield from _walk(value, name if key in _OF_MODULES else _join(name, key), depth + 1, known, whole=whole)
+        for part in parts:
+            yield from _walk(part, name, depth + 1, known, whole=whole)
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from walk(value, _join(name, key), depth + 1)
-    elif isinstance(tree, (list, tuple, set, frozenset)) and (len(tree) > 16 or holds_tensors(tree)):
+            yield from _walk(value, _join(name, key), depth + 1, known, whole=whole)
+    elif isinstance(tree, _SEQUENCES) and (len(tree) > 16 or _holds(tree, depth, known)):
         for i, value in enumerate(tree):
-            yield from walk(value, f"{name}[{i}]", depth + 1)
+            yield from _walk(value, f"{name}[{i}]", depth + 1, known, whole=whole)
     else:
         yield name, tree
 
 
-def holds_tensors(tree: Any, depth: int = 0) -> bool:
-    if depth > 200:
-        return False
+def holds_tensors(tree: Any) -> bool:
+    """Raises Unreadable for a tree that is nested too deeply."""
+    return _holds(tree, 0, {})
+
+
+def _holds(tree: Any, depth: int, known: dict[int, bool]) -> bool:
+    """`known`: by the id of a container of the tree, which keeps it alive. A container within itself adds nothing."""
+    if isinstance(tree, TensorRef):
+        return True
     if isinstance(tree, Opaque):
-        return any(holds_tensors(part, depth + 1) for part in (tree.args, tree.items, tree.attributes()))
-    if isinstance(tree, Mapping):
-        return any(holds_tensors(value, depth + 1) for value in tree.values())
-    if isinstance(tree, (list, tuple, set, frozenset)):
-        return any(holds_tensors(value, depth + 1) for value in tree)
-    return isinstance(tree, TensorRef)
+        parts: Any = (tree.args, tree.items, *tree.attributes().values())
+    elif isinstance(tree, Mapping):
+        parts = tree.values()
+    elif isinstance(tree, _SEQUENCES):
+        parts = tree
+    else:
+        return False
+    if depth > _DEEPEST:
+        raise Unreadable("nested too deeply")
+    if id(tree) not in known:
+        known[id(tree)] = False
+        known[id(tree)] = any(_holds(part, depth + 1, known) for part in parts)
+    return known[id(tree)]
 
 
 def _join(name: str, key: Any) -> str:
     if not isinstance(key, str):
-        return f"{name}[{key!r}]"
+        return f"{name}[{short(key)}]"
     return f"{name}.{key}" if name else key
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 4, 200, 200
+
+
+def short(value: Any) -> str:
+    """`repr`, but of bounded length and time whatever the value holds."""
+    if (
+        isinstance(value, int) and value.bit_length() > 1024
+    ):  # which Python refuses to write in decimal from 4,300 digits on
+        return f"<an integer of {value.bit_length()} bits>"
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # such an integer inside of it
+        return f"<{type(value).__name__}>"
 
 
 def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ ITEM_SIZES: Mapping[str, int] = {
     "float8_e4m3fnuz": 1, "float8_e5m2fnuz": 1, "float8_e8m0fnu": 1,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint64": 8, "uint32": 4, "uint16": 2, "uint8": 1, "bool": 1,
     "complex128": 16, "complex64": 8, "complex32": 4,
+    "qint8": 1, "quint8": 1, "qint32": 4,
 }  # fmt: skip
 
 STORAGES: Mapping[str, str] = {
@@ -18,7 +19,11 @@ STORAGES: Mapping[str, str] = {
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
     "ByteStorage": "uint8", "BoolStorage": "bool", "ComplexDoubleStorage": "complex128",
     "ComplexFloatStorage": "complex64",
+    "QInt8Storage": "qint8", "QUInt8Storage": "quint8", "QInt32Storage": "qint32",
 }  # fmt: skip
+
+# The integers in which a quantized tensor is stored; what they mean is said by a scale and a zero point beside them.
+QUANTIZED: Mapping[str, str] = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
 
 SAFETENSORS: Mapping[str, str] = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
@@ -42,6 +47,8 @@ def raw_dtype(name: str) -> np.dtype[Any]:
         return np.dtype("<u2" if name == "bfloat16" else "<u4")
     if name.startswith("float8"):
         return np.dtype("u1")
+    if name in QUANTIZED:
+        return np.dtype(QUANTIZED[name]).newbyteorder("<")
     return np.dtype(name).newbyteorder("<")
 
 

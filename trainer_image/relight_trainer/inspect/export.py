@@ -79,7 +79,7 @@ def appearing(out: Path) -> Iterator[IO[bytes]]:
 
 def _digest(named: list[tuple[str, TensorRef]], data: Bytes) -> str:
     digest = hashlib.sha256()
-    for name, ref in sorted(named):
+    for name, ref in sorted(named, key=lambda pair: pair[0]):
         digest.update(f"{name}\0{ref.dtype}\0{','.join(map(str, ref.shape))}\0".encode())
         for part in _row_major(ref, data):
             digest.update(part)

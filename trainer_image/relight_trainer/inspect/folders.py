@@ -1,7 +1,9 @@
 """Folders of training state: Relight's checkpoints, torch's distributed checkpoints, sharded safetensors."""
 
+import datetime as dt
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,9 @@ def read_checkpoint(path: Path, entries_of: Entries) -> Contents:
                 entries |= entries_of(_inside(path, name))[0]
         tree = tree_of(document["state"], document["views"], entries)
         order, final = manifest["order"], manifest["final"]
+        dt.datetime.fromtimestamp(order["created"], dt.UTC)
+        if not isinstance(manifest["cursor"], dict):
+            raise TypeError("cursor is no object")
         facts = {
             "step": order["step"],
             "generation": order["generation"],
@@ -37,7 +42,7 @@ def read_checkpoint(path: Path, entries_of: Entries) -> Contents:
             "cursor": manifest["cursor"],
             "files": manifest["files"],
         }
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise Unreadable(f"{MANIFEST} or {STATE} is damaged ({type(error).__name__}: {error})") from None
     return Contents(path, "Relight checkpoint" + (" (final)" if final else ""), tree, facts)
 
@@ -124,7 +129,10 @@ def _dcp_item(path: Path, name: str, entry: Any, places: dict[Any, tuple[str, in
             raise Unreadable(f"{name} is stored in a way that is not known here")
         dtype = stored.dtype
         pieces += [piece._replace(at=at) for piece in stored.pieces]
-    return TensorRef(dtype, shape, tuple(pieces))
+    whole = TensorRef(dtype, shape, tuple(pieces))
+    if sum(math.prod(piece.shape) for piece in pieces) != whole.elements:
+        raise Unreadable(f"{name} is not whole: its parts have not as many elements as its shape {list(shape)}")
+    return whole
 
 
 def _put(tree: dict[Any, Any], where: tuple[Any, ...], value: Any) -> None:

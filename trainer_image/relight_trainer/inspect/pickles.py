@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from relight_trainer.inspect.contents import Opaque, Piece, TensorRef, Unreadable
+from relight_trainer.inspect.contents import Composite, Opaque, Piece, TensorRef, Unreadable
 from relight_trainer.inspect.dtypes import ITEM_SIZES, STORAGES
 
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # torch writes the names of pickle protocol 2
 _WOULD_RUN = "torch.load with weights_only=False would run code of its author's choice. Nothing of it was run"
 _MAX_PICKLE = 1 << 30  # bytes; the tensors' bytes lie elsewhere
+_MAX_BYTE_ORDER = 16  # bytes
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of name and extra field
 
@@ -32,6 +33,9 @@ _PLAIN: Mapping[tuple[str, str], Any] = {
     ("builtins", "bytearray"): lambda data=b"", *_: bytes(data) if isinstance(data, (bytes, list)) else b"",
     ("builtins", "complex"): complex,
     ("torch", "Size"): tuple,
+    ("torch", "per_tensor_affine"): "per_tensor_affine",
+    ("torch", "per_channel_affine"): "per_channel_affine",
+    ("torch.serialization", "_get_layout"): str,
     ("torch", "device"): lambda *parts: ":".join(map(str, parts)),
     ("_codecs", "encode"): lambda text, _="latin1": str(text).encode("latin1"),  # how old protocols spell bytes
 }
@@ -77,7 +81,8 @@ class _Reader(pickle.Unpickler):
             raise Unreadable(f"it names {qualified}: {_WOULD_RUN}")
         self._named.add(qualified)
         if qualified not in self._classes:
-            self._classes[qualified] = type(name, (Opaque,), {"qualified": qualified})
+            base = Composite if module in ("torch._utils", "torch._tensor") and name.startswith("_rebuild") else Opaque
+            self._classes[qualified] = type(name, (base,), {"qualified": qualified})
         return self._classes[qualified]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -102,6 +107,8 @@ def _load(stream: BinaryIO, storage: Callable[[tuple[Any, ...]], Any], named: se
         raise
     except RecursionError:
         raise Unreadable("its pickle is nested too deeply") from None
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
         raise Unreadable(f"its pickle is damaged ({type(error).__name__}: {error})") from None
 
@@ -144,6 +151,8 @@ def read_zip(path: Path, named: set[str], start: int = 0, length: int | None = N
                     raise Unreadable("a zip file, but not torch's: data.pkl is missing")
                 if entries["data.pkl"].file_size > _MAX_PICKLE:
                     raise Unreadable("its data.pkl is too large to be one")
+                if "byteorder" in entries and entries["byteorder"].file_size > _MAX_BYTE_ORDER:
+                    raise Unreadable("damaged: byteorder is too long")
                 data = archive.read(entries["data.pkl"])
                 order = archive.read(entries["byteorder"]) if "byteorder" in entries else b"little"
         except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
@@ -193,7 +202,7 @@ def read_legacy(path: Path, named: set[str]) -> Any:
             file.seek(count * ITEM_SIZES[dtype], io.SEEK_CUR)
         if file.tell() > path.stat().st_size:
             raise Unreadable("damaged: it is shorter than its tensors")
-    return _placed(tree, path, offsets)
+    return _Placing(path, offsets).place(tree)
 
 
 class _Late(NamedTuple):
@@ -211,20 +220,32 @@ class _LateTensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def _placed(tree: Any, path: Path, offsets: Mapping[str, int]) -> Any:
-    if isinstance(tree, _LateTensor):
-        at = offsets[tree.storage.key] + tree.offset * ITEM_SIZES[tree.dtype]
-        return TensorRef.strided(tree.dtype, path, at, tree.shape, tree.strides)
-    if isinstance(tree, Opaque):
-        tree.args = _placed(tree.args, path, offsets)
-        tree.state = _placed(tree.state, path, offsets)
-        tree.items = _placed(tree.items, path, offsets)
+class _Placing:
+    """Gives each tensor its place in the file; what is in the tree many times is looked at once."""
+
+    def __init__(self, path: Path, offsets: Mapping[str, int]) -> None:
+        self._path = path
+        self._offsets = offsets
+        self._placed: dict[int, tuple[Any, Any]] = {}  # by id: what was there, which keeps the id its own, and what is
+
+    def place(self, tree: Any) -> Any:
+        if id(tree) not in self._placed:
+            self._placed[id(tree)] = tree, tree  # for what contains itself
+            self._placed[id(tree)] = tree, self._of(tree)
+        return self._placed[id(tree)][1]
+
+    def _of(self, tree: Any) -> Any:
+        if isinstance(tree, _LateTensor):
+            at = self._offsets[tree.storage.key] + tree.offset * ITEM_SIZES[tree.dtype]
+            return TensorRef.strided(tree.dtype, self._path, at, tree.shape, tree.strides)
+        if isinstance(tree, Opaque):
+            tree.args, tree.state, tree.items = self.place(tree.args), self.place(tree.state), self.place(tree.items)
+            return tree
+        if isinstance(tree, dict):
+            return {key: self.place(value) for key, value in tree.items()}
+        if isinstance(tree, (list, tuple, deque)) and type(tree) in (list, tuple, deque):
+            return type(tree)(self.place(value) for value in tree)
         return tree
-    if isinstance(tree, dict):
-        return {key: _placed(value, path, offsets) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(_placed(value, path, offsets) for value in tree)
-    return tree
 
 
 def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any, dtype: str | None = None) -> Any:
@@ -242,6 +263,28 @@ def _tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any, dtype: s
 
 def _tensor_v3(storage: Any, offset: int, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: str, *_: Any) -> Any:
     return _tensor(storage, offset, size, stride, dtype=dtype)
+
+
+def _quantized(storage: Any, offset: int, size: Any, stride: Any, quantizer: Any, *_: Any) -> Any:
+    numbers = _tensor(storage, offset, size, stride)
+    return _composite("quantized tensor", {"int_repr": numbers, "quantizer": quantizer})
+
+
+def _sparse(layout: Any, data: Any) -> Any:
+    """COO is (indices, values, size[, coalesced]), the compressed layouts are (compressed indices, plain indices, values, size)."""
+    names = (
+        ("indices", "values")
+        if len(data) in (3, 4) and isinstance(data[2], tuple)
+        else ("compressed", "plain", "values")
+    )
+    parts = dict(zip((*names, "size"), data, strict=False))
+    return _composite("sparse tensor", parts | {"layout": layout})
+
+
+def _composite(kind: str, parts: dict[str, Any]) -> Composite:
+    made = Composite()
+    made.qualified, made.state = kind, parts
+    return made
 
 
 def _first(data: Any, *_: Any) -> Any:
@@ -267,6 +310,8 @@ _REBUILD: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_v3,
+    ("torch._utils", "_rebuild_qtensor"): _quantized,
+    ("torch._utils", "_rebuild_sparse_tensor"): _sparse,
     ("torch._utils", "_rebuild_parameter"): _first,
     ("torch._utils", "_rebuild_parameter_with_state"): _first,
     ("torch._tensor", "_rebuild_from_type_v2"): _of_subclass,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from relight_trainer.inspect import folders
-from relight_trainer.inspect.contents import Contents, TensorRef, Unreadable, WrongInput
+from relight_trainer.inspect.contents import Contents, OutOfMemory, TensorRef, Unreadable, WrongInput
 from relight_trainer.inspect.dtypes import ITEM_SIZES, SAFETENSORS
 from relight_trainer.inspect.pickles import read_legacy, read_zip
 from relight_trainer.inspect.tagged_tree import tree_of
@@ -31,6 +31,8 @@ def read(path: str | Path) -> Contents:
         raise Unreadable(f"{path}: {error}") from None
     except OSError:
         raise
+    except MemoryError:
+        raise OutOfMemory(f"{path}: it asks for more memory than there is") from None
     except Exception as error:  # a damaged file raises whatever its bytes happen to mean
         raise Unreadable(f"{path}: damaged ({type(error).__name__}: {error})") from None
 
@@ -87,7 +89,12 @@ def safetensors_entries(path: Path) -> tuple[dict[str, TensorRef], dict[str, str
             dtype, shape = SAFETENSORS[entry["dtype"]], tuple(map(int, entry["shape"]))
             begin, end = map(int, entry["data_offsets"])
             ref = TensorRef.dense(dtype, path, start + begin, shape)
-            if end - begin != ref.elements * ITEM_SIZES[dtype] or start + end > path.stat().st_size:
+            if (
+                begin < 0
+                or min(shape, default=0) < 0
+                or end - begin != ref.elements * ITEM_SIZES[dtype]
+                or start + end > path.stat().st_size
+            ):
                 raise Unreadable(f"damaged: {name} lies beyond the end of the file, or has a wrong size")
             tensors[name] = ref
     except KeyError as error:

@@ -2,17 +2,22 @@
 
 import datetime as dt
 import fnmatch
+import itertools
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from relight_trainer.inspect.contents import Contents, Opaque, TensorRef, WrongInput
+from relight_trainer.inspect.contents import Contents, Opaque, TensorRef, WrongInput, short
 from relight_trainer.inspect.dtypes import ITEM_SIZES
 from relight_trainer.inspect.folders import damage
-from relight_trainer.inspect.statistics import Bytes, statistics
+from relight_trainer.inspect.statistics import Bytes, Statistics, statistics
 from relight_trainer.inspect.weights import weights
 
 _MAX_TEXT = 200  # characters of a value
+_MAX_ITEMS = 10_000  # in one value
+_DEEPEST = 100
+_MAX_READ = 16  # times the bytes of the files: tensors may share their bytes, and each is measured
 _OPTIONS = ("lr", "momentum", "weight_decay", "betas", "eps", "nesterov", "amsgrad", "initial_lr")
 
 
@@ -25,13 +30,22 @@ def report(contents: Contents, *, numbers: bool = True, pattern: str = "*") -> d
     chosen = [(name, ref) for name, ref in all_tensors if fnmatch.fnmatchcase(name, pattern)]
     if all_tensors and not chosen:
         raise WrongInput(f'--only "{pattern}" matches none of the {len(all_tensors)} tensors')
+    budget = _MAX_READ * sum({piece.file: piece.file.stat().st_size for _, r in chosen for piece in r.pieces}.values())
+    rows: list[dict[str, Any]] = []
+    known: dict[TensorRef, Statistics] = {}
     with Bytes() as data:
-        rows = [_row(name, ref, data if numbers else None) for name, ref in chosen]
+        for name, ref in chosen:
+            found = known.get(ref)
+            if numbers and found is None and ref.elements * ITEM_SIZES[ref.dtype] <= budget:
+                budget -= ref.elements * ITEM_SIZES[ref.dtype]
+                found = known[ref] = statistics(ref, data)
+            rows.append(_row(name, ref, found))
+    left_out = [row["name"] for row in rows if numbers and "norm" not in row]
     return {
         "path": str(contents.path),
         "kind": contents.kind,
-        "facts": plain(contents.facts),
-        "notes": [*contents.notes, *_alarms(rows)],
+        "facts": plain(contents.facts, items=1 << 24),  # JSON was read for them: as long as that at most
+        "notes": [*contents.notes, *_alarms(rows), *_too_large(left_out)],
         "damage": damage(contents) if numbers else [],
         "weights": _sum(_weights(contents)),
         "total": _sum([ref for _, ref in chosen]),
@@ -45,11 +59,19 @@ def report(contents: Contents, *, numbers: bool = True, pattern: str = "*") -> d
     }
 
 
-def _row(name: str, ref: TensorRef, data: Bytes | None) -> dict[str, Any]:
+def _too_large(names: list[str]) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return [
+        f"{len(names)} tensors were not measured: with them, {_MAX_READ} times the file's bytes would be read: {shown}"
+    ]
+
+
+def _row(name: str, ref: TensorRef, found: Statistics | None) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "dtype": ref.dtype, "shape": list(ref.shape), "elements": ref.elements}
     row["bytes"] = ref.elements * ITEM_SIZES[ref.dtype]
-    if data is not None:
-        found = statistics(ref, data)
+    if found is not None:
         row |= {"norm": _number(found.norm), "min": found.minimum, "max": found.maximum, "mean": found.mean}
         row |= {"nan": found.nan, "inf": found.inf}
     return row
@@ -80,14 +102,18 @@ def _sum(refs: list[TensorRef]) -> dict[str, int]:
     }
 
 
-def _optimizers(tree: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """State of torch optimizers: mappings of `state` and `param_groups`, not far below the top."""
-    if isinstance(tree, Mapping) and depth < 4:
+def _optimizers(
+    tree: Any, name: str = "", depth: int = 0, seen: set[int] | None = None
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """State of torch optimizers: mappings of `state` and `param_groups`, not far below the top; one tree is told once."""
+    seen = set() if seen is None else seen
+    if isinstance(tree, Mapping) and depth < 4 and id(tree) not in seen:
+        seen.add(id(tree))
         if isinstance(tree.get("state"), Mapping) and isinstance(tree.get("param_groups"), list):
             yield name or "(top)", tree
             return
         for key, value in tree.items():
-            yield from _optimizers(value, f"{name}.{key}" if name else str(key), depth + 1)
+            yield from _optimizers(value, f"{name}.{_clipped(key)}" if name else _clipped(key), depth + 1, seen)
 
 
 def _optimizer(name: str, tree: Mapping[Any, Any]) -> dict[str, Any]:
@@ -95,7 +121,7 @@ def _optimizer(name: str, tree: Mapping[Any, Any]) -> dict[str, Any]:
     for of_parameter in tree["state"].values():
         for slot, value in of_parameter.items() if isinstance(of_parameter, Mapping) else ():
             if isinstance(value, TensorRef):
-                slots.setdefault(str(slot), []).append(value)
+                slots.setdefault(_clipped(slot), []).append(value)
     groups = [
         {
             "parameters": len(group.get("params", [])),
@@ -112,21 +138,34 @@ def _optimizer(name: str, tree: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-def plain(value: Any) -> Any:
-    """A value as JSON has it, clipped; what JSON cannot say as text."""
+def plain(value: Any, *, items: int = _MAX_ITEMS) -> Any:
+    """A value as JSON has it, clipped to so many `items`; what JSON cannot say as text."""
+    left = itertools.repeat(None, items)
+    return _plain(value, left, 0)
+
+
+def _plain(value: Any, left: Iterator[None], depth: int) -> Any:
     if isinstance(value, bool) or value is None or (isinstance(value, int) and abs(value) < 2**53):
         return value
     if isinstance(value, float):
         return _number(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
+    if isinstance(value, (Mapping, list, tuple, set, frozenset, deque)):
+        if depth > _DEEPEST:
+            return "..."
+        if isinstance(value, Mapping):
+            pairs = {_clipped(k): _plain(v, left, depth + 1) for (k, v), _ in zip(value.items(), left, strict=False)}
+            return pairs if len(pairs) == len(value) else pairs | {"...": "..."}
+        found = [_plain(item, left, depth + 1) for item, _ in zip(value, left, strict=False)]
+        return found if len(found) == len(value) else [*found, "..."]
     if isinstance(value, Opaque):
-        return f"<{value.qualified}, not loaded>"
+        return f"<{_clipped(value.qualified)}, not loaded>"
     if isinstance(value, bytes):
         return f"<{len(value)} bytes>"
-    text = str(value)
+    return _clipped(value)
+
+
+def _clipped(value: Any) -> str:
+    text = value if isinstance(value, str) else short(value)
     return text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 3] + "..."
 
 
@@ -174,20 +213,20 @@ def text(said: Mapping[str, Any]) -> str:
 
 
 def _has_numbers(said: Mapping[str, Any]) -> bool:
-    return all("norm" in row for row in said["tensors"])
+    return not said["tensors"] or any("norm" in row for row in said["tensors"])
 
 
 def _tensor_cells(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     cells = [["tensor", "shape", "dtype"]]
-    numbers = all("norm" in row for row in rows)
+    numbers = any("norm" in row for row in rows)
     if numbers:
         cells[0] += ["norm", "min", "max", "mean", "NaN", "Inf"]
     for row in rows:
         shape = "x".join(map(str, row["shape"])) or "scalar"
         line = [row["name"] or "(top)", shape, row["dtype"]]
         if numbers:
-            line += [_shown(row[column]) for column in ("norm", "min", "max", "mean")]
-            line += [str(row["nan"] or "-"), str(row["inf"] or "-")]
+            line += [_shown(row.get(column)) for column in ("norm", "min", "max", "mean")]
+            line += [str(row.get(column) or "-") for column in ("nan", "inf")]
         cells.append(line)
     return cells
 

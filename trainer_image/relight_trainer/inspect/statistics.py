@@ -36,11 +36,15 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Difference:
-    """`equal` elements hold the same number (NaN equals NaN); `max_abs` is over those finite in both tensors."""
+    """`equal` elements hold the same number (NaN equals NaN); `max_abs` is over those finite in both tensors.
+
+    Of `not_finite` elements that differ, one is NaN or infinite.
+    """
 
     elements: int
     equal: int
     max_abs: float
+    not_finite: int = 0
 
 
 class Bytes:
@@ -123,7 +127,7 @@ def difference(a: TensorRef, b: TensorRef, data: Bytes) -> Difference:
     """How two tensors of one shape differ; their dtypes may. Raises ValueError for different shapes."""
     if a.shape != b.shape:
         raise ValueError(f"shapes {a.shape} and {b.shape}")
-    equal, worst = 0, 0.0
+    equal, not_finite, worst = 0, 0, 0.0
     if a.elements == 0:
         return Difference(0, 0, 0.0)
     pairs: Any = np.nditer([data.whole(a), data.whole(b)], ["external_loop", "buffered"], buffersize=_CHUNK)
@@ -140,9 +144,12 @@ def difference(a: TensorRef, b: TensorRef, data: Bytes) -> Difference:
         else:
             wide = np.complex128 if "c" in (left.dtype.kind, right.dtype.kind) else np.float64
         left, right = left[~same].astype(wide), right[~same].astype(wide)
-        both = slice(None) if wide in (object, np.int64) else np.isfinite(left) & np.isfinite(right)
-        worst = max(worst, float(np.abs(left[both] - right[both]).max(initial=0)))
-    return Difference(a.elements, equal, worst)
+        if wide not in (object, np.int64):
+            finite = np.isfinite(left) & np.isfinite(right)
+            not_finite += int((~finite).sum())
+            left, right = left[finite], right[finite]
+        worst = max(worst, float(np.abs(left - right).max(initial=0)))
+    return Difference(a.elements, equal, worst, not_finite)
 
 
 def _bits(array: Any) -> Any:

@@ -1,9 +1,20 @@
 """Which of a file's tensors are a model's weights."""
 
+import itertools
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from relight_trainer.inspect.contents import Contents, Opaque, TensorRef, WrongInput, holds_tensors, walk
+from relight_trainer.inspect.contents import (
+    Composite,
+    Contents,
+    Opaque,
+    TensorRef,
+    WrongInput,
+    holds_tensors,
+    short,
+    walk,
+)
 
 _MODELS = ("model", "state_dict", "model_state_dict", "model_state", "module", "net", "network", "weights", "params")
 _EMA = ("ema", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model")
@@ -14,10 +25,17 @@ _SHADOW = ("module", "shadow", "weights", "model", "state_dict", "params")
 def weights(contents: Contents, *, key: str | None = None, ema: bool = False) -> list[tuple[str, TensorRef]]:
     """(name, tensor) of the weights: below `key` (`a.b`), else under the name that trainers give a model, or its EMA.
 
-    DDP's and torch.compile's prefixes are left out of the names. Raises WrongInput where there are none.
+    DDP's and torch.compile's prefixes are left out of the names. Raises WrongInput where there are none, where two have
+    one name, and for a tensor that is made of others (sparse, quantized, nested): its parts are no weights.
     """
     tree = _below(contents, key) if key is not None else _ema(contents) if ema else _model(contents.tree)
-    named = [(name, leaf) for name, leaf in walk(tree) if isinstance(leaf, TensorRef)]
+    leaves = list(walk(tree, whole=True))
+    for name, leaf in leaves:
+        if isinstance(leaf, Composite):
+            raise WrongInput(
+                f"{contents.path}: {name} is a {leaf.qualified}, and no plain tensor: save it dense (to_dense(), dequantize())"
+            )
+    named = [(name, leaf) for name, leaf in leaves if isinstance(leaf, TensorRef)]
     if not named:
         raise WrongInput(
             f"{contents.path}: no weights in it; at the top are {_names(contents.tree)}: name one with --key"
@@ -25,6 +43,11 @@ def weights(contents: Contents, *, key: str | None = None, ema: bool = False) ->
     for prefix in _WRAPPERS:
         if all(name.startswith(prefix) for name, _ in named):
             named = [(name.removeprefix(prefix), tensor) for name, tensor in named]
+    [(most, count)] = Counter(name for name, _ in named).most_common(1)
+    if count > 1:
+        raise WrongInput(
+            f'{contents.path}: {count} tensors in it are named "{most}": name a part of the file with --key'
+        )
     return named
 
 
@@ -61,15 +84,19 @@ def _below(contents: Contents, key: str) -> Any:
     tree = contents.tree
     rest = key
     while rest:
-        names = sorted((str(n) for n in tree), key=len, reverse=True) if isinstance(tree, Mapping) else []
+        names = sorted(map(_name, tree), key=len, reverse=True) if isinstance(tree, Mapping) else []
         name = next((n for n in names if rest == n or rest.startswith(f"{n}.")), None)
         if name is None:
             raise WrongInput(f'{contents.path}: no "{key}" in it; there {"are" if names else "is"} {_names(tree)}')
-        tree = next(value for n, value in tree.items() if str(n) == name)
+        tree = next(value for n, value in tree.items() if _name(n) == name)
         rest = rest[len(name) + 1 :]
     return {key: tree} if isinstance(tree, TensorRef) else tree
 
 
 def _names(tree: Any) -> str:
-    names = [str(name) for name in tree] if isinstance(tree, Mapping) else []
+    names = list(map(_name, itertools.islice(tree, 13))) if isinstance(tree, Mapping) else []
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") or "nothing that has a name"
+
+
+def _name(key: Any) -> str:
+    return key if isinstance(key, str) else short(key)
