@@ -1,6 +1,7 @@
 """The checkpoint protocol: committed or invisible, damaged ones passed over, zombies shut out."""
 
 import errno
+import hashlib
 import itertools
 import json
 import random
@@ -30,6 +31,7 @@ from relight_trainer.checkpoint import (
     local_place as local_module,
 )
 from relight_trainer.checkpoint.local_place import LocalPlace
+from relight_trainer.checkpoint.seal import MOST_BYTES, sealed
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -294,6 +296,104 @@ def test_storage_that_cannot_be_read_is_not_called_damage(path, monkeypatch):
     assert newest(job) == (1, 5)
 
 
+def sealed_again(body, **changes):
+    """A manifest with other content and the right checksum."""
+    return sealed(body["kind"], {k: v for k, v in body.items() if k not in ("kind", "seal")} | changes)
+
+
+def deep(levels):
+    return "[" * levels + "]" * levels
+
+
+@pytest.mark.parametrize(
+    ("manifest", "why"),
+    [
+        (lambda folder: (folder / "fence.json").read_text(), "manifest.json holds a fence, not a checkpoint manifest"),
+        (lambda _: json.dumps(sealed("", {})), "manifest.json holds a , not a checkpoint manifest"),
+        (lambda _: deep(100_000), "manifest.json is nested too deeply"),
+        (lambda _: json.dumps(sealed("checkpoint manifest", {})), "manifest.json is damaged: schema: Field required"),
+        (lambda _: " " * (MOST_BYTES + 1), "manifest.json has more than 67108864 bytes"),
+    ],
+    ids=["fence", "no kind", "deep", "empty", "long"],
+)
+def test_a_file_of_another_kind_in_the_manifests_place_is_set_aside(path, manifest, why):
+    Job(path).begin(1).saved(1, 5).saved(1, 9)
+    (path / "step-000000009.g1" / "manifest.json").write_text(manifest(path))
+    job = Job(path).begin(2)
+
+    assert newest(job) == (1, 5)
+    assert why in job.said[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"order": {"created": "x", "generation": 1, "step": 9}},
+        {"order": {"created": 1.0, "generation": 1, "step": -1}},
+        {"files": {"../../elsewhere": {"bytes": 1, "sha256": "0" * 64}}},
+        {"files": {"state.json": {"bytes": -1, "sha256": "0" * 64}}},
+        {"files": []},
+        {"cursor": {"$tuple": 3}},
+        {"cursor": [1]},
+        {"world": True},
+        {"beside": []},
+    ],
+    ids=lambda changes: json.dumps(changes)[:30],
+)
+def test_a_manifest_whose_fields_have_other_types_is_set_aside(path, changes):
+    Job(path).begin(1).saved(1, 5).saved(1, 9)
+    file = path / "step-000000009.g1" / "manifest.json"
+    file.write_text(json.dumps(sealed_again(json.loads(file.read_text()), **changes)))
+    job = Job(path).begin(2)
+
+    assert newest(job) == (1, 5)
+    assert "step-000000009.g1: manifest.json is damaged" in job.said[0]
+
+
+def test_a_state_that_cannot_be_read_has_a_name_and_a_way_out(path):
+    Job(path).begin(1).saved(1, 5)
+    folder = path / "step-000000005.g1"
+    state = json.dumps({"views": [], "state": {"$tensor": 7}}).encode()
+    (folder / "state.json").write_bytes(state)
+    body = json.loads((folder / "manifest.json").read_text())
+    body["files"]["state.json"] = {"bytes": len(state), "sha256": hashlib.sha256(state).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(sealed_again(body)))
+    job = Job(path).begin(2)
+
+    with pytest.raises(
+        NoUsableCheckpoint, match=r"step-000000005\.g1 has its right checksums, and its state cannot be read"
+    ):
+        job.first.load(job.first.newest())
+
+
+MUTATIONS = {
+    "flip": lambda random, data: data[: (i := random.randrange(len(data)))] + bytes([data[i] ^ 1 << random.randrange(8)]) + data[i + 1 :],
+    "cut": lambda random, data: data[: random.randrange(len(data))],
+    "insert": lambda random, data: data[: (i := random.randrange(len(data)))] + random.randbytes(3) + data[i:],
+    "double": lambda _, data: data + data,
+    "zero": lambda random, data: data[: (i := random.randrange(len(data)))] + bytes(len(data) - i),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [150, pytest.param(5000, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+def test_no_changed_byte_is_ever_loaded(path, tmp_path, count):
+    """Whatever happens to the files of the newest checkpoint: it is loaded as it was saved, or the one before is used."""
+    Job(path).begin(1).saved(1, 5).saved(1, 9)
+    random_ = random.Random(count)
+    for i in range(count):
+        copy = tmp_path / f"copy-{i}"
+        shutil.copytree(path, copy)
+        file = copy / "step-000000009.g1" / random_.choice(["manifest.json", "state.json", "shard-0-of-1.safetensors"])
+        before = file.read_bytes()
+        file.write_bytes(MUTATIONS[random_.choice(list(MUTATIONS))](random_, before))
+        if file.read_bytes() != before:
+            job = Job(copy).begin(2)
+            checkpoint = job.first.newest()
+            assert checkpoint.position in ((1, 5), (1, 9))
+            assert_state(job.first.load(checkpoint), checkpoint.position.step)
+        shutil.rmtree(copy)
+
+
 # ---- another configuration, another version
 
 
@@ -333,8 +433,7 @@ def test_a_newer_relights_checkpoint_is_refused_and_left_alone(path):
     Job(path).begin(1).saved(1, 5)
     file = path / "step-000000005.g1" / "manifest.json"
     body = json.loads(file.read_text())
-    del body["seal"]
-    file.write_text(json.dumps(folder_module.sealed({**body, "schema": 2})))
+    file.write_text(json.dumps(sealed_again(body, schema=2)))
     job = Job(path)
     with pytest.raises(ConfigChanged, match="schema 2"):
         job.first.newest()

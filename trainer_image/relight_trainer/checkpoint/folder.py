@@ -42,16 +42,15 @@ from relight_trainer.checkpoint.manifest import (
     parse_manifest,
     problem,
     read_manifest,
-    sealed,
-    unsealed,
 )
 from relight_trainer.checkpoint.place import Place, place_of
 from relight_trainer.checkpoint.retention import LEAST_KEPT, Best, retired
+from relight_trainer.checkpoint.seal import MOST_BYTES, sealed, unsealed
 from relight_trainer.checkpoint.shards import STATE, Content, is_own, load, own_name, shard_name
 from relight_trainer.config_diff import differences, refused
 from relight_trainer.identity import identity as identity_of
 
-_FENCE = "fence.json"
+_FENCE, _FENCE_KIND = "fence.json", "fence"
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class CheckpointFolder:
                 sound, _ = self._scan()
                 known = [c.seal for c in sound if fence is None or fence.admits(c)]
                 body = {"created": self._created, "generation": generation, "job_uid": self._job_uid, "known": known}
-                self._own_fence = generation, json.dumps(sealed(body)).encode()
+                self._own_fence = generation, json.dumps(sealed(_FENCE_KIND, body)).encode()
                 self._place.put(_FENCE, self._own_fence[1])
             self._place.sweep()
 
@@ -188,10 +187,17 @@ class CheckpointFolder:
             return None
 
     def load(self, checkpoint: Checkpoint) -> State:
-        """The state of what `newest` gave. Raises `StorageFailed`."""
+        """The state of what `newest` gave. Raises `StorageFailed`, `NoUsableCheckpoint`."""
         with self._storage("read"):
             name = checkpoint.path.name
-            state = load({file: self._place.fetch(name, file) for file in checkpoint.files if not is_own(file)})
+            files = {file: self._place.fetch(name, file) for file in checkpoint.files if not is_own(file)}
+            try:
+                state = load(files)
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+                raise NoUsableCheckpoint(
+                    f"{checkpoint.path} has its right checksums, and its state cannot be read "
+                    f"({type(error).__name__}: {error}); delete that folder to go on from the checkpoint before it"
+                ) from None
             self._place.forget()
             self.loaded = name
             return state
@@ -393,13 +399,14 @@ class CheckpointFolder:
 
     def _fence(self) -> _Fence | None:
         try:
-            body = unsealed(json.loads(self._place.read(_FENCE)), _FENCE)
+            body, _ = unsealed(_FENCE_KIND, _FENCE, self._place.read(_FENCE, MOST_BYTES))
+            fence = _Fence(float(body["created"]), int(body["generation"]), frozenset(map(str, body["known"])))
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             self._say(f"{self._place.path(_FENCE)} is damaged ({error}): generations before this one are not shut out")
             return None
-        return _Fence(body["created"], body["generation"], frozenset(body["known"]))
+        return fence
 
     @contextlib.contextmanager
     def _storage(self, doing: str) -> Iterator[None]:

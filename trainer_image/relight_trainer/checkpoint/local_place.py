@@ -9,7 +9,7 @@ from pathlib import Path
 
 from relight_agent.files import fsync_folder
 from relight_trainer.checkpoint.disk import write_file
-from relight_trainer.checkpoint.place import MANIFEST
+from relight_trainer.checkpoint.place import MANIFEST, too_long
 
 
 class LocalPlace:
@@ -33,9 +33,13 @@ class LocalPlace:
     def names(self, prefix: str) -> list[str]:
         return sorted(path.name for path in self._folder.glob(f"{prefix}*"))
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, most: int) -> bytes:
         try:
-            return (self._folder / name).read_bytes()
+            with (self._folder / name).open("rb") as file:
+                data = file.read(most + 1)
+            if len(data) > most:
+                raise too_long(name, most)
+            return data
         except NotADirectoryError as error:
             raise FileNotFoundError(*error.args) from None
 

@@ -6,15 +6,55 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from relight_trainer.checkpoint import tagged
 from relight_trainer.checkpoint.errors import ConfigChanged
 from relight_trainer.checkpoint.place import MANIFEST, Place
+from relight_trainer.checkpoint.seal import MOST_BYTES, sealed, unsealed
 
 SCHEMA = 1
+KIND = "checkpoint manifest"
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class _Head(_Form):
+    """What every version's manifest has."""
+
+    schema_: int = Field(alias="schema")
+    versions: dict[str, Any]
+
+
+class _Order(_Form):
+    created: float
+    generation: int = Field(ge=0)
+    step: int = Field(ge=0)
+
+
+class _Record(_Form):
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+_FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # never a path
+
+
+class _Manifest(_Form):
+    job_uid: str
+    order: _Order
+    final: bool
+    world: int = Field(ge=1)
+    cursor: Any
+    config_hash: str
+    config: dict[str, Any] | None = None
+    beside: dict[str, Any] | None = None
+    files: dict[_FileName, _Record]
 
 
 class Position(NamedTuple):
@@ -87,7 +127,7 @@ def manifest_text(
         "versions": {"torch": torch.__version__, "relight": _version(), **({"code": commit} if commit else {})},
         "files": {name: record._asdict() for name, record in sorted(files.items())},
     }
-    return json.dumps(sealed(body), indent=1)
+    return json.dumps(sealed(KIND, body), indent=1)
 
 
 def _beside(identity: Mapping[str, Any], config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -98,37 +138,43 @@ def _beside(identity: Mapping[str, Any], config: Mapping[str, Any] | None) -> di
 def read_manifest(place: Place, name: str) -> Checkpoint:
     """Raises as `parse_manifest`, and what the place raises."""
     try:
-        return parse_manifest(place.path(name), place.read(f"{name}/{MANIFEST}"))
+        return parse_manifest(place.path(name), place.read(f"{name}/{MANIFEST}", MOST_BYTES))
     except FileNotFoundError:
         raise ValueError(f"{MANIFEST} is missing") from None
 
 
 def parse_manifest(folder: PurePath, text: str | bytes) -> Checkpoint:
     """Raises `ValueError` saying what is wrong with it, `ConfigChanged` where a newer Relight wrote it."""
+    body, seal = unsealed(KIND, MANIFEST, text)
     try:
-        value = json.loads(text)
-    except ValueError:
-        raise ValueError(f"{MANIFEST} is not JSON") from None
-    body = unsealed(value, MANIFEST)
-    if body["schema"] > SCHEMA:
-        raise ConfigChanged(
-            f"{folder} was written by Relight {body['versions']['relight']}, whose checkpoints (schema {body['schema']}) "
-            f"this one (schema {SCHEMA}) cannot read; run the job with that version or a newer one"
-        )
-    order = body["order"]
+        head = _Head.model_validate(body)
+        if head.schema_ > SCHEMA:
+            raise ConfigChanged(
+                f"{folder} was written by Relight {head.versions.get('relight')}, whose checkpoints (schema "
+                f"{head.schema_}) this one (schema {SCHEMA}) cannot read; run the job with that version or a newer one"
+            )
+        said = _Manifest.model_validate(body)
+        cursor = tagged.decode(said.cursor)
+        if not isinstance(cursor, dict):
+            raise TypeError("cursor is no object")
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{MANIFEST} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{MANIFEST} is damaged ({type(error).__name__}: {error})") from None
     return Checkpoint(
         path=folder,
-        job_uid=body["job_uid"],
-        created=order["created"],
-        position=Position(order["generation"], order["step"]),
-        final=body["final"],
-        cursor=tagged.decode(body["cursor"]),
-        world=body["world"],
-        config_hash=body["config_hash"],
-        files={name: FileRecord(**record) for name, record in body["files"].items()},
-        seal=value["seal"],
-        config=body.get("config"),
-        identity={**body.get("config", {}), **body["beside"]} if "beside" in body else body.get("config"),
+        job_uid=said.job_uid,
+        created=said.order.created,
+        position=Position(said.order.generation, said.order.step),
+        final=said.final,
+        cursor=cursor,
+        world=said.world,
+        config_hash=said.config_hash,
+        files={name: FileRecord(record.bytes, record.sha256) for name, record in said.files.items()},
+        seal=seal,
+        config=said.config,
+        identity={**(said.config or {}), **said.beside} if said.beside is not None else said.config,
     )
 
 
@@ -146,25 +192,6 @@ def problem(checkpoint: Checkpoint, place: Place, *, checksums: bool) -> str | N
         if checksums and hashlib.sha256(place.fetch(checkpoint.path.name, name)).hexdigest() != record.sha256:
             return f"{name} does not match its checksum"
     return None
-
-
-def sealed(body: dict[str, Any]) -> dict[str, Any]:
-    """`body` with a checksum over everything in it."""
-    return {**body, "seal": _seal(body)}
-
-
-def unsealed(value: Any, name: str) -> dict[str, Any]:
-    """The body of a sealed object. Raises `ValueError` where it is not as it was sealed."""
-    if not isinstance(value, dict) or "seal" not in value:
-        raise ValueError(f"{name} has no checksum")
-    body = {key: item for key, item in value.items() if key != "seal"}
-    if value["seal"] != _seal(body):
-        raise ValueError(f"{name} does not match its own checksum")
-    return body
-
-
-def _seal(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _version() -> str:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from relight_trainer.checkpoint.errors import StorageFailed
-from relight_trainer.checkpoint.place import MANIFEST
+from relight_trainer.checkpoint.place import MANIFEST, too_long
 
 _CHUNK = 16 * 2**20
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
@@ -59,9 +59,10 @@ class ObjectPlace:
             return sorted(file.removesuffix(f"/{MANIFEST}") for file in files if file.endswith(f"/{MANIFEST}"))
         return sorted({file.partition("/")[0] for file in files})
 
-    def read(self, name: str) -> bytes:
-        data: bytes = self._fs.cat_file(self._at(name))
-        return data
+    def read(self, name: str, most: int) -> bytes:
+        if int(self._fs.info(self._at(name))["size"] or 0) > most:
+            raise too_long(name, most)
+        return self._all_of(name)
 
     def put(self, name: str, data: bytes) -> None:
         self._fs.pipe_file(self._at(name), data)
@@ -73,7 +74,7 @@ class ObjectPlace:
         if self._fetched_of != name:
             self._fetched_of, self._fetched = name, {}
         if file not in self._fetched:
-            self._fetched[file] = memoryview(self.read(f"{name}/{file}"))
+            self._fetched[file] = memoryview(self._all_of(f"{name}/{file}"))
         return self._fetched[file]
 
     def forget(self) -> None:
@@ -117,7 +118,7 @@ class ObjectPlace:
     def set_aside(self, name: str, prefix: str) -> str:
         aside = f"{prefix}-{name}.json"
         try:
-            self.put(aside, self.read(f"{name}/{MANIFEST}"))
+            self.put(aside, self._all_of(f"{name}/{MANIFEST}"))
             self._fs.rm_file(self._at(f"{name}/{MANIFEST}"))
         except Exception:  # read-only storage: it is judged again next time
             return name
@@ -127,6 +128,10 @@ class ObjectPlace:
         # The manifest first: what is half deleted must not be a candidate.
         for file in sorted(self._files(name), key=lambda file: not file.endswith(f"/{MANIFEST}")):
             self._fs.rm_file(self._at(file))
+
+    def _all_of(self, name: str) -> bytes:
+        data: bytes = self._fs.cat_file(self._at(name))
+        return data
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"

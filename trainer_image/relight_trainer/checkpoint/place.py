@@ -27,7 +27,9 @@ class Place(Protocol):
         """What is at the top and begins with `prefix`, sorted."""
         ...
 
-    def read(self, name: str) -> bytes: ...
+    def read(self, name: str, most: int) -> bytes:
+        """A small file. Raises `ValueError` where it has more than `most` bytes."""
+        ...
 
     def put(self, name: str, data: bytes) -> None:
         """Write a small file, which is then there whole and for good."""
@@ -83,3 +85,7 @@ def place_of(location: str | Path) -> Place:
     from relight_trainer.checkpoint.object_place import ObjectPlace
 
     return ObjectPlace.at(text)
+
+
+def too_long(name: str, most: int) -> ValueError:
+    return ValueError(f"{name.rpartition('/')[2]} has more than {most} bytes")
