@@ -5,6 +5,7 @@ So a series ends with its job, and nothing is counted twice when a write is repe
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -12,7 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
-from relight_agent.exits import CAUSE_CLASS, Class
+from relight_agent.exits import CAUSE_CLASS, Cause, Class
+from relight_agent.files import clip
 from relight_operator.api.status import BUCKETS, PHASES, TERMINAL, JobStatus
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -24,9 +26,12 @@ Jobs = Callable[[], Mapping[str, Mapping[str, Any]]]
 
 
 class Metrics:
-    """`jobs()` gives the jobs' objects by key, for the series that are made at scrape time."""
+    """`jobs()` gives the jobs' objects by key, for the series that are made at scrape time.
 
-    def __init__(self, jobs: Jobs) -> None:
+    `lost` counts what could not be read, by resource; what cannot be shown is added to it.
+    """
+
+    def __init__(self, jobs: Jobs, lost: Tally[str] | None = None) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
         self.reconciles = Counter(
@@ -47,15 +52,16 @@ class Metrics:
             buckets=_SECONDS,
             registry=r,
         )
-        self.registry.register(JobCollector(jobs))
+        self.registry.register(JobCollector(jobs, lost if lost is not None else Tally()))
 
     def on_write(self, _: object, old: JobStatus, new: JobStatus) -> None:
         """The server has taken `new` in place of `old`."""
-        for cause, count in (Tally(new.restarts.by_cause) - Tally(old.restarts.by_cause)).items():
+        for named, count in (Tally(new.restarts.by_cause) - Tally(old.restarts.by_cause)).items():
+            cause = _known(named)
             (self.disruptions if cause in _FREE else self.failures).labels(cause).inc(count)
         self.lost_steps.inc(max(0, new.goodput.lost_steps - old.goodput.lost_steps))
         if new.goodput.recoveries > old.goodput.recoveries and new.goodput.last_recovery_seconds is not None:
-            cause = new.history[-1].cause if new.history else "Unknown"
+            cause = _known(new.history[-1].cause) if new.history else "Unknown"
             self.recovery_seconds.labels(cause).observe(float(new.goodput.last_recovery_seconds))
 
     def exposition(self) -> bytes:
@@ -63,55 +69,83 @@ class Metrics:
 
 
 class JobCollector(Collector):
-    def __init__(self, jobs: Jobs) -> None:
+    """A status may hold anything: a job whose status is odd is left out, and counted, and the others are shown."""
+
+    def __init__(self, jobs: Jobs, lost: Tally[str]) -> None:
         self._jobs = jobs
+        self._lost = lost
 
     def collect(self) -> Iterator[Metric]:
-        jobs = self._jobs()
-        yield self._phases(jobs.values())
-        yield self._stragglers(jobs)
-        yield self._seconds(jobs)
-        labels = ["namespace", "name"]
-        for metric, text, value in _PER_JOB:
-            family = GaugeMetricFamily(metric, text, labels=labels)
-            for key, body in jobs.items():
-                number = value(body.get("status") or {})
-                if number is not None:
-                    family.add_metric(key.split("/"), number)
-            yield family
-
-    @staticmethod
-    def _stragglers(jobs: Mapping[str, Mapping[str, Any]]) -> GaugeMetricFamily:
-        family = GaugeMetricFamily(
+        found: list[_Series] = []
+        for key, body in self._jobs().items():
+            try:
+                found.append(_series(key, body.get("status") or {}))
+            except (TypeError, ValueError, AttributeError, OverflowError):
+                self._lost["trainingjobs"] += 1
+                found.append(_Series(key.split("/"), "Pending"))
+        yield self._phases(found)
+        stragglers = GaugeMetricFamily(
             "relight_straggler_share",
             "The share of each step that a job waits for a slow member.",
             labels=["namespace", "name", "node_rank", "node"],
         )
-        for key, body in jobs.items():
-            status = body.get("status") or {}
-            for found in (status.get("stragglers") or ()) if status.get("phase") not in TERMINAL else ():
-                labels = [*key.split("/"), str(found.get("nodeRank", "")), str(found.get("machine", ""))]
-                family.add_metric(labels, float(found.get("share") or 0.0))
-        return family
-
-    @staticmethod
-    def _seconds(jobs: Mapping[str, Mapping[str, Any]]) -> CounterMetricFamily:
         text = "Seconds of a job's members, by what they went to."
-        family = CounterMetricFamily("relight_job_seconds", text, labels=["namespace", "name", "bucket"])
-        for key, body in jobs.items():
-            seconds = _inside(body.get("status") or {}, "goodput", "buckets")
-            for bucket in BUCKETS:
-                if isinstance(seconds, Mapping) and bucket in seconds:
-                    family.add_metric([*key.split("/"), bucket], float(seconds[bucket]))
-        return family
+        seconds = CounterMetricFamily("relight_job_seconds", text, labels=["namespace", "name", "bucket"])
+        families = [GaugeMetricFamily(metric, text, labels=["namespace", "name"]) for metric, text, _ in _PER_JOB]
+        for job in found:
+            for where, share in job.stragglers:
+                stragglers.add_metric([*job.labels, *where], share)
+            for bucket, value in job.seconds:
+                seconds.add_metric([*job.labels, bucket], value)
+            for family, number in zip(families, job.numbers, strict=False):
+                if number is not None:
+                    family.add_metric(job.labels, number)
+        yield from (stragglers, seconds, *families)
+        unread = CounterMetricFamily(
+            "relight_unreadable_objects", "Objects, events and statuses that could not be read.", labels=["resource"]
+        )
+        for resource in sorted(self._lost):
+            unread.add_metric([resource], self._lost[resource])
+        yield unread
 
     @staticmethod
-    def _phases(bodies: Iterable[Mapping[str, Any]]) -> GaugeMetricFamily:
+    def _phases(found: Iterable["_Series"]) -> GaugeMetricFamily:
         family = GaugeMetricFamily("relight_jobs", "Jobs in each phase.", labels=["phase"])
-        tally = Tally((b.get("status") or {}).get("phase") or "Pending" for b in bodies)
+        tally = Tally(job.phase for job in found)
         for phase in PHASES:
             family.add_metric([phase], tally[phase])
         return family
+
+
+@dataclass(frozen=True)
+class _Series:
+    """What one job adds to the metrics."""
+
+    labels: list[str]
+    phase: str
+    stragglers: list[tuple[list[str], float]] = field(default_factory=list)
+    seconds: list[tuple[str, float]] = field(default_factory=list)
+    numbers: list[float | None] = field(default_factory=list)  # as in _PER_JOB
+
+
+def _series(key: str, status: Mapping[str, Any]) -> _Series:
+    """Raises TypeError, ValueError, AttributeError or OverflowError for a status that is not one of ours."""
+    phase = status.get("phase") or "Pending"
+    if phase not in PHASES:
+        raise ValueError("not a phase")
+    running = () if phase in TERMINAL else status.get("stragglers") or ()
+    stragglers = [
+        ([clip(str(one.get("nodeRank", ""))), clip(str(one.get("machine", "")))], float(one.get("share") or 0.0))
+        for one in running
+    ]
+    buckets = _inside(status, "goodput", "buckets") or {}
+    seconds = [(bucket, float(buckets[bucket])) for bucket in BUCKETS if bucket in buckets]
+    return _Series(key.split("/"), phase, stragglers, seconds, [value(status) for _, _, value in _PER_JOB])
+
+
+def _known(cause: str) -> str:
+    """A status may name any cause, and each would be a series that stays."""
+    return cause if cause in {str(c) for c in Cause} else "Unknown"
 
 
 def _at(*path: str) -> Callable[[Mapping[str, Any]], float | None]:

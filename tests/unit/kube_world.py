@@ -14,6 +14,7 @@ from relight_operator.coordinator.wire import Report
 from relight_operator.kube import status as wire
 from relight_operator.kube.backend import Backend
 from relight_operator.kube.client import JOBS
+from relight_operator.kube.names import Owner
 from relight_operator.kube.pods import Coordinator, PodDefaults
 from relight_operator.kube.reconciler import Reconciler
 from relight_operator.kube.spec import load
@@ -80,7 +81,9 @@ class World:
     def report(self, name: str, **said: Any) -> None:
         _, slot, incarnation = name.split("-")
         job = self.client.named("trainingjobs", "digits")
-        frozen = load(self.client.named("configmaps", job["status"]["spec"]["configMap"]))
+        kept, metadata = job["status"]["spec"], job["metadata"]
+        owner = Owner(metadata["namespace"], metadata["name"], metadata["uid"])
+        frozen = load(self.client.named("configmaps", kept["configMap"]), owner, kept["hash"])
         report = {
             "protocol": 1, "job": KEY, "job_uid": job["metadata"]["uid"], "slot": int(slot),
             "incarnation": int(incarnation), "uid": self.client.named("pods", name)["metadata"]["uid"], "boot_id": "b",

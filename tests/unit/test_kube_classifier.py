@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
+from through_store import member_end, pending_reason, slot_view
 
 from relight_agent.exits import Cause, Class
 from relight_operator.kube import pods
-from relight_operator.kube.classifier import member_end, pending_reason, slot_view
 
 AT = 1_700_000_000.0
 

@@ -12,11 +12,12 @@ from kube_fake import _merge
 from relight_operator.__main__ import main
 from relight_operator.api.job import ElasticSpec, TrainingJob
 from relight_operator.api.status import Condition, JobStatus, ProgressStatus, RecoveryRecord, RecoveryStatus, Restarts
+from relight_operator.api.template import Template, TemplateMetadata
 from relight_operator.kube import status as wire
 from relight_operator.kube.machines import Machines
 from relight_operator.kube.names import Owner
 from relight_operator.kube.pods import INSTALLED, PodDefaults
-from relight_operator.kube.spec import effective, freeze, load, manifest
+from relight_operator.kube.spec import NotOurs, effective, freeze, load, manifest
 from relight_operator.kube.store import Store
 from relight_operator.metrics import Metrics
 
@@ -220,10 +221,11 @@ def test_control_needs_nothing_that_is_only_told() -> None:
 def test_a_frozen_spec_comes_back_from_its_config_map() -> None:
     frozen = freeze(JOB, OWNER, DEFAULTS)
     kept = json.loads(json.dumps(manifest(frozen, OWNER)))
-    again = load(kept)
+    again = load(kept, OWNER, frozen.hash)
     assert (again.spec, again.job_file, again.hash) == (frozen.spec, frozen.job_file, frozen.hash)
     assert again.defaults.resources == DEFAULTS.resources
-    assert kept["metadata"]["name"] == f"d-spec-{frozen.hash}"
+    assert kept["metadata"]["name"] == f"d-spec-{frozen.hash[:10]}"
+    assert load(kept, OWNER, frozen.hash[:10]).hash == frozen.hash, "statuses of earlier versions hold ten digits"
 
 
 def test_members_find_their_checkpoints_below_the_mount() -> None:
@@ -275,7 +277,7 @@ def test_an_image_and_its_resources_survive_the_config_map() -> None:
         image="own:1", imagePullSecrets=[{"name": "s"}], sharedMemory="1Gi", resources={"requests": {"cpu": 1}}
     )
     frozen = freeze(job, OWNER, DEFAULTS)
-    assert load(json.loads(json.dumps(manifest(frozen, OWNER)))).spec == job.spec
+    assert load(json.loads(json.dumps(manifest(frozen, OWNER))), OWNER, frozen.hash).spec == job.spec
 
 
 def test_what_may_change_is_taken_from_the_live_spec_and_the_rest_is_named() -> None:
@@ -301,8 +303,18 @@ def test_an_elastic_jobs_nodes_may_change_inside_the_bounds_of_its_start(nodes: 
 
 @pytest.mark.parametrize("data", [{}, {"job.json": "{}", "spec.json": "{}"}, {"job.json": "x", "spec.json": "y"}])
 def test_another_config_map_is_no_frozen_spec(data: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="not a frozen spec"):
-        load({"metadata": {"name": "x"}, "data": data})
+    frozen = freeze(JOB, OWNER, DEFAULTS)
+    with pytest.raises(NotOurs):
+        load({**manifest(frozen, OWNER), "data": data}, OWNER, frozen.hash)
+
+
+def test_a_template_that_is_refused_today_is_not_run_though_it_was_accepted_once() -> None:
+    template = Template.model_construct(metadata=TemplateMetadata(), spec={"nodeName": "control-plane"})
+    trainer = JOB.spec.trainer.model_copy(update={"template": template})
+    job = JOB.model_copy(update={"spec": JOB.spec.model_copy(update={"trainer": trainer})})
+    frozen = freeze(job, OWNER, DEFAULTS)
+    with pytest.raises(NotOurs, match=r"spec\.trainer\.template\.spec\.nodeName: not to be set here"):
+        load(json.loads(json.dumps(manifest(frozen, OWNER))), OWNER, frozen.hash)
 
 
 # -- metrics

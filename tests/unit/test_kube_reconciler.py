@@ -653,5 +653,8 @@ async def test_a_status_that_could_not_be_read_again_is_never_written(w: World) 
         patch.setattr(reconciler, "plan", lambda *_: [WriteStatus(broken)])
         with pytest.raises(Invalid, match="masterAddress"):
             await w.settle()
-    assert w.client.named("trainingjobs", "digits") == before
+    after = w.client.named("trainingjobs", "digits")
+    assert w.reason("ReconcileFailed") == "Invalid"
+    assert {**after["status"], "conditions": []} == {**before["status"], "conditions": []}
     await w.settle()
+    assert w.reason("ReconcileFailed") is None

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from through_store import member_end, pending_reason
 
 from relight_agent.exits import Cause, Class
-from relight_operator.kube.classifier import member_end, pending_reason
 
 PODS = Path(__file__).parent / "golden/pods"
 FREE = Class.DISRUPTION

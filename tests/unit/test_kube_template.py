@@ -11,7 +11,6 @@ from test_kube_pods import CODE, COORDINATOR, DEFAULTS, JOB, OWNER, THEIRS, TRAI
 
 from relight_operator.api.job import CheckpointSpec, JobSpec, PersistentVolumeClaim, TrainerSpec
 from relight_operator.api.template import (
-    ACCEPTED,
     METRICS_PORT,
     OWN_INIT_CONTAINERS,
     OWN_PATHS,
@@ -134,16 +133,6 @@ def test_what_relight_uses_may_not_be_mounted_over(path: str) -> None:
     container = {"name": "agent", "volumeMounts": [{"name": "data", "mountPath": path}]}
     with pytest.raises(ValidationError, match="used by Relight"):
         Template.model_validate({"spec": {"containers": [container]}})
-
-
-def test_what_was_right_at_a_job_s_first_start_is_taken_by_a_later_operator() -> None:
-    spec = {"terminationGracePeriodSeconds": 5}  # as if it had been allowed
-    job = {"trainer": {"module": ["train"], "template": {"spec": spec}}}
-    with pytest.raises(ValidationError):
-        JobSpec.model_validate(job)
-    accepted = JobSpec.model_validate(job, context=ACCEPTED)
-    assert accepted.trainer.template is not None
-    assert accepted.trainer.template.spec == spec
 
 
 JSON: st.SearchStrategy[Any] = st.recursive(

@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from relight_trainer.strict import StrictModel, located, nearest, problem
@@ -20,8 +20,8 @@ OWN_VOLUMES = frozenset({"tmp", "shm", "relight", "checkpoints", "agent", "code"
 OWN_INIT_CONTAINERS = frozenset({"install-agent", "fetch-code"})
 OWN_PATHS = ("/tmp", "/dev/shm", "/var/run/relight", "/checkpoints", "/opt/relight-agent", "/opt/relight-code")  # noqa: S108  # in the pod
 SEALED_PATHS = ("/var/run/relight", "/opt/relight-agent", "/dev/shm/relight", "/dev/termination-log")  # noqa: S108  # nothing goes in there
-ACCEPTED = {"accepted": True}  # the context in which what was right at a job's first start is not judged anew
 _DEEPEST = 32
+MAX_FIELDS = 128  # of a pod's spec, and of a container's; Kubernetes knows some 40
 
 POD_FIELDS = frozenset(
     (
@@ -107,9 +107,7 @@ class Template(StrictModel):
     )
 
     @model_validator(mode="after")
-    def _what_is_not_ours(self, info: ValidationInfo) -> Self:
-        if info.context is ACCEPTED:
-            return self
+    def _what_is_not_ours(self) -> Self:
         if wrong := list(_of_pod(self.spec)):
             raise ValidationError.from_exception_data("template", wrong)
         return self
@@ -121,6 +119,9 @@ _Loc = tuple[int | str, ...]
 def _of_pod(spec: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     if _depth(spec) > _DEEPEST:
         yield located(problem("range", "too deep", allowed=f"{_DEEPEST} levels"), ("spec",), "...")
+        return
+    if len(spec) > MAX_FIELDS:
+        yield located(problem("range", "too many fields", allowed=f"at most {MAX_FIELDS}"), ("spec",), f"{len(spec)}")
         return
     for name, value in spec.items():
         if error := _field(name, POD_FIELDS, POD_FIELDS_ELSEWHERE):
@@ -144,6 +145,9 @@ def _of_pod(spec: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
 
 
 def _of_container(container: Mapping[str, Any], here: _Loc) -> Iterator[InitErrorDetails]:
+    if len(container) > MAX_FIELDS:
+        yield located(problem("range", "too many fields", allowed=f"at most {MAX_FIELDS}"), here, f"{len(container)}")
+        return
     for name, value in container.items():
         claims_only = name == "resources" and isinstance(value, Mapping) and value.keys() == {"claims"}
         if not claims_only and (error := _field(name, CONTAINER_FIELDS, CONTAINER_FIELDS_ELSEWHERE)):

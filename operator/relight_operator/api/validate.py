@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
+from relight_operator.api import bounds
 from relight_operator.api.durations import seconds
 from relight_operator.api.elastic import of_division, of_sizes
 from relight_operator.api.job import API_VERSION, KIND, TrainingJob
@@ -64,6 +65,8 @@ def parse_job(value: Any) -> TrainingJob:
         raise InvalidJob([Problem("", f"not a {KIND}", found=shown(value), allowed="a mapping")])
     if problems := list(_identity(value)):
         raise InvalidJob(problems)
+    if (excess := bounds.problem_of(value.get("spec"))) is not None:
+        raise InvalidJob([excess])
     problems = list(_empty(value.get("spec"), "spec"))
     empty = {p.path for p in problems}
     try:

@@ -7,8 +7,8 @@ import socket
 import ssl
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,13 +17,14 @@ from aiohttp import web
 
 from relight_operator.coordinator.mailbox import Mailbox
 from relight_operator.coordinator.server import create_app, runner_of
-from relight_operator.kube import certs
+from relight_operator.kube import certs, decode
 from relight_operator.kube.backend import Backend
 from relight_operator.kube.client import JOBS, NODES, PODS, Client, KubeClient, connect
 from relight_operator.kube.errors import KubeError, NotFound
 from relight_operator.kube.feeds import Feeds, Intake
 from relight_operator.kube.leader import Elector
 from relight_operator.kube.leading import Label, LeaderClient
+from relight_operator.kube.lease import Lease
 from relight_operator.kube.pods import Coordinator, PodDefaults
 from relight_operator.kube.reconciler import Reconciler
 from relight_operator.kube.server import Authenticator, TokenReviewer, health_app
@@ -57,9 +58,12 @@ class Options:
 
 @dataclass
 class Operator:
+    """`connect` opens a client of its own for whom the others' requests must not hold up."""
+
     options: Options
     client: KubeClient
     authority: certs.Authority
+    connect: Callable[[], AbstractAsyncContextManager[Client]] = connect
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     reason: str = ""  # why it ended by itself
 
@@ -67,10 +71,13 @@ class Operator:
         o = self.options
         place = f"{o.pod_name}_" if o.pod_name else ""
         identity = f"{place or socket.gethostname() + '_'}{uuid.uuid4().hex[:8]}"
-        self.elector = Elector(self.client, namespace=o.namespace, name=o.lease, identity=identity, place=place)
+        self.lease = Lease(
+            self.connect,
+            lambda client: Elector(client, namespace=o.namespace, name=o.lease, identity=identity, place=place),
+        )
         self.queue = WorkQueue()
         self.primed = False
-        self.writes: Client = LeaderClient(self.client, self.elector.leads)
+        self.writes: Client = LeaderClient(self.client, self.lease.leads)
         self.backend = Backend(
             client=self.writes,
             mailbox=Mailbox(time.time, self.queue.add),
@@ -78,7 +85,7 @@ class Operator:
             coordinator=lambda: Coordinator(f"https://{o.coordinator}", self.authority.bundle()),
             clock=time.time,
         )
-        self.metrics = Metrics(lambda: self.backend.store.jobs() if self.leads() else {})
+        self.metrics = Metrics(lambda: self.backend.store.jobs() if self.leads() else {}, decode.lost)
         self.reconciler = Reconciler(self.backend, self.metrics.on_write)
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -86,7 +93,7 @@ class Operator:
 
     def leads(self) -> bool:
         """Whether this replica may act and answer now."""
-        return self.primed and self.elector.leads()
+        return self.primed and self.lease.leads()
 
     def end(self, reason: str = "") -> None:
         """Stop; with a reason, as a failure."""
@@ -104,7 +111,7 @@ class Operator:
                 for part in parts:
                     part.cancel()
                 await asyncio.wait(parts)
-                await self.elector.release()
+                await self.lease.release()
                 await self.feeds.stop()
         if self.reason:
             _log.error("ends: %s", self.reason)
@@ -120,7 +127,7 @@ class Operator:
     async def _lead(self) -> None:
         await self._wait_for_the_resource()
         self.feeds.start()
-        await self.elector.acquire()
+        await self.lease.acquire()
         # From now on the lease must be renewed, whatever the priming takes.
         others = [asyncio.create_task(self._guarded(p)) for p in (self._hold(), self._resync())]
         workers = []
@@ -154,7 +161,7 @@ class Operator:
             await asyncio.sleep(CRD_SECONDS)
 
     async def _hold(self) -> None:
-        await self.elector.hold()
+        await self.lease.held()
         self.end("the lease is lost")
 
     async def _prime(self) -> None:
@@ -186,6 +193,8 @@ class Operator:
                 await self._read_all()
             except KubeError as error:
                 _log.warning("resync: %s", error)
+            except Exception:  # what one object does to it must not end the others' operator
+                _log.exception("resync")
 
     # -- certificates
 

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from relight_agent.files import clip
@@ -24,7 +25,7 @@ from relight_operator.kube.errors import (
 from relight_operator.kube.names import Owner, pod_name
 from relight_operator.kube.overlay import dropped
 from relight_operator.kube.pods import Coordinator, pod, service
-from relight_operator.kube.spec import Frozen, manifest
+from relight_operator.kube.spec import Frozen, NotOurs, confirm, manifest
 from relight_operator.kube.status import rfc3339
 from relight_operator.kube.store import PodRecord
 
@@ -120,12 +121,31 @@ async def ensure_service(client: Client, owner: Owner) -> Hindrance | None:
     return None
 
 
-async def ensure_frozen(client: Client, owner: Owner, frozen: Frozen) -> None:
-    """The ConfigMap of the frozen spec is there. Its name tells its content: one that exists is the same."""
+async def ensure_frozen(client: Client, owner: Owner, frozen: Frozen) -> Hindrance | None:
+    """The ConfigMap of the frozen spec is there; None, or what is in its way. Raises KubeError for what passes by itself."""
+    name = frozen.config_map
     try:
         await client.create(CONFIG_MAPS, owner.namespace, manifest(frozen, owner))
     except AlreadyExists:
-        pass
+        try:
+            confirm(await client.get(CONFIG_MAPS, owner.namespace, name), frozen, owner)
+        except NotOurs as error:
+            return refused(name, error)
+    except (Forbidden, Invalid) as error:
+        hindrance = _hindrance(error)
+        condition = "CreateForbidden" if hindrance.condition == "PodRefused" else hindrance.condition
+        return replace(
+            hindrance, condition=condition, message=clip(f"ConfigMap {name} cannot be made: {error}"), retry=30.0
+        )
+    return None
+
+
+def refused(config_map: str, why: NotOurs) -> Hindrance:
+    """Nothing is run of a frozen spec that is not ours."""
+    message = (
+        f"ConfigMap {config_map}: {why}; nothing is run of it: delete it, and it is made anew if the job is what it was"
+    )
+    return Hindrance("FrozenSpecRefused", clip(message), 30.0)
 
 
 def superseded(records: Mapping[str, PodRecord], incarnations: Mapping[int, int]) -> Iterable[tuple[str, Pod]]:

@@ -5,7 +5,6 @@ that lack a field, and parse ten times slower).
 """
 
 import asyncio
-import json
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,12 +18,14 @@ import yaml
 
 from relight_operator.api.crd import PLURAL
 from relight_operator.api.job import API_VERSION
+from relight_operator.kube import decode, slim
 from relight_operator.kube.errors import Gone, NotConfigured, error_of
 
 Body = dict[str, Any]
 
 REQUEST_SECONDS = 30.0
-CHUNK = 500
+CHUNK = 32  # objects in an answer, which may have a megabyte and a half each
+IN_A_THREAD_BYTES = 65_536  # of an answer: the loop must not stand still while a longer one is read
 
 
 class Resource(NamedTuple):
@@ -49,6 +50,9 @@ BUDGETS = Resource("/apis/policy/v1", "poddisruptionbudgets")
 BETA_BUDGETS = Resource("/apis/policy/v1beta1", "poddisruptionbudgets")
 TOKEN_REVIEWS = Resource("/apis/authentication.k8s.io/v1", "tokenreviews")
 
+# What is kept of the objects of a list, each at once after it has been read.
+KEPT: Mapping[Resource, decode.Keep] = {JOBS: slim.job, PODS: slim.pod, NODES: slim.node}
+
 
 class Client(Protocol):
     """What the operator needs of an API server. Every method raises `errors.KubeError`, nothing else."""
@@ -58,7 +62,7 @@ class Client(Protocol):
     async def list(
         self, resource: Resource, namespace: str | None = None, *, labels: str = "", fields: str = ""
     ) -> list[Body]:
-        """All objects, in every namespace for None; whole, however many requests that takes."""
+        """All objects, in every namespace for None, however many requests that takes; of jobs, pods and machines what `KEPT` says."""
         ...
 
     async def create(
@@ -92,18 +96,25 @@ class KubeClient:
         self, resource: Resource, namespace: str | None = None, *, labels: str = "", fields: str = ""
     ) -> list[Body]:
         query = {k: v for k, v in (("labelSelector", labels), ("fieldSelector", fields)) if v}
-        path = resource.path(namespace)
+        keep = KEPT.get(resource)
+        query["limit"] = str(CHUNK)
         try:
-            return [item async for item in self._chunks(path, {**query, "limit": str(CHUNK)})]
-        except Gone:  # the continuation has expired: once more, in one piece
-            return [item async for item in self._chunks(path, query)]
+            return [item async for item in self._chunks(resource, namespace, query, keep)]
+        except Gone:  # the continuation has expired: once more, from the beginning
+            return [item async for item in self._chunks(resource, namespace, query, keep)]
 
-    async def _chunks(self, path: str, query: dict[str, str]) -> AsyncIterator[Body]:
-        token = ""
+    async def _chunks(
+        self, resource: Resource, namespace: str | None, query: dict[str, str], keep: decode.Keep | None
+    ) -> AsyncIterator[Body]:
+        path, token = resource.path(namespace), ""
         while True:
-            page = await self._request("GET", path, query={**query, **({"continue": token} if token else {})})
+            asked = {**query, **({"continue": token} if token else {})}
+            page = await self._request("GET", path, query=asked, keep=keep)
             for item in page.get("items") or ():
-                yield item
+                if isinstance(item, dict) and slim.names_itself(item):
+                    yield item
+                else:
+                    decode.lost[resource.plural] += 1
             token = (page.get("metadata") or {}).get("continue") or ""
             if not token:
                 return
@@ -136,6 +147,7 @@ class KubeClient:
         *,
         query: Mapping[str, str] | None = None,
         content_type: str = "application/json",
+        keep: decode.Keep | None = None,
     ) -> Body:
         url = f"{self._api.configuration.host}{path}" + (f"?{urlencode(query)}" if query else "")
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "relight-operator"}
@@ -149,13 +161,21 @@ class KubeClient:
             data = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise error_of(0, {"message": f"{method} {path}: {type(error).__name__}: {error}"}) from error
-        try:
-            value = json.loads(data) if data else {}
-        except ValueError:
-            value = None
+        value = await _read(data, keep) if data else {}
         if not 200 <= response.status < 300 or not isinstance(value, dict):
             raise error_of(response.status, value, retry_after=response.getheader("Retry-After"))
         return cast("Body", value)
+
+
+async def _read(data: bytes, keep: decode.Keep | None) -> Any:
+    """None for what is no JSON: a proxy's words, say."""
+    more = () if keep is None else (keep,)
+    try:
+        if len(data) > IN_A_THREAD_BYTES:
+            return await asyncio.to_thread(decode.read, data, *more)
+        return decode.read(data, *more)
+    except decode.Unreadable:
+        return None
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ from relight_operator.kube.classifier import Pod, pending_reason
 # Each is taken back when creating goes well again.
 HINDRANCES = (
     "QuotaExceeded", "PodSecurity", "NameConflict", "WaitingForOldPods", "CreateForbidden", "PodRefused", "NamespaceTerminating",
+    "FrozenSpecRefused",
 )  # fmt: skip
 
 

@@ -14,8 +14,9 @@ import kopf
 
 from relight_operator.api.crd import PLURAL
 from relight_operator.api.job import GROUP, VERSION
-from relight_operator.kube import names
+from relight_operator.kube import decode, guarded, names
 from relight_operator.kube.backend import Backend
+from relight_operator.kube.client import CHUNK
 from relight_operator.kube.workqueue import WorkQueue
 
 Body = dict[str, Any]
@@ -98,8 +99,9 @@ def _registry(on_job: Handler, on_pod: Handler, on_node: Handler) -> kopf.Operat
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
-    def login(**kwargs: Any) -> Any:
-        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    async def login(**kwargs: Any) -> Any:
+        found = kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+        return guarded.credentials(found) if found is not None else None
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
     async def job(event: Any, **_: Any) -> None:
@@ -121,14 +123,22 @@ def _settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.scanning.disabled = True  # it would want to watch namespaces and CRDs
     settings.watching.connect_timeout = 10.0
-    settings.watching.chunk_size = 500
+    settings.watching.chunk_size = CHUNK
     settings.watching.label_selectors["v1/pods"] = names.JOB_LABEL  # by the server: not every pod of the cluster
     settings.networking.request_timeout = 30.0
     return settings
 
 
+def _guarded(handler: Handler, kind: str | None, body: Body) -> None:
+    try:
+        handler(kind, body)
+    except Exception:  # one object must not take the others along; the next list has it again
+        _log.exception("an event of a watch could not be taken in")
+        decode.lost["events"] += 1
+
+
 def _call_soon(loop: asyncio.AbstractEventLoop, handler: Handler, kind: str | None, body: Body) -> None:
     try:
-        loop.call_soon_threadsafe(handler, kind, body)
+        loop.call_soon_threadsafe(_guarded, handler, kind, body)
     except RuntimeError:  # the loop has been closed: everything is coming to its end
         pass

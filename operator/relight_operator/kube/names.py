@@ -53,7 +53,8 @@ class Owner:
 
 def profile_of(job: Mapping[str, Any]) -> str:
     """The id of the trace that a job's annotation asks for, "" for none. What people type is cut and cleaned."""
-    text = str((job["metadata"].get("annotations") or {}).get(PROFILE_ANNOTATION) or "")
+    annotations = job["metadata"].get("annotations")
+    text = str(annotations.get(PROFILE_ANNOTATION) or "") if isinstance(annotations, Mapping) else ""
     return "".join(c for c in text if c.isascii() and (c.isalnum() or c in "-_.:"))[:MAX_PROFILE_ID]
 
 
@@ -63,5 +64,6 @@ def pod_name(job: str, slot: int, incarnation: int) -> str:
 
 def controller_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
     """The owner reference of the controlling owner, empty where there is none."""
-    references = body.get("metadata", {}).get("ownerReferences") or ()
-    return next((r for r in references if r.get("controller")), {})
+    references = body.get("metadata", {}).get("ownerReferences")
+    found = references if isinstance(references, list) else ()
+    return next((r for r in found if isinstance(r, Mapping) and r.get("controller") is True), {})

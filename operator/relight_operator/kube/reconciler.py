@@ -6,31 +6,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, assert_never
 
-from pydantic import ValidationError
-
-from relight_agent.files import clip
 from relight_operator.again import Way, judge, revived
 from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import TERMINAL, JobStatus
-from relight_operator.api.validate import parse_job
 from relight_operator.core.actions import CreateMember, DeleteMember, EmitEvent, RequeueAfter, WriteStatus
 from relight_operator.core.observed import Observed
 from relight_operator.core.plan import plan
-from relight_operator.errors import InvalidJob
-from relight_operator.kube import apply, names
+from relight_operator.kube import apply, names, trouble
 from relight_operator.kube import status as wire
 from relight_operator.kube.backend import Backend
 from relight_operator.kube.budget import Settled, least_available, settle
+from relight_operator.kube.cache import WeightedCache
+from relight_operator.kube.checking import Checked, check
 from relight_operator.kube.client import CONFIG_MAPS, JOBS, PODS, Body
 from relight_operator.kube.conditions import Annotated, Hindrance
 from relight_operator.kube.errors import Conflict, Invalid, KubeError, NotFound
 from relight_operator.kube.names import Owner
 from relight_operator.kube.observe import Observer, Seen
-from relight_operator.kube.spec import Frozen, effective, freeze, load, problems_in_a_cluster
+from relight_operator.kube.spec import Frozen, NotOurs, effective, freeze, load
 from relight_operator.kube.store import job_key
 
 _log = logging.getLogger(__name__)
 _ASK_AGAIN_SECONDS = 60.0  # a server that does not take a job's pods
+_CACHE_BYTES = 48 << 20  # of all jobs' specs; what does not fit is read from the server again
+_IN_MEMORY = 12  # bytes of Python's objects for one of JSON; 24 at worst
+_ENTRY_BYTES = 4096  # of a small one
 
 
 class _Known(NamedTuple):
@@ -44,8 +44,9 @@ class _Known(NamedTuple):
 
 @dataclass
 class _Caches:
-    known: dict[str, _Known] = field(default_factory=dict)  # by job
-    frozen: dict[str, Frozen] = field(default_factory=dict)  # by uid of the job
+    known: WeightedCache[_Known] = field(default_factory=lambda: WeightedCache(_CACHE_BYTES))  # by job
+    frozen: WeightedCache[Frozen] = field(default_factory=lambda: WeightedCache(_CACHE_BYTES))  # by uid of the job
+    uids: dict[str, str] = field(default_factory=dict)  # by job: the one whose entries are here
     served: set[str] = field(default_factory=set)  # uids of jobs whose Service is known to be there
     budgets: dict[str, tuple[Settled, float]] = field(default_factory=dict)  # by uid of the job, and when
     published: dict[str, str] = field(default_factory=dict)  # by job: the version that the coordinator answers from
@@ -71,15 +72,20 @@ class Reconciler:
         if body is None:
             self._forget(key)
             return None
-        return await _Round(self._b, self._observer, self._caches, self._on_write, body).run()
+        try:
+            return await _Round(self._b, self._observer, self._caches, self._on_write, body).run()
+        except Exception as error:
+            await trouble.tell(self._b, key, error)
+            raise
 
     def _forget(self, key: str) -> None:
         caches = self._caches
-        known = caches.known.pop(key, None)
-        if known is not None:
-            caches.frozen.pop(known.uid, None)
-            caches.served.discard(known.uid)
-            caches.budgets.pop(known.uid, None)
+        caches.known.pop(key)
+        uid = caches.uids.pop(key, None)
+        if uid is not None:
+            caches.frozen.pop(uid)
+            caches.served.discard(uid)
+            caches.budgets.pop(uid, None)
         caches.published.pop(key, None)
         self._b.mailbox.forget(key, set())
         self._observer.forget(key)
@@ -93,6 +99,10 @@ async def publish(backend: Backend, published: dict[str, str], body: Body, statu
     if published.get(key) != version:
         published[key] = version
         await backend.mailbox.publish(key, status)
+
+
+def _weight(found: Checked) -> int:
+    return found.size * _IN_MEMORY + len(found.problems) + _ENTRY_BYTES
 
 
 class _Round:
@@ -120,13 +130,13 @@ class _Round:
     async def run(self) -> float | None:
         if self.body["metadata"].get("deletionTimestamp"):
             return None
+        known = await self._read()
         raw = self.body.get("status") or {}
         try:
             self.status = wire.parse(raw)
-        except ValidationError as error:
-            raise Invalid(f"the status of {self.key} is not one of ours: {error}") from error
+        except wire.NotOurs as error:
+            raise Invalid(str(error)) from None
         await publish(self.b, self.caches.published, self.body, self.status)
-        known = self._read()
         frozen = await self._frozen_spec(raw, known)
         if frozen is None:
             if known.problems and self.status.phase not in TERMINAL:
@@ -182,34 +192,45 @@ class _Round:
 
     # -- what is wanted
 
-    def _read(self) -> _Known:
+    async def _read(self) -> _Known:
+        """The spec is not kept: it is read from the server for each edit, and where there was no room for it."""
         generation = self.body["metadata"].get("generation", 0)
         known = self.caches.known.get(self.key)
         if known is not None and (known.uid, known.generation) == (self.owner.uid, generation):
             return known
-        if known is not None and known.uid != self.owner.uid:
-            self.caches.frozen.pop(known.uid, None)
-        job, problems = None, ""
-        try:
-            job = parse_job({k: v for k, v in self.body.items() if k != "status"})
-            if wrong := problems_in_a_cluster(job):
-                raise InvalidJob(wrong)
-        except InvalidJob as error:
-            job, problems = None, clip(str(error))
-        known = _Known(self.owner.uid, generation, job, problems)
-        self.caches.known[self.key] = known
+        before = self.caches.uids.get(self.key)
+        if before not in {None, self.owner.uid}:
+            self.caches.frozen.pop(before or "")
+        self.caches.uids[self.key] = self.owner.uid
+        whole = await self._whole()
+        found = await check(whole)
+        known = _Known(self.owner.uid, whole["metadata"].get("generation", 0), found.job, found.problems)
+        self.caches.known.put(self.key, known, _weight(found))
         return known
+
+    async def _whole(self) -> Body:
+        """The job's object with its spec, as it is now; from then on this round goes by that version."""
+        try:
+            whole = await self.b.client.get(JOBS, self.owner.namespace, self.owner.name)
+        except NotFound:
+            whole = None
+        if whole is None or whole["metadata"]["uid"] != self.owner.uid:
+            self.b.store.suspect(self.key)
+            raise Conflict(f"{self.key} is gone, or another job has its name")
+        self.b.store.put_job(whole)
+        self.body = self.b.store.job(self.key) or self.body
+        return whole
 
     async def _frozen_spec(self, raw: Body, known: _Known) -> Frozen | None:
         """What the job was at its first start, which may be now; None for one that cannot start, or has ended."""
         frozen = self.caches.frozen.get(self.owner.uid)
         if frozen is not None:
             return frozen
-        name = (raw.get("spec") or {}).get("configMap")
-        if name is not None:
-            frozen = await self._kept(name, known)
+        kept = raw["spec"] if isinstance(raw.get("spec"), dict) else {}
+        if kept.get("configMap") is not None:
+            frozen = await self._kept(str(kept["configMap"]), str(kept.get("hash") or ""), known)
             if frozen is not None:
-                self.caches.frozen[self.owner.uid] = frozen
+                self.caches.frozen.put(self.owner.uid, frozen, frozen.size * _IN_MEMORY + _ENTRY_BYTES)
             return frozen
         if known.job is None or self.status.phase in TERMINAL:
             return None
@@ -220,8 +241,15 @@ class _Round:
             await (self._refuse(found) if isinstance(found, str) else self._wait_for(found))
             self.delays.append(found.retry if isinstance(found, Hindrance) else _ASK_AGAIN_SECONDS)
             return None
-        await apply.ensure_frozen(self.b.client, self.owner, frozen)
-        return frozen
+        return await self._ensured(frozen)
+
+    async def _ensured(self, frozen: Frozen) -> Frozen | None:
+        hindrance = await apply.ensure_frozen(self.b.client, self.owner, frozen)
+        if hindrance is None:
+            return frozen
+        await self._wait_for(hindrance)
+        self.delays.append(hindrance.retry)
+        return None
 
     def _is_mended(self, frozen: Frozen, job: TrainingJob) -> bool:
         """Whether the job has failed before its first step and has been edited since: then nothing is frozen."""
@@ -229,7 +257,7 @@ class _Round:
 
     async def _start_anew(self, frozen: Frozen) -> float:
         """Forget what the job was; the next round freezes what it is now. Its ConfigMap of before goes with the job."""
-        self.caches.frozen.pop(self.owner.uid, None)
+        self.caches.frozen.pop(self.owner.uid)
         self.events.append(EmitEvent("Edited", "no step had been done: the job starts again as it is now"))
         noted = Annotated(revived(self.status), self.now)
         noted.late_edits([], "")
@@ -237,17 +265,23 @@ class _Round:
             raise Invalid(f"{self.key}: the status of {frozen.config_map} was not replaced")
         return 0.0
 
-    async def _kept(self, name: str, known: _Known) -> Frozen | None:
+    async def _kept(self, name: str, digest: str, known: _Known) -> Frozen | None:
         try:
-            return load(await self.b.client.get(CONFIG_MAPS, self.owner.namespace, name))
+            return load(await self.b.client.get(CONFIG_MAPS, self.owner.namespace, name), self.owner, digest)
+        except NotOurs as error:
+            if self.status.phase in TERMINAL:
+                return None
+            hindrance = apply.refused(name, error)
+            await self._wait_for(hindrance)
+            self.delays.append(hindrance.retry)
+            return None
         except NotFound:
             if self.status.phase in TERMINAL:
                 return None
             again = freeze(known.job, self.owner, self.b.defaults) if known.job is not None else None
-            if again is None or again.config_map != name:
+            if again is None or again.config_map != name or not again.hash.startswith(digest):
                 raise Invalid(f"ConfigMap {name} of {self.key} is gone, and the job is not what it was") from None
-            await apply.ensure_frozen(self.b.client, self.owner, again)
-            return again
+            return await self._ensured(again)
 
     async def _refuse(self, problems: str) -> None:
         noted = Annotated(self.status.model_copy(update={"phase": "Invalid"}), self.now)
@@ -256,8 +290,9 @@ class _Round:
         await self._write(noted, {})
 
     async def _wait_for(self, hindrance: Hindrance) -> None:
-        """Of a job that has not begun and may still be edited."""
-        noted = Annotated(self.status.model_copy(update={"phase": "Pending"}), self.now)
+        """Of a job that has not begun and may still be edited; or whose frozen spec is not to be had."""
+        phase = self.status.phase if self.status.slots else "Pending"
+        noted = Annotated(self.status.model_copy(update={"phase": phase}), self.now)
         noted.warn("Invalid", None)
         noted.hindrances([hindrance])
         await self._write(noted, {})
@@ -325,6 +360,7 @@ class _Round:
 
     async def _write(self, noted: Annotated, beside: Body) -> bool:
         """Write the status if it has changed; whether it had. Events follow only what the server has taken."""
+        noted.warn(trouble.CONDITION, None)
         after = noted.status.model_copy(update={"observed_generation": self.body["metadata"].get("generation", 0)})
         raw, told = self.body.get("status") or {}, wire.dump(after)
         patch = wire.merge_patch(raw, wire.dump(self.status), {**told, **beside})
@@ -332,8 +368,8 @@ class _Round:
             return False
         try:  # once it is written, a status that cannot be read stops its job for ever
             wire.parse(told)
-        except ValidationError as error:
-            raise Invalid(f"the status of {self.key} that was to be written is not one of ours: {error}") from error
+        except wire.NotOurs as error:
+            raise Invalid(f"a status of {self.key} was not written: {error}") from None
         answer = await self._patch(patch)
         self.b.store.put_job(answer)
         taken = wire.parse(answer.get("status"))

@@ -3,13 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from pydantic import ValidationError
+
 from relight_agent.files import JobFile, from_dict
-from relight_operator.api.job import JobSpec, Resources, TrainingJob
-from relight_operator.api.problems import Problem
-from relight_operator.api.template import ACCEPTED
+from relight_operator.api.job import KIND, JobSpec, Resources, TrainingJob
+from relight_operator.api.problems import Problem, problems_of
 from relight_operator.frozen import MUTABLE, frozen_changes, job_file, may_scale
 from relight_operator.kube import names
 from relight_operator.kube.names import Owner
@@ -17,15 +18,21 @@ from relight_operator.kube.pods import INSTALLED, PodDefaults, has_own_image, me
 from relight_operator.kube.status import unix_seconds
 
 SPEC_KEY = "spec.json"
+SHORT = 10  # digits of the hash in a ConfigMap's name
+
+
+class NotOurs(Exception):
+    """A ConfigMap is not the frozen spec that it should be; the text says why."""
 
 
 @dataclass(frozen=True)
 class Frozen:
     config_map: str  # its name
-    hash: str
+    hash: str  # SHA-256 of all that is kept; the status of its job holds it
     spec: JobSpec
     job_file: JobFile
     defaults: PodDefaults
+    size: int = field(default=0, compare=False)  # bytes of all that is kept
 
 
 def problems_in_a_cluster(job: TrainingJob) -> list[Problem]:
@@ -55,8 +62,13 @@ def freeze(job: TrainingJob, owner: Owner, defaults: PodDefaults) -> Frozen:
     if has_own_image(job.spec.trainer, defaults) and "PYTHONPATH" in file.env:
         # The job's own would hide the client that was put beside its image.
         file = replace(file, env={**file.env, "PYTHONPATH": f"{INSTALLED}:{file.env['PYTHONPATH']}"})
-    digest = hashlib.sha256(_canonical([_spec(job.spec), asdict(defaults), asdict(file)]).encode()).hexdigest()[:10]
-    return Frozen(f"{owner.name}-spec-{digest}", digest, job.spec, file, defaults)
+    digest, size = _digest(_spec(job.spec), asdict(defaults), asdict(file))
+    return Frozen(f"{owner.name}-spec-{digest[:SHORT]}", digest, job.spec, file, defaults, size)
+
+
+def _digest(spec: Any, pods: Any, file: Any) -> tuple[str, int]:
+    text = _canonical([spec, pods, file]).encode()
+    return hashlib.sha256(text).hexdigest(), len(text)
 
 
 def _resolved(job: TrainingJob, defaults: PodDefaults) -> TrainingJob:
@@ -83,19 +95,50 @@ def manifest(frozen: Frozen, owner: Owner) -> dict[str, Any]:
     }
 
 
-def load(config_map: Mapping[str, Any]) -> Frozen:
-    """What a ConfigMap of ours keeps. Raises ValueError for another."""
-    data = config_map.get("data") or {}
+def confirm(found: Mapping[str, Any], frozen: Frozen, owner: Owner) -> None:
+    """That a ConfigMap which exists already is the one that would have been made. Raises NotOurs.
+
+    Whoever may create ConfigMaps knows the name beforehand: that it is the right one tells nothing.
+    """
+    _check_origin(found, owner)
+    if found.get("data") != manifest(frozen, owner)["data"] or found.get("binaryData"):
+        raise NotOurs("its data are not what this job is")
+
+
+def load(found: Mapping[str, Any], owner: Owner, digest: str) -> Frozen:
+    """The frozen spec in a ConfigMap, `digest` being what the job's status says of it. Raises NotOurs.
+
+    The whole is judged by the rules of today: what has been found to be dangerous since its first start is not run.
+    Statuses of earlier versions hold the first ten digits of the hash.
+    """
+    _check_origin(found, owner)
+    data = found.get("data")
+    if not isinstance(data, Mapping) or set(data) != {SPEC_KEY, names.JOB_FILE_KEY} or found.get("binaryData"):
+        raise NotOurs(f"its data are not {SPEC_KEY} and {names.JOB_FILE_KEY}")
     try:
-        kept = json.loads(data[SPEC_KEY])
-        file = from_dict(JobFile, json.loads(data[names.JOB_FILE_KEY]))
-        defaults = from_dict(PodDefaults, kept["pods"])
-        spec = JobSpec.model_validate(kept["spec"], by_alias=True, by_name=False, context=ACCEPTED)
-        if file is None or defaults is None:
-            raise ValueError("a field is missing")
-        return Frozen(config_map["metadata"]["name"], kept["hash"], spec, file, defaults)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"not a frozen spec: {error}") from error
+        kept, file = json.loads(data[SPEC_KEY]), json.loads(data[names.JOB_FILE_KEY])
+        made, size = _digest(kept["spec"], kept["pods"], file)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise NotOurs("its data are no frozen spec") from None
+    if len(digest) < SHORT or not made.startswith(digest):
+        raise NotOurs("its data are not what this job was at its first start")
+    try:
+        spec = JobSpec.model_validate(kept["spec"], by_alias=True, by_name=False)
+    except ValidationError as error:
+        words = "; ".join(str(p) for p in problems_of(error, "spec")[:3])
+        raise NotOurs(f"it was accepted by an earlier version, and is refused now: {words}") from None
+    job_file, defaults = from_dict(JobFile, file), from_dict(PodDefaults, kept["pods"])
+    if job_file is None or defaults is None:
+        raise NotOurs("a field is missing in its data")
+    return Frozen(found["metadata"]["name"], made, spec, job_file, defaults, size)
+
+
+def _check_origin(found: Mapping[str, Any], owner: Owner) -> None:
+    controller = names.controller_of(found)
+    if (controller.get("kind"), controller.get("uid")) != (KIND, owner.uid):
+        raise NotOurs("it does not belong to this job")
+    if found.get("immutable") is not True:
+        raise NotOurs("it is not immutable")
 
 
 def effective(frozen: JobSpec, live: JobSpec) -> tuple[JobSpec, list[str]]:

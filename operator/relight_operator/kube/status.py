@@ -9,9 +9,18 @@ import datetime as dt
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
+from relight_agent.files import clip
 from relight_operator.api.status import Condition, JobStatus
+from relight_operator.kube.slim import UNREADABLE
 
 Json = dict[str, Any]
+
+
+class NotOurs(ValueError):
+    """Something else stands where a status of Relight's should."""
+
 
 WIRE_TIMES = (
     ("startTime",),
@@ -44,8 +53,17 @@ def unix_seconds(text: str) -> float:
 
 
 def parse(raw: Mapping[str, Any] | None) -> JobStatus:
-    """The status in an object from the server. Raises pydantic's ValidationError for one that is not ours."""
-    return JobStatus.model_validate(_converted(raw or {}, _to_seconds))
+    """The status in an object from the server. Raises NotOurs for one that is none."""
+    found = raw or {}
+    if UNREADABLE in found:
+        raise NotOurs(f"the status is not one of Relight's: {clip(str(found[UNREADABLE]))}")
+    try:
+        return JobStatus.model_validate(_converted(found, _to_seconds))
+    except ValidationError as error:  # its own text quotes what it has found
+        places = ", ".join(".".join(map(str, e["loc"])) for e in error.errors(include_url=False)[:3])
+        raise NotOurs(f"the status is not one of Relight's: {clip(places)}") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise NotOurs(f"the status is not one of Relight's: {clip(str(error))}") from None
 
 
 def dump(status: JobStatus) -> Json:

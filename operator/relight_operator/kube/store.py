@@ -5,13 +5,12 @@ reconciler has asked: `suspect` marks a job whose objects are to be read anew.
 """
 
 import calendar
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from relight_operator.kube import names
+from relight_operator.kube import names, slim
 from relight_operator.kube.classifier import has_ended, is_deleting
 
 Body = dict[str, Any]
@@ -21,7 +20,7 @@ Body = dict[str, Any]
 class PodRecord:
     """What was last seen of a pod."""
 
-    body: Body
+    body: Body  # as `slim.pod` leaves it
     gone: bool = False  # the object has been removed
     confirmed: bool = False  # and a live look has shown that too
     first_sign: float | None = None  # unix seconds at which its deletion or end was first seen
@@ -45,7 +44,7 @@ class Store:
         key = job_key(body)
         known = self._jobs.get(key)
         if known is None or not _older(body, known):
-            self._jobs[key] = body
+            self._jobs[key] = slim.job(body)
         return key
 
     def remove_job(self, body: Mapping[str, Any]) -> str:
@@ -88,7 +87,7 @@ class Store:
         if first_sign is None and (is_deleting(body) or has_ended(body)):
             first_sign = now if known is not None else min(now, _own_times(body, now))
         seen = known if known is not None else PodRecord(body)
-        pods[uid] = replace(seen, body=_trimmed(body), gone=False, first_sign=first_sign)
+        pods[uid] = replace(seen, body=slim.pod(body), gone=False, first_sign=first_sign)
 
     def remove_pod(self, body: Body, now: float) -> str | None:
         """The pod was deleted: what it said last is kept, for the reason of its end."""
@@ -170,16 +169,6 @@ def _older(new: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
         return False
     a, b = (str(body["metadata"].get("resourceVersion") or "") for body in (new, known))
     return a.isdigit() and b.isdigit() and int(a) < int(b)
-
-
-def _trimmed(body: Body) -> Body:
-    """Without what nobody asks for: ten thousand pods are kept."""
-    metadata = {k: v for k, v in body["metadata"].items() if k not in {"managedFields", "annotations"}}
-    bundle = (body["metadata"].get("annotations") or {}).get(names.CA_ANNOTATION)
-    if bundle is not None:
-        metadata["annotations"] = {names.CA_ANNOTATION: sys.intern(bundle)}  # the same for all
-    spec = {"nodeName": (body.get("spec") or {}).get("nodeName")}
-    return {"metadata": metadata, "spec": spec, "status": body.get("status") or {}}
 
 
 def _own_times(body: Body, now: float) -> float:
