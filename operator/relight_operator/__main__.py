@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ from relight_operator.api.job import Resources
 from relight_operator.api.problems import problems_of
 from relight_operator.kube.app import Options, run
 from relight_operator.kube.errors import KubeError
+from relight_operator.kube.network import NetworkDefaults
 from relight_operator.kube.pods import PodDefaults
 
 
@@ -33,6 +35,13 @@ def _secrets(_: click.Context, __: click.Parameter, value: str) -> tuple[str, ..
     ):
         raise click.BadParameter('wanted: [{"name": "..."}]')
     return tuple(s["name"] for s in secrets)
+
+
+def _objects(_: click.Context, __: click.Parameter, value: str) -> tuple[Mapping[str, Any], ...]:
+    found = _json(value)
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise click.BadParameter("wanted: a list of objects")
+    return tuple(found)
 
 
 def _json(value: str) -> Any:
@@ -66,6 +75,26 @@ def _json(value: str) -> Any:
     help="Limits and requests of a training pod, as JSON.",
 )
 @click.option("--trainer-user", default=10001, help="Numeric user of the training pods.")
+@click.option(
+    "--network-policies/--no-network-policies",
+    default=True,
+    envvar="RELIGHT_NETWORK_POLICIES",
+    help="Make a NetworkPolicy for each job whose networkPolicy is Auto.",
+)
+@click.option(
+    "--scrapers",
+    default='[{"namespaceSelector": {}}]',
+    envvar="RELIGHT_SCRAPERS",
+    callback=_objects,
+    help="Who may connect to the metrics port of training pods, as JSON: a list of NetworkPolicyPeer.",
+)
+@click.option(
+    "--training-egress",
+    default="[]",
+    envvar="RELIGHT_TRAINING_EGRESS",
+    callback=_objects,
+    help="Where training pods may connect to beside each other, as JSON: a list of NetworkPolicyEgressRule; empty: anywhere.",
+)
 @click.option("--namespace", envvar="POD_NAMESPACE", default="relight", help="The operator's own namespace.")
 @click.option("--pod-name", envvar="POD_NAME", default="", help="The operator's own pod; empty outside a cluster.")
 @click.option("--watch-namespace", multiple=True, help="Watch this namespace only; may be repeated. Default: all.")
@@ -101,6 +130,9 @@ def main(log_level: str, **given: Any) -> None:
             image_pull_secrets=given["trainer_image_pull_secrets"],
             resources=given["trainer_resources"],
             user=given["trainer_user"],
+        ),
+        network=NetworkDefaults(
+            enabled=given["network_policies"], scrapers=given["scrapers"], egress=given["training_egress"]
         ),
         namespaces=tuple(given["watch_namespace"]),
         **{name: given[name] for name in _SAME},

@@ -28,6 +28,7 @@ IN_CLUSTER = {
         "nodes": {"get", "list", "watch"},
     },
     "policy": {"poddisruptionbudgets": {"get", "create", "delete"}},
+    "networking.k8s.io": {"networkpolicies": {"get", "create"}},
     "authentication.k8s.io": {"tokenreviews": {"create"}},
 }
 IN_ITS_NAMESPACE = {

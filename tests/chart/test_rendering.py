@@ -1,5 +1,6 @@
 """What Helm makes of the chart, for old servers and new ones."""
 
+import json
 import runpy
 import tomllib
 
@@ -9,6 +10,8 @@ from charting import CHART, NAMESPACE, ROOT, Helm, Object, ObjectSchemas, Refuse
 
 from relight_operator.api.crd import crd
 from relight_operator.kube import names
+from relight_operator.kube.names import Owner
+from relight_operator.kube.network import NetworkDefaults, network_policy
 
 VALUES: dict[str, Object] = {
     "defaults": {},
@@ -30,6 +33,11 @@ VALUES: dict[str, Object] = {
             {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {}}
         ],
     },
+    "network": {
+        "networkPolicy.scrapers": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
+        "networkPolicy.jobs.egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}],
+    },
+    "no network policy": {"networkPolicy.enabled": False, "networkPolicy.jobs.enabled": False},
     "words of others": {
         "podAnnotations": {"a": "1"},
         "podLabels": {"b": "2"},
@@ -198,3 +206,38 @@ def test_the_notes_say_what_to_do_next(helm: Helm) -> None:
 def test_a_wrong_value_is_refused_by_name(helm: Helm, values: Object, said: str) -> None:
     with pytest.raises(Refused, match=said):
         helm.render(values)
+
+
+def test_the_operator_accepts_connections_from_training_pods_and_scrapers_alone(helm: Helm) -> None:
+    rendered = helm.render({"networkPolicy.scrapers": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}]})
+    spec = rendered.one("NetworkPolicy")["spec"]
+    agents, scrapers = spec["ingress"]
+    assert spec["podSelector"]["matchLabels"].items() <= rendered.pod()["metadata"]["labels"].items()
+    assert agents["from"] == [
+        {"namespaceSelector": {}, "podSelector": {"matchExpressions": [{"key": names.JOB_LABEL, "operator": "Exists"}]}}
+    ]
+    assert [p["port"] for p in agents["ports"]] == [8443]
+    assert scrapers["from"] == [{"podSelector": {"matchLabels": {"app": "prometheus"}}}]
+    assert [p["port"] for p in scrapers["ports"]] == [8080]
+    assert len(helm.render({"networkPolicy.scrapers": []}).one("NetworkPolicy")["spec"]["ingress"]) == 1
+
+
+def test_a_jobs_policy_is_one_that_every_server_takes(helm: Helm, schemas: ObjectSchemas) -> None:
+    """With what the chart gives the operator: DNS and the coordinator stay within reach of pods whose egress is limited."""
+    storage = {"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}
+    env = helm.render({"networkPolicy.jobs.egress": [storage]}).env()
+    network = NetworkDefaults(
+        scrapers=json.loads(env["RELIGHT_SCRAPERS"]), egress=json.loads(env["RELIGHT_TRAINING_EGRESS"])
+    )
+    made = network_policy(Owner("ml", "digits", "u-1"), network)
+    for version in ("1.25", "1.31", "1.37"):
+        assert schemas.problems(made, version) == []
+    members, dns, coordinator, own = made["spec"]["egress"]
+    assert {p["port"] for p in dns["ports"]} == {53}
+    assert (
+        coordinator["to"][0]["podSelector"]["matchLabels"].items() <= helm.render().pod()["metadata"]["labels"].items()
+    )
+    assert [p["port"] for p in coordinator["ports"]] == [8443]
+    assert members["to"] == [{"podSelector": {"matchLabels": {names.JOB_LABEL: "digits"}}}]
+    assert own == storage
+    assert helm.render().env()["RELIGHT_TRAINING_EGRESS"] == "[]"

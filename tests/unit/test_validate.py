@@ -355,7 +355,7 @@ def test_a_bare_configuration_is_taken_from_standard_input() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "managedBy", "data", "scheduling", "networkPolicy", "ttlSecondsAfterFinished", "cleanPods",
+        "managedBy", "data", "scheduling", "ttlSecondsAfterFinished", "cleanPods",
         "trainer.configMapRef", "trainer.resources.claims",
         "checkpoint.secretRef", "checkpoint.resume",
     ],

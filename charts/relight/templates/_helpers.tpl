@@ -45,3 +45,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{ .repository }}:{{ default $chart.AppVersion .tag }}{{ with .digest }}@{{ . }}{{ end }}
 {{- end -}}
 {{- end -}}
+
+{{- /* Where training pods may connect to beside each other, as JSON: DNS, the coordinator, and what the values name. */ -}}
+{{- define "relight.trainingEgress" -}}
+{{- if .Values.networkPolicy.jobs.egress -}}
+{{- $ports := list (dict "protocol" "UDP" "port" 53) (dict "protocol" "TCP" "port" 53) -}}
+{{- $operator := dict "namespaceSelector" (dict) "podSelector" (dict "matchLabels" (include "relight.selectorLabels" . | fromYaml)) -}}
+{{- $coordinator := dict "to" (list $operator) "ports" (list (dict "protocol" "TCP" "port" 8443)) -}}
+{{- concat (list (dict "ports" $ports) $coordinator) .Values.networkPolicy.jobs.egress | toJson -}}
+{{- else -}}
+[]
+{{- end -}}
+{{- end -}}

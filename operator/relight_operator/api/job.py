@@ -636,7 +636,7 @@ class ElasticSpec(ApiModel):
 class JobSpec(ApiModel):
     not_yet: ClassVar = frozenset(
         {
-            "managedBy", "data", "scheduling", "networkPolicy",
+            "managedBy", "data", "scheduling",
             "ttlSecondsAfterFinished", "cleanPods",
         }
     )  # fmt: skip
@@ -674,6 +674,12 @@ class JobSpec(ApiModel):
         "after each stall. The rank that holds the others up is named in `status.stall`; every rank's stacks are kept in `stacks/` "
         "of the job's folder. Of a plain `command` nothing is known. A change counts from the next generation on, one of "
         "`onStall` at once.",
+    )
+    network_policy: Literal["Auto", "None"] = Field(
+        "Auto",
+        description="Auto: a NetworkPolicy of the job's name. The members accept connections from each other, and on the metrics "
+        "port from the peers that the installation names (the chart's `networkPolicy.jobs`): the process group has no "
+        "authentication. It takes effect where the cluster's network plugin enforces NetworkPolicies. None: no policy.",
     )
     active_deadline_seconds: int | None = Field(None, ge=1, description="The job fails after this much active time.")
 

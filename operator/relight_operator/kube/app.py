@@ -25,6 +25,7 @@ from relight_operator.kube.feeds import Feeds, Intake
 from relight_operator.kube.leader import Elector
 from relight_operator.kube.leading import Label, LeaderClient
 from relight_operator.kube.lease import Lease
+from relight_operator.kube.network import NetworkDefaults
 from relight_operator.kube.pods import Coordinator, PodDefaults
 from relight_operator.kube.reconciler import Reconciler
 from relight_operator.kube.server import Authenticator, TokenReviewer, health_app
@@ -48,6 +49,7 @@ class Options:
     coordinator: str  # host, or host:port, at which agents reach whoever leads
     pod_name: str = ""  # "" outside a cluster
     namespaces: tuple[str, ...] = ()  # to be watched; all where empty
+    network: NetworkDefaults = field(default_factory=NetworkDefaults)
     coordinator_port: int = 8443
     http_port: int = 8080
     lease: str = "relight"
@@ -82,6 +84,7 @@ class Operator:
             client=self.writes,
             mailbox=Mailbox(time.time, self.queue.add),
             defaults=o.defaults,
+            network=o.network,
             coordinator=lambda: Coordinator(f"https://{o.coordinator}", self.authority.bundle()),
             clock=time.time,
         )

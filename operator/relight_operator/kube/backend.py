@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from relight_operator.coordinator.mailbox import Mailbox
 from relight_operator.kube.client import Client
 from relight_operator.kube.machines import Machines
+from relight_operator.kube.network import NetworkDefaults
 from relight_operator.kube.pods import Coordinator, PodDefaults
 from relight_operator.kube.store import Store
 
@@ -19,6 +20,7 @@ class Backend:
     defaults: PodDefaults
     coordinator: Callable[[], Coordinator]  # asked anew for each pod: certificates are renewed
     clock: Callable[[], float]
+    network: NetworkDefaults = field(default_factory=NetworkDefaults)
     store: Store = field(default_factory=Store)
     machines: Machines = field(default_factory=Machines)
     heard: dict[str, float] = field(default_factory=dict)  # by pod uid: when its agent last reported, unix seconds

@@ -48,6 +48,7 @@ EVENTS = Resource("/api/v1", "events")
 LEASES = Resource("/apis/coordination.k8s.io/v1", "leases")
 BUDGETS = Resource("/apis/policy/v1", "poddisruptionbudgets")
 BETA_BUDGETS = Resource("/apis/policy/v1beta1", "poddisruptionbudgets")
+NETWORK_POLICIES = Resource("/apis/networking.k8s.io/v1", "networkpolicies")
 TOKEN_REVIEWS = Resource("/apis/authentication.k8s.io/v1", "tokenreviews")
 
 # What is kept of the objects of a list, each at once after it has been read.

@@ -12,7 +12,7 @@ from relight_operator.api.status import TERMINAL, JobStatus
 from relight_operator.core.actions import CreateMember, DeleteMember, EmitEvent, RequeueAfter, WriteStatus
 from relight_operator.core.observed import Observed
 from relight_operator.core.plan import plan
-from relight_operator.kube import apply, names, trouble
+from relight_operator.kube import apply, names, network, trouble
 from relight_operator.kube import status as wire
 from relight_operator.kube.backend import Backend
 from relight_operator.kube.budget import Settled, least_available, settle
@@ -48,6 +48,7 @@ class _Caches:
     frozen: WeightedCache[Frozen] = field(default_factory=lambda: WeightedCache(_CACHE_BYTES))  # by uid of the job
     uids: dict[str, str] = field(default_factory=dict)  # by job: the one whose entries are here
     served: set[str] = field(default_factory=set)  # uids of jobs whose Service is known to be there
+    connections: set[str] = field(default_factory=set)  # uids of jobs whose NetworkPolicy is known to be there
     budgets: dict[str, tuple[Settled, float]] = field(default_factory=dict)  # by uid of the job, and when
     published: dict[str, str] = field(default_factory=dict)  # by job: the version that the coordinator answers from
 
@@ -85,6 +86,7 @@ class Reconciler:
         if uid is not None:
             caches.frozen.pop(uid)
             caches.served.discard(uid)
+            caches.connections.discard(uid)
             caches.budgets.pop(uid, None)
         caches.published.pop(key, None)
         self._b.mailbox.forget(key, set())
@@ -308,7 +310,19 @@ class _Round:
         self.caches.served.add(self.owner.uid)
         return []
 
+    async def _connections(self, frozen: Frozen) -> Hindrance | None:
+        """The job's NetworkPolicy is there, where one is wanted."""
+        if self.owner.uid in self.caches.connections or not network.is_wanted(frozen.spec, self.b.network):
+            return None
+        hindrance = await network.ensure(self.b.client, self.owner, self.b.network)
+        if hindrance is None:
+            self.caches.connections.add(self.owner.uid)
+        return hindrance
+
     async def _create(self, action: CreateMember, frozen: Frozen) -> list[Hindrance]:
+        hindrance = await self._connections(frozen)
+        if hindrance is not None:  # never a member that anybody may join
+            return [hindrance]
         made = await apply.create_member(self.b.client, self.owner, action, frozen, self.b.coordinator())
         if isinstance(made, Hindrance):
             heirs = {(s.slot, s.successor.incarnation) for s in self.status.slots if s.successor is not None}
