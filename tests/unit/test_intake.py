@@ -2,18 +2,24 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hostile import GOOD_SPEC, HOSTILE, as_bytes, job_text, serving
 from kube_world import World, scenario
 
 from relight_operator.api.bounds import MAX_DEPTH, MAX_VALUES, excess
+from relight_operator.api.validate import parse_job
+from relight_operator.errors import InvalidJob
 from relight_operator.kube import decode
 from relight_operator.kube.client import JOBS, connect
 from relight_operator.kube.feeds import Feeds
 from relight_operator.kube.guarded import lines
+from relight_trainer.commands.lr import command as rates
+from relight_trainer.yaml_loader import YamlError, load_documents
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -127,6 +133,73 @@ def test_the_bounds_are_met_exactly() -> None:
     assert excess(nested(MAX_DEPTH + 1)) is not None
     assert excess([0] * MAX_VALUES) is None
     assert excess([0] * (MAX_VALUES + 1)) is not None
+
+
+def job_with(spec: dict[str, Any]) -> dict[str, Any]:
+    head = {"apiVersion": "relight.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "x"}}
+    return {**head, "spec": {**GOOD_SPEC, **spec}}
+
+
+def env(value: str) -> dict[str, Any]:
+    return job_with({"trainer": {"module": ["train"], "env": [{"name": "A", "value": value}]}})
+
+
+def limits(amount: str) -> dict[str, Any]:
+    return job_with({"trainer": {"module": ["train"], "resources": {"limits": {"nvidia.com/gpu": amount}}}})
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a nul in a variable": (env("a\0b"), "spec.trainer.env[0].value: a character that no program can be given"),
+    "half a letter": (env("a\ud800"), "spec.trainer.env[0].value: a character that no program can be given"),
+    "a nul in an argument": (job_with({"trainer": {"script": ["a.py", "\0"]}}), "spec.trainer.script[1]: a character"),
+    "a nul in a name": (job_with({"trainer": {"config": {"\0": 1}}}), "spec.trainer.config: a character"),
+    "a long variable": (env("a" * 70_000), "spec.trainer.env[0].value: too long; allowed: at most 65536 characters"),
+    "a large spec": (job_with({"trainer": {"script": ["a" * 60_000] * 5}}), "spec: too large; found 30"),
+    "too many entries": (
+        job_with({"trainer": {"config": {"a": [0] * 20_000}}}),
+        "spec.trainer.config.a: too many entries",
+    ),
+    "many GPUs": (limits("1e99"), 'limits["nvidia.com/gpu"]: out of range; found "1e99"; allowed: at most 1024'),
+    "a part of a GPU": (limits("1e-3"), 'limits["nvidia.com/gpu"]: not whole'),
+    "many workers": (job_with({"procPerNode": 10**9}), "spec.procPerNode: out of range"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_no_machine_could_do_is_refused_in_words(name: str) -> None:
+    body, said = WRONG[name]
+    with pytest.raises(InvalidJob) as caught:
+        parse_job(body)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("escape", ["\\U00110000", "\\UFFFFFFFF", "\\U7FFFFFFF"])
+def test_an_escape_that_names_no_character_is_an_error_in_the_file(escape: str) -> None:
+    with pytest.raises(YamlError, match="names no character"):
+        load_documents(f'a: "{escape}"'.encode())
+
+
+def test_rates_of_a_training_without_end_are_shown_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("train: {duration: 999999999ep}\n")
+    result = CliRunner().invoke(rates, [str(file), "--samples", "1000000", "-o", "json"], catch_exceptions=False)
+    said = json.loads(result.stdout)
+    assert (len(said["rates"]), said["rates"][-1]["step"]) == (10_000, said["steps"] - 1)
+    shown = CliRunner().invoke(rates, [str(file), "--samples", "1000000"], catch_exceptions=False).stdout
+    assert f"{said['steps'] - 1:>9}" in shown
+
+
+def test_thousands_of_unknown_fields_cost_no_time() -> None:
+    """Each nearest name costs a tenth of a millisecond: they are looked for as far as anybody reads."""
+    names = {f"key{i}": i for i in range(9_000)}
+    began = time.process_time()
+    for spec in (
+        {"trainer": {"config": {"data": {"type": "digits", **names}}}},
+        {"trainer": {"module": ["a"]}, **names},
+    ):
+        with pytest.raises(InvalidJob, match=r"\.\.\. and 8950 more"):
+            parse_job(job_with(spec))
+    assert time.process_time() < began + 5
 
 
 # -- rounds

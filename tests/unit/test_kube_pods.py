@@ -108,7 +108,7 @@ def test_an_image_of_the_users_own_gets_the_agent_from_an_init_container() -> No
     (written,) = init["volumeMounts"]
     (read,) = [m for m in main["volumeMounts"] if m["mountPath"] == INSTALLED]
     assert (written["name"], written.get("readOnly"), read["readOnly"]) == (read["name"], None, True)
-    assert {v["name"]: v for v in spec["volumes"]}[read["name"]]["emptyDir"] == {}
+    assert {v["name"]: v for v in spec["volumes"]}[read["name"]]["emptyDir"] == {"sizeLimit": "256Mi"}
 
 
 @pytest.mark.parametrize("image", [None, DEFAULTS.image], ids=["none", "the installation's by its name"])

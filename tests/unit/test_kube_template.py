@@ -20,7 +20,7 @@ from relight_operator.api.template import (
 )
 from relight_operator.core.actions import CreateMember
 from relight_operator.kube.overlay import dropped, overlaid
-from relight_operator.kube.pods import pod
+from relight_operator.kube.pods import pod, pod_affinity
 
 EFA = {"name": "agent", "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}}}
 
@@ -127,12 +127,51 @@ def test_data_may_be_mounted(path: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/dev", "dev/shm", "/dev/../tmp/", "/var/run/relight/token", "/opt/relight-agent/x", "/dev/shm/relight", "/dev/termination-log"],
+    ["/", "/dev", "dev/shm", "/dev/../tmp/", "/var/run/relight/token", "/opt/relight-agent/x", "/dev/shm/relight", "/dev/termination-log",
+     "/run", "/run/relight", "/run/relight/token", "/var/run", "/run/shm", "/run/shm/relight/x", "/var/run/shm/relight", "/run/../run/relight",
+     "/proc/self/root/var/run/relight", "/sys/fs"],
 )  # fmt: skip
 def test_what_relight_uses_may_not_be_mounted_over(path: str) -> None:
     container = {"name": "agent", "volumeMounts": [{"name": "data", "mountPath": path}]}
     with pytest.raises(ValidationError, match="used by Relight"):
         Template.model_validate({"spec": {"containers": [container]}})
+
+
+@pytest.mark.parametrize("volume", ["relight", "code-secret", "agent"])
+@pytest.mark.parametrize("kind", ["containers", "initContainers"])
+@pytest.mark.parametrize("field", ["volumeMounts", "volumeDevices"])
+def test_a_container_of_the_job_s_own_sees_none_of_the_sealed_volumes(volume: str, kind: str, field: str) -> None:
+    name = "agent" if kind == "containers" else "mine"
+    container = {"name": name, field: [{"name": volume, "mountPath": "/mine", "devicePath": "/mine"}]}
+    with pytest.raises(ValidationError, match="used by Relight"):
+        Template.model_validate({"spec": {kind: [container]}})
+
+
+TERMS = ("nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms")
+
+
+@pytest.mark.parametrize(
+    "odd", ["x", 7, ["x"], [None], [{"matchFields": "x"}], [{"matchExpressions": {}}], {"a": 1}], ids=str
+)
+@pytest.mark.parametrize("depth", range(len(TERMS) + 1))
+def test_an_affinity_of_odd_types_is_refused(odd: Any, depth: int) -> None:
+    affinity: Any = odd
+    for name in reversed(TERMS[:depth]):
+        affinity = {name: affinity}
+    try:
+        template = Template.model_validate({"spec": {"affinity": affinity}})
+    except ValidationError:
+        return
+    assert depth < len(TERMS), "the list that is put together with Relight's own"
+    assert odd == {"a": 1}, "a mapping may hold what only a newer server knows"
+    overlaid({"spec": pod_affinity(["n1"]), "metadata": {}}, template)
+
+
+def test_the_file_systems_that_relight_gives_a_pod_have_a_limit() -> None:
+    body = with_template({}, trainer=THEIRS)
+    empty = {v["name"]: v["emptyDir"] for v in body["spec"]["volumes"] if "emptyDir" in v}
+    assert {name for name, source in empty.items() if "sizeLimit" not in source} <= {"shm"}, "counts as memory"
+    assert {"tmp", "agent"} <= set(empty)
 
 
 JSON: st.SearchStrategy[Any] = st.recursive(

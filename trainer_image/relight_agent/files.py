@@ -115,9 +115,14 @@ def from_dict(cls: Type[T], value: Any) -> Optional[T]:
         return None
 
 
+def plain(text: str) -> str:
+    """`text` without what a terminal would obey or hide: control characters but newlines, marks of direction, surrogates."""
+    return text if text.isprintable() else "".join(c for c in text if c == "\n" or c.isprintable())
+
+
 def clip(text: str, limit: int = MAX_MESSAGE_BYTES) -> str:
-    """`text` in at most `limit` bytes of UTF-8, control characters but newlines removed."""
-    clean = "".join(c for c in text if c == "\n" or c.isprintable())
+    """`text` as `plain` leaves it, in at most `limit` bytes of UTF-8."""
+    clean = plain(text)
     data = clean.encode("utf-8", "replace")
     return clean if len(data) <= limit else data[: limit - 3].decode("utf-8", "ignore") + "..."
 

@@ -77,6 +77,9 @@ def load_documents(data: bytes) -> list[Document]:
         raise YamlError(
             "not YAML: a character that no text holds", line=line, found=f"U+{ord(text[error.position]):04X}"
         ) from None
+    except (ValueError, OverflowError):  # PyYAML itself, of "\\U00110000"
+        words = 'not YAML: an escape such as "\\U00110000" that names no character'
+        raise YamlError(words, allowed='at most "\\U0010FFFF"') from None
     documents = (_Values().document(node) for node in nodes)
     return [d for d in documents if d.value is not None]
 

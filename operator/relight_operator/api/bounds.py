@@ -4,6 +4,7 @@ A schema of the CustomResourceDefinition cannot say all of it: free-form fields 
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,10 @@ MAX_DEPTH = 64  # mappings and lists in each other, from the object itself on
 MAX_VALUES = 10_000  # entries of all mappings and lists of a spec together
 MAX_TEXT = 65_536  # characters of one text, or of one name in a mapping
 MAX_BYTES = 262_144  # of a spec as JSON, where every letter beyond ASCII takes six
+
+# An environment variable, an argument or a path holds no U+0000, and UTF-8 no half of a pair of surrogates.
+_UNFIT = re.compile("[\0\ud800-\udfff]")
+_NO_TEXT = ("a character that no program can be given", "text without U+0000 and without single surrogates")
 
 _Link = tuple[Any, int | str] | None  # the keys on the way to a value, the last one first
 
@@ -28,8 +33,13 @@ class Excess(NamedTuple):
         return f"{self.message}; allowed: {self.allowed}"
 
 
-def excess(value: Any, *, depth: int = MAX_DEPTH, values: int = MAX_VALUES, text: int = MAX_TEXT) -> Excess | None:
-    """The first bound that the JSON value exceeds, None where it keeps them all. No recursion, and no more work than `values`."""
+def excess(
+    value: Any, *, depth: int = MAX_DEPTH, values: int = MAX_VALUES, text: int = MAX_TEXT, fit: bool = False
+) -> Excess | None:
+    """The first bound that the JSON value exceeds, None where it keeps them all. No recursion, and no more work than `values`.
+
+    `fit`: characters that no program can be given are refused too.
+    """
     count = 0
     stack: list[tuple[Any, int, _Link]] = [(value, 1, None)]
     while stack:
@@ -37,6 +47,8 @@ def excess(value: Any, *, depth: int = MAX_DEPTH, values: int = MAX_VALUES, text
         if isinstance(found, str):
             if len(found) > text:
                 return Excess(_loc(link), "too long", f"at most {text} characters")
+            if fit and _UNFIT.search(found):
+                return Excess(_loc(link), *_NO_TEXT)
             continue
         if not isinstance(found, (Mapping, list)):
             continue
@@ -49,6 +61,8 @@ def excess(value: Any, *, depth: int = MAX_DEPTH, values: int = MAX_VALUES, text
             for key, child in found.items():
                 if len(key) > text:
                     return Excess(_loc(link), "a name that is too long", f"at most {text} characters")
+                if fit and _UNFIT.search(key):
+                    return Excess(_loc(link), *_NO_TEXT)
                 stack.append((child, level + 1, (link, key)))
         else:
             stack += [(child, level + 1, (link, i)) for i, child in enumerate(found)]
@@ -57,7 +71,7 @@ def excess(value: Any, *, depth: int = MAX_DEPTH, values: int = MAX_VALUES, text
 
 def problem_of(spec: Any) -> Problem | None:
     """What is wrong with the size of a TrainingJob's spec, None where nothing is."""
-    wrong = excess(spec, depth=MAX_DEPTH - 1)  # the object around it is the first level
+    wrong = excess(spec, depth=MAX_DEPTH - 1, fit=True)  # the object around it is the first level
     if wrong is not None:
         allowed = f"at most {MAX_DEPTH} levels" if wrong.message == "nested too deep" else wrong.allowed
         return Problem(join("spec", wrong.loc), wrong.message, allowed=allowed)

@@ -4,6 +4,7 @@ import re
 
 PATTERN = r"^([0-9]+(ms|s|m|h))+$"
 EXAMPLES = "90s, 10m, 1h30m"
+MAX_LENGTH = 64
 
 _WHOLE = re.compile(PATTERN.removesuffix("$") + r"\Z")  # Python's $ would let a final newline pass
 _PART = re.compile(r"([0-9]+)(ms|s|m|h)")
@@ -18,8 +19,8 @@ def seconds(text: str) -> float:
     >>> seconds("1h30m")
     5400.0
     """
-    if len(text) > 64 or not _WHOLE.match(text):
-        raise ValueError(f"not a duration: {text[:64]!r}")
+    if len(text) > MAX_LENGTH or not _WHOLE.match(text):
+        raise ValueError(f"not a duration: {text[:MAX_LENGTH]!r}")
     total = sum(int(number) * _SECONDS[unit] for number, unit in _PART.findall(text))
     if total > MAX_SECONDS:
         raise ValueError(f"longer than 9999 years: {text}")

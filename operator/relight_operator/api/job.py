@@ -18,7 +18,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from relight_agent.exits import EXITS, RULED_CAUSES, Cause, Class, ExitCode, exit_of
 from relight_operator.api import durations, quantities
-from relight_operator.api.template import DOMAIN, Template
+from relight_operator.api.bounds import MAX_TEXT
+from relight_operator.api.template import DOMAIN, MAX_FIELDS, Template
 from relight_trainer.code_source import WrongSource, check_ref, check_url
 from relight_trainer.strict import StrictModel, located, nearest, problem
 
@@ -27,6 +28,7 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "TrainingJob"
 MAX_NODES = 1000
+MAX_PROC = 1024  # workers of a member
 MAX_NAME = 40  # pod names, host names and labels are built from it
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
@@ -185,7 +187,11 @@ def _matching(pattern: str, allowed: str, max_length: int) -> BeforeValidator:
     return BeforeValidator(check, json_schema_input_type=Annotated[str, Field(pattern=pattern, max_length=max_length)])
 
 
-Duration = Annotated[str, BeforeValidator(_duration), WithJsonSchema({"type": "string", "pattern": durations.PATTERN})]
+Duration = Annotated[
+    str,
+    BeforeValidator(_duration),
+    WithJsonSchema({"type": "string", "pattern": durations.PATTERN, "maxLength": durations.MAX_LENGTH}),
+]
 PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 Quantity = Annotated[
     str,
@@ -226,8 +232,8 @@ FailureCode = Annotated[
 FailureCause = Annotated[
     str, BeforeValidator(_failure_cause), WithJsonSchema({"type": "string", "enum": list(FAILURE_CAUSES)})
 ]
-Words = Annotated[list[str], Field(min_length=1, max_length=1024)]
-Text = Annotated[str, Field(min_length=1)]
+Words = Annotated[list[Annotated[str, Field(max_length=MAX_TEXT)]], Field(min_length=1, max_length=1024)]
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 
 class ApiModel(StrictModel):
@@ -240,7 +246,9 @@ class EnvVar(ApiModel):
     not_yet: ClassVar = frozenset({"valueFrom"})
 
     name: EnvName = Field(description="Not one of torchrun's own or RELIGHT_*.")
-    value: str = Field("", description="Its value; numbers and booleans in quotes.")
+    value: Annotated[str, Field(max_length=MAX_TEXT)] = Field(
+        "", description="Its value; numbers and booleans in quotes."
+    )
 
 
 class SecretReference(ApiModel):
@@ -260,8 +268,11 @@ class Resources(ApiModel):
         wrong = [
             located(problem("quantity", "not whole", allowed="a whole number"), ("limits", name), limit)
             for name, limit in self.limits.items()
-            if "/" in name and quantities.amount(limit) % 1
+            if "/" in name and not quantities.is_whole(quantities.amount(limit))
         ]
+        if self.gpus > MAX_PROC:  # each has a worker
+            error = problem("range", "out of range", allowed=f"at most {MAX_PROC}")
+            wrong.append(located(error, ("limits", GPU), self.limits[GPU]))
         wrong += [e for name in self.requests for e in self._of_request(name, self.requests[name])]
         if wrong:
             raise ValidationError.from_exception_data("resources", wrong)
@@ -301,7 +312,9 @@ class TrainerSpec(ApiModel):
     image_pull_secrets: Annotated[list[SecretReference], Field(max_length=64)] = Field(
         [], description="Secrets in the job's namespace with which images are pulled, beside the installation's."
     )
-    config: dict[str, Any] | None = Field(None, description="The training core's configuration, inline.")
+    config: Annotated[dict[str, Any], Field(max_length=MAX_FIELDS)] | None = Field(
+        None, description="The training core's configuration, inline."
+    )
     script: Words | None = Field(None, description="Your own script that uses the client, and its arguments.")
     module: Words | None = Field(None, description="A module to run as with `python -m`, and its arguments.")
     command: Words | None = Field(
@@ -360,9 +373,12 @@ class CodeSpec(ApiModel):
 
 
 class HostPath(ApiModel):
-    path: Annotated[str, BeforeValidator(_absolute), WithJsonSchema({"type": "string", "pattern": "^/"})] = Field(
-        description="An absolute path."
-    )
+    path: Annotated[
+        str,
+        BeforeValidator(_absolute),
+        Field(max_length=4096),
+        WithJsonSchema({"type": "string", "pattern": "^/", "maxLength": 4096}),
+    ] = Field(description="An absolute path.")
 
 
 class PersistentVolumeClaim(ApiModel):
@@ -413,11 +429,17 @@ class CheckpointSpec(ApiModel):
         None, description="A claim that all members can mount."
     )
     host_path: HostPath | None = Field(None, description="A folder that is the same on every machine.")
-    uri: Annotated[str, BeforeValidator(_uri), WithJsonSchema({"type": "string", "pattern": f"^{_URI}$"})] | None = (
-        Field(
-            None,
-            description="`file:///absolute/path`, or `s3://bucket/path` and the like, which the image needs a package for.",
-        )
+    uri: (
+        Annotated[
+            str,
+            BeforeValidator(_uri),
+            Field(max_length=4096),
+            WithJsonSchema({"type": "string", "pattern": f"^{_URI}$", "maxLength": 4096}),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="`file:///absolute/path`, or `s3://bucket/path` and the like, which the image needs a package for.",
     )
     interval: Interval = Field(Interval(time="10m"), description="How often a checkpoint is committed.")
     keep: int = Field(3, ge=2, description="How many good checkpoints are kept.")
@@ -653,7 +675,7 @@ class JobSpec(ApiModel):
         description="Members beyond `nodes` that wait to take a lost one's place at once: libraries are imported and, for a `config`, the GPUs opened, which takes some of the memory of those that are shared.",
     )
     proc_per_node: int | None = Field(
-        None, ge=1, description=f"Workers in each member; without it, the limit of {GPU}, else 1."
+        None, ge=1, le=MAX_PROC, description=f"Workers in each member; without it, the limit of {GPU}, else 1."
     )
     trainer: TrainerSpec = Field(description="What runs in each member.")
     code: CodeSpec | None = Field(

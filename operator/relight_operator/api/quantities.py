@@ -27,3 +27,8 @@ def amount(text: str) -> Decimal:
     assert parts is not None
     number, unit = parts.groups()
     return Decimal(number) * _FACTORS[unit] if unit in _FACTORS else Decimal(number + unit)
+
+
+def is_whole(value: Decimal) -> bool:
+    """Whether it has no fraction, however large it is: `%` fails beyond the context's precision."""
+    return value == value.to_integral_value()

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from relight_operator.api import quantities
+from relight_operator.api import bounds, quantities
 from relight_operator.api.crd import resolved
 from relight_operator.api.durations import EXAMPLES, PATTERN
 from relight_operator.api.job import (
@@ -62,6 +62,11 @@ will want on its device; with `--limit 80GiB`, more than that is wrong too, and 
 A *duration* is whole numbers with a unit, such as {EXAMPLES}; a *quantity* is an amount as Kubernetes writes it, such as
 {quantities.EXAMPLES}. YAML is read as kubectl reads it: `yes`, `on` and `n` are
 booleans and `1e-3` is a number, so put them in quotes where you mean text.
+
+An object has bounds, so that one job costs the others nothing: at most {bounds.MAX_DEPTH} mappings and lists in each other, {bounds.MAX_VALUES}
+entries of all mappings and lists of the spec together, {bounds.MAX_TEXT} characters in a text, {bounds.MAX_BYTES} bytes of JSON in the spec
+(a letter beyond ASCII counts as six), and no U+0000 in any text. The server refuses what its schema can tell; what only Relight
+can tell makes the job `Invalid`, with the reason in the condition.
 
 ## spec
 """

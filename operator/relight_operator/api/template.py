@@ -6,7 +6,7 @@ only what is Relight's in a pod, and where to say instead what is wanted.
 
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -20,8 +20,13 @@ OWN_VOLUMES = frozenset({"tmp", "shm", "relight", "checkpoints", "agent", "code"
 OWN_INIT_CONTAINERS = frozenset({"install-agent", "fetch-code"})
 OWN_PATHS = ("/tmp", "/dev/shm", "/var/run/relight", "/checkpoints", "/opt/relight-agent", "/opt/relight-code")  # noqa: S108  # in the pod
 SEALED_PATHS = ("/var/run/relight", "/opt/relight-agent", "/dev/shm/relight", "/dev/termination-log")  # noqa: S108  # nothing goes in there
+# What the agent and our init containers alone may see: the member's token, the credentials of the code, the agent's own files.
+SEALED_VOLUMES = frozenset({"relight", "code-secret", "agent"})
+# Other names of the same folders. Every distribution has these links; an image's own cannot be known.
+_LINKS = (("/run/shm", "/dev/shm"), ("/var/run/shm", "/dev/shm"), ("/run", "/var/run"))  # noqa: S108  # in the pod
+_KERNEL = ("/proc", "/sys")  # /proc/self/root is all of the file system once more
 _DEEPEST = 32
-MAX_FIELDS = 128  # of a pod's spec, and of a container's; Kubernetes knows some 40
+MAX_FIELDS = 256  # of one mapping with fields of Kubernetes or of the trainer's configuration; they know some 40
 
 POD_FIELDS = frozenset(
     (
@@ -77,8 +82,12 @@ CONTAINER_LISTS = ("volumeMounts", "volumeDevices", "ports")
 
 
 class TemplateMetadata(StrictModel):
-    labels: dict[str, str] = Field({}, description="Labels of each pod, none of relight.dev.")
-    annotations: dict[str, str] = Field({}, description="Annotations of each pod, none of relight.dev.")
+    labels: Annotated[dict[str, str], Field(max_length=MAX_FIELDS)] = Field(
+        {}, description="Labels of each pod, none of relight.dev."
+    )
+    annotations: Annotated[dict[str, str], Field(max_length=MAX_FIELDS)] = Field(
+        {}, description="Annotations of each pod, none of relight.dev."
+    )
 
     @model_validator(mode="after")
     def _not_ours(self) -> Self:
@@ -97,7 +106,7 @@ class Template(StrictModel):
     """What is put over each member's pod."""
 
     metadata: TemplateMetadata = Field(TemplateMetadata(), description="Labels and annotations of the pods.")
-    spec: dict[str, Any] = Field(
+    spec: Annotated[dict[str, Any], Field(max_length=MAX_FIELDS)] = Field(
         {},
         description="Fields of a pod's spec: `tolerations`, `nodeSelector`, `affinity`, `priorityClassName`, `volumes`, "
         f"`initContainers`, `securityContext`, ...; of its container `{CONTAINER}`, in which the workers run: `volumeMounts`, "
@@ -120,9 +129,6 @@ def _of_pod(spec: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     if _depth(spec) > _DEEPEST:
         yield located(problem("range", "too deep", allowed=f"{_DEEPEST} levels"), ("spec",), "...")
         return
-    if len(spec) > MAX_FIELDS:
-        yield located(problem("range", "too many fields", allowed=f"at most {MAX_FIELDS}"), ("spec",), f"{len(spec)}")
-        return
     for name, value in spec.items():
         if error := _field(name, POD_FIELDS, POD_FIELDS_ELSEWHERE):
             yield located(error, ("spec", name), value)
@@ -130,10 +136,14 @@ def _of_pod(spec: Mapping[str, Any]) -> Iterator[InitErrorDetails]:
     for i, volume in _entries(spec, "volumes"):
         yield from _named(volume, ("spec", "volumes", i), OWN_VOLUMES)
     for i, container in _entries(spec, "initContainers"):
-        yield from _named(container, ("spec", "initContainers", i), OWN_INIT_CONTAINERS)
+        here: _Loc = ("spec", "initContainers", i)
+        yield from _named(container, here, OWN_INIT_CONTAINERS)
+        yield from _lists(container, CONTAINER_LISTS, here)
+        yield from _of_volumes(container, here)
+    yield from _of_affinity(spec.get("affinity"))
     ours = [container for _, container in _entries(spec, "containers") if container.get("name") == CONTAINER]
     for i, container in _entries(spec, "containers"):
-        here: _Loc = ("spec", "containers", i)
+        here = ("spec", "containers", i)
         if container.get("name") != CONTAINER:
             allowed = f"{CONTAINER}; what runs beside it is an init container with restartPolicy: Always"
             error = problem("name", "not the container of the workers", allowed=allowed)
@@ -153,10 +163,12 @@ def _of_container(container: Mapping[str, Any], here: _Loc) -> Iterator[InitErro
         if not claims_only and (error := _field(name, CONTAINER_FIELDS, CONTAINER_FIELDS_ELSEWHERE)):
             yield located(error, (*here, name), value)
     yield from _lists(container, CONTAINER_LISTS, here)
+    yield from _of_volumes(container, here)
     for i, mount in _entries(container, "volumeMounts"):
         path = mount.get("mountPath")
         if isinstance(path, str) and not _may_be_mounted(path):
-            allowed = f"any path but {', '.join(OWN_PATHS)}, what they are in, and what is in {', '.join(SEALED_PATHS)}"
+            sealed = ", ".join((*SEALED_PATHS, *_KERNEL))
+            allowed = f"any path but {', '.join(OWN_PATHS)}, what they are in, and what is in {sealed}"
             error = problem("reserved", "used by Relight", allowed=allowed)
             yield located(error, (*here, "volumeMounts", i, "mountPath"), path)
     for i, port in _entries(container, "ports"):
@@ -166,9 +178,51 @@ def _of_container(container: Mapping[str, Any], here: _Loc) -> Iterator[InitErro
             yield located(error, (*here, "ports", i, "containerPort"), METRICS_PORT)
 
 
+def _of_volumes(container: Mapping[str, Any], here: _Loc) -> Iterator[InitErrorDetails]:
+    """A container of a job's own sees none of the volumes that are sealed, at no path."""
+    for name in ("volumeMounts", "volumeDevices"):
+        for i, mount in _entries(container, name):
+            volume = mount.get("name")
+            if isinstance(volume, str) and volume in SEALED_VOLUMES:
+                allowed = f"any volume but {', '.join(sorted(SEALED_VOLUMES))}"
+                yield located(problem("reserved", "used by Relight", allowed=allowed), (*here, name, i, "name"), volume)
+
+
+_REQUIRED = ("nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution", "nodeSelectorTerms")
+
+
+def _of_affinity(affinity: Any) -> Iterator[InitErrorDetails]:
+    """The one list in it that is put together with Relight's own: kube/overlay.py."""
+    here: _Loc = ("spec", "affinity")
+    found = affinity
+    for name in ("", *_REQUIRED):
+        if name:
+            here, found = (*here, name), found.get(name)
+        if found is None:
+            return
+        wanted: tuple[type, str] = (list, "a list of mappings") if name == _REQUIRED[-1] else (Mapping, "a mapping")
+        if not isinstance(found, wanted[0]):
+            yield located(problem("type", "wrong type", allowed=wanted[1]), here, found)
+            return
+    for i, term in enumerate(found):
+        if not isinstance(term, Mapping):
+            yield located(problem("type", "wrong type", allowed="a mapping"), (*here, i), term)
+            continue
+        for part in ("matchExpressions", "matchFields"):
+            if not isinstance(term.get(part, []), list):
+                error = problem("type", "wrong type", allowed="a list of mappings")
+                yield located(error, (*here, i, part), term[part])
+
+
 def _may_be_mounted(path: str) -> bool:
-    """As the runtime will read it: from the root, without detours."""
+    """As the runtime will read it: from the root, without detours, by way of the links that every image has."""
     plain = posixpath.normpath(f"/{path.lstrip('/')}").rstrip("/") + "/"
+    for link, place in _LINKS:
+        if plain.startswith(f"{link}/"):
+            plain = place + plain.removeprefix(link)
+            break
+    if plain.startswith(tuple(f"{kernel}/" for kernel in _KERNEL)):
+        return False
     around = any(f"{own}/".startswith(plain) for own in (*OWN_PATHS, *SEALED_PATHS))
     return not around and not plain.startswith(tuple(f"{sealed}/" for sealed in SEALED_PATHS))
 

@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Self, TextIO, cast
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -23,6 +22,7 @@ from rich.progress import (
 
 from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import JobStatus
+from relight_operator.cli.printing import shown
 from relight_operator.cli.tracebacks import last_traceback
 from relight_operator.core.actions import EmitEvent
 
@@ -116,7 +116,7 @@ class Display:
 
     def line(self, text: str, style: str | None = None) -> None:
         elapsed = time.monotonic() - self._started
-        self._console.print(f"[dim]{elapsed:7.2f}s[/dim] {escape(text)}", style=style)
+        self._console.print(f"[dim]{elapsed:7.2f}s[/dim] {shown(text)}", style=style)
 
     def start(self, job: TrainingJob, state: Path, said: list[str]) -> None:
         spec = job.spec
@@ -145,7 +145,7 @@ class Display:
                 description=status.phase.lower(),
                 completed=progress.step,
                 total=progress.total_steps or None,
-                metrics=escape(metrics),
+                metrics=shown(metrics),
             )
             return
         now = time.monotonic()
@@ -157,7 +157,7 @@ class Display:
 
     def end(self, lines: list[str]) -> None:
         for text in lines:
-            self._console.print(escape(text))
+            self._console.print(shown(text))
 
 
 def summary(

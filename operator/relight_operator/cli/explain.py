@@ -14,9 +14,9 @@ from typing import Any
 import click
 from pydantic import ValidationError
 from rich.console import Console
-from rich.markup import escape
 
 from relight_operator.api.status import JobStatus
+from relight_operator.cli.printing import shown
 from relight_operator.errors import InvalidUsage, RelightError, StateError
 from relight_operator.explain import Story, duration, tell
 from relight_operator.kube.status import parse
@@ -84,7 +84,7 @@ def _in_text(text: str, source: str) -> tuple[str, JobStatus]:
 
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise StateError(f"{source}: neither JSON nor YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(value, dict):
         raise StateError(f"{source}: found no object; allowed: a TrainingJob with its status, or the status alone")
@@ -169,9 +169,9 @@ def _unknown(job: str, names: Iterable[str], where: str) -> str:
 
 
 def show(story: Story, console: Console) -> None:
-    console.print(f"[bold]{escape(story.summary[0])}[/bold]")
+    console.print(f"[bold]{shown(story.summary[0])}[/bold]")
     for text in story.summary[1:]:
-        console.print(escape(text))
+        console.print(shown(text))
     if story.shares:
         console.print(
             f"\n[bold]Where the time of the members went[/bold] ({duration(sum(s.seconds for s in story.shares))})"
@@ -181,17 +181,17 @@ def show(story: Story, console: Console) -> None:
         style = "green" if share.bucket == "productive" else "default"
         figures = f"{duration(share.seconds):>12} {100 * share.share:5.1f} %"
         console.print(
-            f"  {share.bucket:<11}{figures}  [{style}]{bar:<{BAR_WIDTH}}[/]  [dim]{escape(share.meaning)}[/dim]"
+            f"  {share.bucket:<11}{figures}  [{style}]{bar:<{BAR_WIDTH}}[/]  [dim]{shown(share.meaning)}[/dim]"
         )
     if story.timeline:
         console.print("\n[bold]What happened[/bold]")
     for moment in story.timeline:
         at = f"+{duration(moment.at)}" if moment.at is not None else "..."
         style = "red" if moment.bad else "default"
-        console.print(f"  {at:<13} [{style}]{escape(moment.text)}[/]")
+        console.print(f"  {at:<13} [{style}]{shown(moment.text)}[/]")
         for text in moment.more:
-            console.print(f"  {'':<13} [dim]{escape(text)}[/dim]")
+            console.print(f"  {'':<13} [dim]{shown(text)}[/dim]")
     if story.advice:
         console.print()
     for text in story.advice:
-        console.print(escape(text))
+        console.print(shown(text))

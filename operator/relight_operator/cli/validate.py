@@ -26,7 +26,6 @@ from relight_trainer.problems import join, shown
 from relight_trainer.registry import NOT_IMPORTED
 from relight_trainer.settings import schedule_sense
 from relight_trainer.settings.rate import rate_at
-from relight_trainer.shares import share
 from relight_trainer.yaml_loader import MAX_BYTES
 
 
@@ -259,8 +258,8 @@ def arithmetic(config: TrainerConfig, workers: int, most: int | None = None) -> 
     train = config.train
     ranks = (most or workers) if train.virtual_ranks == "auto" else train.virtual_ranks
     micro = train.micro_batches(ranks)
-    sizes = {len(range(train.global_batch)[share(train.global_batch, n, ranks * micro)]) for n in range(ranks * micro)}
-    each = " or ".join(map(str, sorted(sizes)))
+    least, rest = divmod(train.global_batch, ranks * micro)  # as `shares.share` deals them out
+    each = " or ".join(map(str, [least, *([least + 1] if rest else [])]))
     dealt = f"{_count(ranks, 'worker')} x {_count(micro, 'micro-batch', 'micro-batches')} x {each} samples"
     if ranks != workers:
         dealt += f", done by {_count(workers, 'worker')}"

@@ -6,11 +6,11 @@ monotonic clock, never as wall time.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from relight_agent.exits import Manner
-from relight_agent.files import MAX_MESSAGE_BYTES, MAX_METRICS, MAX_NOTICES
+from relight_agent.files import MAX_MESSAGE_BYTES, MAX_METRICS, MAX_NOTICES, plain
 from relight_agent.ledger import KINDS
 from relight_agent.reporting import MAX_STACKS
 from relight_agent.stacks import MAX_FRAME_BYTES, MAX_FRAMES
@@ -28,10 +28,11 @@ from relight_operator.core.observed import (
 MAX_BODY_BYTES = 64 * 1024
 WAIT_SECONDS = 20.0
 
-Word = Annotated[str, StringConstraints(max_length=64)]
-Message = Annotated[str, StringConstraints(max_length=MAX_MESSAGE_BYTES)]
-Id = Annotated[str, StringConstraints(max_length=128)]
-Frame = Annotated[str, StringConstraints(max_length=MAX_FRAME_BYTES)]
+# Nothing that a terminal would obey gets into a status: a member's own code decides what its agent says.
+Word = Annotated[str, StringConstraints(max_length=64), AfterValidator(plain)]
+Message = Annotated[str, StringConstraints(max_length=MAX_MESSAGE_BYTES), AfterValidator(plain)]
+Id = Annotated[str, StringConstraints(max_length=128), AfterValidator(plain)]
+Frame = Annotated[str, StringConstraints(max_length=MAX_FRAME_BYTES), AfterValidator(plain)]
 Age = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Metrics = Annotated[dict[Word, Word], Field(max_length=MAX_METRICS)]
@@ -95,7 +96,7 @@ class StackReport(Wire):
     section: Word = ""
     step: Count = 0
     age: Age = 0.0
-    state: Annotated[str, StringConstraints(max_length=1)] = ""
+    state: Annotated[str, StringConstraints(max_length=1), AfterValidator(plain)] = ""
     doing: Word = ""
     frames: Annotated[list[Frame], Field(max_length=MAX_FRAMES)] = Field(default_factory=list)
 

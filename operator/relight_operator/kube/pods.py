@@ -18,6 +18,10 @@ from relight_operator.kube.overlay import overlaid
 UNREACHABLE_SECONDS = 30  # after which the cluster itself deletes a pod of a machine that does not answer
 INSTALLED = "/opt/relight-agent"  # in an image of the user's own: agent and client, from the installation's
 FETCH_SECONDS = 600  # how long a server of code may not answer before the member gives up
+# More than that evicts the pod, so that a runaway does not fill the machine's disk for others; what needs more has a volume.
+TMP_SIZE = "64Gi"
+CODE_SIZE = "16Gi"
+AGENT_SIZE = "256Mi"  # a few megabytes of Python
 TOKEN_SECONDS = 3600  # kubelet renews at 80 %; the agent reads the token anew for each request
 
 
@@ -84,7 +88,7 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
     if trainer.shared_memory is not None:
         shm["sizeLimit"] = trainer.shared_memory
     volumes = [
-        {"name": "tmp", "emptyDir": {}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": TMP_SIZE}},
         {"name": "shm", "emptyDir": shm},
         {"name": "relight", "projected": {"sources": _sources(config_map)}},
     ]
@@ -99,7 +103,7 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
         mounts.append({"name": "checkpoints", "mountPath": names.CHECKPOINTS})
     init = []
     if has_own_image(trainer, defaults):
-        volumes.append({"name": "agent", "emptyDir": {}})
+        volumes.append({"name": "agent", "emptyDir": {"sizeLimit": AGENT_SIZE}})
         mounts.append({"name": "agent", "mountPath": INSTALLED, "readOnly": True})
         init.append(_install(trainer, defaults))
     if spec.code is not None:
@@ -263,7 +267,7 @@ def _prepares(trainer: TrainerSpec, defaults: PodDefaults) -> dict[str, Any]:
 
 
 def _code_volumes(git: GitSource) -> list[dict[str, Any]]:
-    volumes: list[dict[str, Any]] = [{"name": "code", "emptyDir": {}}]
+    volumes: list[dict[str, Any]] = [{"name": "code", "emptyDir": {"sizeLimit": CODE_SIZE}}]
     if git.secret_ref is not None:
         volumes.append({"name": "code-secret", "secret": {"secretName": git.secret_ref.name, "defaultMode": 0o440}})
     return volumes

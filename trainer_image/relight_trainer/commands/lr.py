@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from relight_trainer.settings.position import Length
 
 _ROWS = 12  # of the table
+_MOST = 10_000  # steps whose rate is computed
 
 
 @click.command("lr")
@@ -29,6 +30,7 @@ def command(
     """Show the learning rate (and a cycled momentum) that CONFIG, a TrainingJob or a trainer's configuration, gives.
 
     How many steps there are follows from the data set, which is opened for its size unless --samples says it.
+    Of more than 10,000 steps, 10,000 are shown, from the first to the last.
 
     \b
       relight lr examples/digits.yaml --plot
@@ -43,9 +45,9 @@ def command(
     trainer = load(config, sets)
     length = _length(trainer, samples)
     schedule = build_schedule(trainer.schedule, trainer.optimizer, length, trainer.train.global_batch)
-    rates = [schedule(step) for step in range(length.total)]
     said = _account(trainer, length)
-    said["rates"] = [{"step": step, "lr": r.lr, "momentum": r.momentum} for step, r in enumerate(rates)]
+    rates = ((step, schedule(step)) for step in _spread(length.total, _MOST))
+    said["rates"] = [{"step": step, "lr": r.lr, "momentum": r.momentum} for step, r in rates]
     if image is not None:
         _write(Path(image), said)
     if output == "json":
@@ -54,6 +56,13 @@ def command(
         click.echo(_text(said))
         if plot:
             click.echo(_drawn(said))
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """All numbers below `count`, or `most` of them from the first to the last."""
+    if count <= most:
+        return list(range(count))
+    return [i * (count - 1) // (most - 1) for i in range(most)]
 
 
 def _length(config: "TrainerConfig", samples: int | None) -> "Length":
@@ -104,7 +113,7 @@ def _account(config: "TrainerConfig", length: "Length") -> dict[str, Any]:
 
 def _text(said: dict[str, Any]) -> str:
     steps, per_epoch, rates = said["steps"], said["stepsPerEpoch"], said["rates"]
-    shown = sorted({round(i * (steps - 1) / (_ROWS - 1)) for i in range(_ROWS)})
+    shown = sorted({round(i * (len(rates) - 1) / (_ROWS - 1)) for i in range(_ROWS)})
     cycled = rates[0]["momentum"] is not None
     lines = [
         f"{steps} steps, {per_epoch} in an epoch: {said['optimizer']} with {said['schedule']}",
@@ -114,7 +123,8 @@ def _text(said: dict[str, Any]) -> str:
         f"{'step':>9} {'epoch':>9} {'lr':>12}" + (f" {'momentum':>9}" if cycled else ""),
     ]
     for i in shown:
-        row = f"{i:>9} {i / per_epoch:>9.2f} {rates[i]['lr']:>12.6g}"
+        step = rates[i]["step"]
+        row = f"{step:>9} {step / per_epoch:>9.2f} {rates[i]['lr']:>12.6g}"
         lines.append(row + (f" {rates[i]['momentum']:>9.4f}" if cycled else ""))
     if said["schedule"] == "plateau":
         lines.append("and less from where the evaluation's metric has stopped getting better")
