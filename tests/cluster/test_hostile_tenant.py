@@ -16,7 +16,7 @@ from tests.testbed import Cluster, ExistingCluster, TestbedError
 pytestmark = pytest.mark.timeout(300)
 
 START_SECONDS = 10.0
-MEMORY_LIMIT = 512 << 20  # the chart's
+MEMORY_LIMIT = 768 << 20  # the chart's
 
 
 def nested(levels: int) -> str:

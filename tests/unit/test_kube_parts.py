@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from kube_fake import _merge
 
 from relight_operator.__main__ import main
+from relight_operator.api.bounds import MAX_BYTES
 from relight_operator.api.job import ElasticSpec, TrainingJob
 from relight_operator.api.status import Condition, JobStatus, ProgressStatus, RecoveryRecord, RecoveryStatus, Restarts
 from relight_operator.api.template import Template, TemplateMetadata
+from relight_operator.api.validate import parse_job
+from relight_operator.frozen import frozen_changes
 from relight_operator.kube import status as wire
 from relight_operator.kube.machines import Machines
 from relight_operator.kube.names import Owner
@@ -256,7 +259,7 @@ def test_the_gpus_of_a_member_say_how_many_workers_it_has() -> None:
     assert freeze(JOB, OWNER, installation).job_file.proc_per_node == 8
     assert freeze(job_with(resources={"limits": {"cpu": "2"}}), OWNER, installation).job_file.proc_per_node == 1
     # What the installation adds is no edit of the job.
-    assert effective(freeze(JOB, OWNER, installation).spec, JOB.spec)[1] == []
+    assert frozen_changes(freeze(JOB, OWNER, installation).spec, JOB.spec) == []
 
 
 def test_a_pythonpath_of_the_job_does_not_hide_the_client_beside_an_own_image() -> None:
@@ -269,7 +272,7 @@ def test_a_pythonpath_of_the_job_does_not_hide_the_client_beside_an_own_image() 
 def test_an_amount_in_quotes_is_the_same_amount() -> None:
     first, quoted = (job_with(resources={"limits": {"nvidia.com/gpu": n}}) for n in (8, "8"))
     assert freeze(first, OWNER, DEFAULTS).hash == freeze(quoted, OWNER, DEFAULTS).hash
-    assert effective(first.spec, quoted.spec)[1] == []
+    assert frozen_changes(first.spec, quoted.spec) == []
 
 
 def test_an_image_and_its_resources_survive_the_config_map() -> None:
@@ -282,7 +285,7 @@ def test_an_image_and_its_resources_survive_the_config_map() -> None:
 
 def test_what_may_change_is_taken_from_the_live_spec_and_the_rest_is_named() -> None:
     live = JOB.spec.model_copy(update={"suspend": True, "nodes": 7})
-    spec, late = effective(JOB.spec, live)
+    spec, late = effective(JOB.spec, live), frozen_changes(JOB.spec, live)
     assert (spec.suspend, spec.nodes, late) == (True, 2, ["spec.nodes"])
 
 
@@ -290,15 +293,35 @@ def test_what_may_change_is_taken_from_the_live_spec_and_the_rest_is_named() -> 
 def test_an_elastic_jobs_nodes_may_change_inside_the_bounds_of_its_start(nodes: int, late: list[str]) -> None:
     elastic = ElasticSpec(min_nodes=2, max_nodes=4)
     frozen = JOB.spec.model_copy(update={"elastic": elastic})
-    spec, found = effective(frozen, frozen.model_copy(update={"nodes": nodes}))
+    live = frozen.model_copy(update={"nodes": nodes})
+    spec, found = effective(frozen, live), frozen_changes(frozen, live)
     assert (spec.nodes, found) == (2 if late else nodes, late)
     # Moving the bounds afterwards does not help.
     wider = ElasticSpec(min_nodes=1, max_nodes=9)
-    spec, found = effective(frozen, frozen.model_copy(update={"nodes": nodes, "elastic": wider}))
+    live = frozen.model_copy(update={"nodes": nodes, "elastic": wider})
+    spec, found = effective(frozen, live), frozen_changes(frozen, live)
     assert spec.elastic == elastic
     assert set(late) < set(found)
     job = JOB.model_copy(update={"spec": frozen})
     assert freeze(job, OWNER, DEFAULTS).job_file.nodes == 4, "a step is divided as the largest world would"
+
+
+@pytest.mark.parametrize(
+    "letter", ["a", "\u00e9", "\x01", '"', "\\"], ids=["ascii", "wide", "control", "quote", "backslash"]
+)
+def test_the_largest_spec_fits_into_a_config_map(letter: str) -> None:
+    """A server takes 1 MiB of names and values; the spec stands there as it is, and in what members are given."""
+    each = len(json.dumps(letter)) - 2
+    words = [letter * (30_000 // each)] * 8
+    body = {
+        "apiVersion": "relight.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": JOB.metadata.model_dump(by_alias=True, exclude_none=True),
+    }
+    spec = {"nodes": 1, "trainer": {"script": ["train.py", *words]}}
+    assert 0.9 * MAX_BYTES < len(json.dumps(spec)) < MAX_BYTES
+    data = manifest(freeze(parse_job({**body, "spec": spec}), OWNER, DEFAULTS), OWNER)["data"]
+    assert sum(len(k.encode()) + len(v.encode()) for k, v in data.items()) < 0.75 * 2**20
 
 
 @pytest.mark.parametrize("data", [{}, {"job.json": "{}", "spec.json": "{}"}, {"job.json": "x", "spec.json": "y"}])

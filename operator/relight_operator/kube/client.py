@@ -24,7 +24,7 @@ from relight_operator.kube.errors import Gone, NotConfigured, error_of
 Body = dict[str, Any]
 
 REQUEST_SECONDS = 30.0
-CHUNK = 32  # objects in an answer, which may have a megabyte and a half each
+CHUNK = 16  # objects in an answer, which may have a megabyte and a half each
 IN_A_THREAD_BYTES = 65_536  # of an answer: the loop must not stand still while a longer one is read
 
 

@@ -12,6 +12,7 @@ from relight_operator.api.status import TERMINAL, JobStatus
 from relight_operator.core.actions import CreateMember, DeleteMember, EmitEvent, RequeueAfter, WriteStatus
 from relight_operator.core.observed import Observed
 from relight_operator.core.plan import plan
+from relight_operator.frozen import frozen_changes
 from relight_operator.kube import apply, names, network, trouble
 from relight_operator.kube import status as wire
 from relight_operator.kube.backend import Backend
@@ -28,9 +29,10 @@ from relight_operator.kube.store import job_key
 
 _log = logging.getLogger(__name__)
 _ASK_AGAIN_SECONDS = 60.0  # a server that does not take a job's pods
+_MAX_LATE = 50  # paths in a message
 _CACHE_BYTES = 48 << 20  # of all jobs' specs; what does not fit is read from the server again
-_IN_MEMORY = 12  # bytes of Python's objects for one of JSON; 24 at worst
-_ENTRY_BYTES = 4096  # of a small one
+_IN_MEMORY = 16  # bytes of Python's objects for one of JSON; 24 at worst
+_ENTRY_BYTES = 16_384  # of a small one (benchmarks/operator_memory.py)
 
 
 class _Known(NamedTuple):
@@ -47,6 +49,7 @@ class _Caches:
     known: WeightedCache[_Known] = field(default_factory=lambda: WeightedCache(_CACHE_BYTES))  # by job
     frozen: WeightedCache[Frozen] = field(default_factory=lambda: WeightedCache(_CACHE_BYTES))  # by uid of the job
     uids: dict[str, str] = field(default_factory=dict)  # by job: the one whose entries are here
+    late: dict[str, tuple[tuple[int, str], list[str]]] = field(default_factory=dict)  # by uid of the job
     served: set[str] = field(default_factory=set)  # uids of jobs whose Service is known to be there
     connections: set[str] = field(default_factory=set)  # uids of jobs whose NetworkPolicy is known to be there
     budgets: dict[str, tuple[Settled, float]] = field(default_factory=dict)  # by uid of the job, and when
@@ -85,6 +88,7 @@ class Reconciler:
         uid = caches.uids.pop(key, None)
         if uid is not None:
             caches.frozen.pop(uid)
+            caches.late.pop(uid, None)
             caches.served.discard(uid)
             caches.connections.discard(uid)
             caches.budgets.pop(uid, None)
@@ -148,7 +152,7 @@ class _Round:
             return await self._start_anew(frozen)
         spec, late = frozen.spec, list[str]()
         if known.job is not None:
-            spec, late = effective(frozen.spec, known.job.spec)
+            spec, late = effective(frozen.spec, known.job.spec), self._late(frozen, known.job, known.generation)
         hindrances = await self._service()
         seen = await self.observer.pods(self.owner, self.status, spec.disruption)
         observed = Observed(
@@ -206,7 +210,7 @@ class _Round:
         self.caches.uids[self.key] = self.owner.uid
         whole = await self._whole()
         found = await check(whole)
-        known = _Known(self.owner.uid, whole["metadata"].get("generation", 0), found.job, found.problems)
+        known = _Known(self.owner.uid, self.body["metadata"].get("generation", 0), found.job, found.problems)
         self.caches.known.put(self.key, known, _weight(found))
         return known
 
@@ -252,6 +256,15 @@ class _Round:
         await self._wait_for(hindrance)
         self.delays.append(hindrance.retry)
         return None
+
+    def _late(self, frozen: Frozen, job: TrainingJob, generation: int) -> list[str]:
+        """The first paths of edits that came too late. A large spec is compared once for each of its versions."""
+        version = (generation, frozen.hash)
+        found, late = self.caches.late.get(self.owner.uid, (None, []))
+        if found != version:
+            late = frozen_changes(frozen.spec, job.spec)[:_MAX_LATE]
+            self.caches.late[self.owner.uid] = version, late
+        return late
 
     def _is_mended(self, frozen: Frozen, job: TrainingJob) -> bool:
         """Whether the job has failed before its first step and has been edited since: then nothing is frozen."""

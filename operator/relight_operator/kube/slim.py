@@ -18,13 +18,15 @@ Body = dict[str, Any]
 
 MAX_STATUS_VALUES = 200_000  # a job of a thousand members has a fifth of that
 MAX_POD_VALUES = 10_000  # of what is kept
-MAX_TEXT = 4096  # characters of a text in a pod: the words of an end, a name
+MAX_TEXT = 4096  # characters of a text in a pod; a kubelet writes no longer words of an end
+_CONDITIONS = frozenset({"PodScheduled", "DisruptionTarget"})  # of a pod, which the classifier asks for
+_STATE = frozenset({"reason", "message", "exitCode", "finishedAt"})  # of a container
 UNREADABLE = "unreadable"  # a status that holds this is nobody's
 
-_METADATA = (
-    "name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-)  # fmt: skip
+_METADATA = {
+    **dict.fromkeys(("name", "namespace", "uid", "resourceVersion", "creationTimestamp", "deletionTimestamp"), str),
+    **dict.fromkeys(("generation", "deletionGracePeriodSeconds"), int),
+}
 _LABELS = (names.JOB_LABEL, names.SLOT_LABEL, names.INCARNATION_LABEL)
 # Beside the status model's own: where the frozen spec is.
 _STATUS = frozenset({f.alias or n for n, f in JobStatus.model_fields.items()} | {"spec"})
@@ -63,15 +65,36 @@ def pod(body: Mapping[str, Any]) -> Body:
             for c in spec["initContainers"]
             if isinstance(c, Mapping)
         ]
-    said = {k: v for k, v in status.items() if k in _POD_STATUS}
+    said: Body = {k: _text(status[k]) for k in ("phase", "reason", "message", "podIP") if status.get(k) is not None}
+    for name in ("containerStatuses", "initContainerStatuses"):
+        if isinstance(status.get(name), list):
+            said[name] = [_container(c) for c in status[name] if isinstance(c, Mapping)]
+    if isinstance(status.get("conditions"), list):
+        said["conditions"] = [_condition(c) for c in status["conditions"] if _matters(c)]
     if bounds.excess([kept, said], values=MAX_POD_VALUES):
         kept, said = {"nodeName": spec.get("nodeName")}, {"phase": status.get("phase")}
     return {"metadata": metadata, "spec": kept, "status": said}
 
 
-_POD_STATUS = (
-    "phase", "reason", "message", "podIP", "conditions", "containerStatuses", "initContainerStatuses", "startTime",
-)  # fmt: skip
+def _matters(condition: Any) -> bool:
+    return isinstance(condition, Mapping) and condition.get("type") in _CONDITIONS
+
+
+def _condition(found: Mapping[str, Any]) -> Body:
+    return {k: _text(found[k]) for k in ("type", "status", "reason", "message", "lastTransitionTime") if found.get(k)}
+
+
+def _container(found: Mapping[str, Any]) -> Body:
+    kept: Body = {"name": _text(found.get("name"))}
+    state = _mapping(found.get("state"))
+    for name in ("waiting", "terminated"):
+        if isinstance(state.get(name), Mapping):
+            kept["state"] = {name: {k: _text(v) for k, v in state[name].items() if k in _STATE}}
+    return kept
+
+
+def _text(value: Any) -> Any:
+    return value[:MAX_TEXT] if isinstance(value, str) else value
 
 
 def node(body: Mapping[str, Any]) -> Body:
@@ -88,7 +111,7 @@ def node(body: Mapping[str, Any]) -> Body:
 
 def _metadata(body: Mapping[str, Any]) -> Body:
     found = _mapping(body.get("metadata"))
-    kept: Body = {k: found[k] for k in _METADATA if k in found}
+    kept: Body = {k: found[k] for k, kind in _METADATA.items() if isinstance(found.get(k), kind)}
     labels, annotations = _mapping(found.get("labels")), _mapping(found.get("annotations"))
     if ours := {k: labels[k] for k in _LABELS if k in labels}:
         kept["labels"] = ours

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from relight_agent.files import JobFile, from_dict
 from relight_operator.api.job import KIND, JobSpec, Resources, TrainingJob
 from relight_operator.api.problems import Problem, problems_of
-from relight_operator.frozen import MUTABLE, frozen_changes, job_file, may_scale
+from relight_operator.frozen import MUTABLE, job_file, may_scale
 from relight_operator.kube import names
 from relight_operator.kube.names import Owner
 from relight_operator.kube.pods import INSTALLED, PodDefaults, has_own_image, metadata
@@ -141,14 +141,15 @@ def _check_origin(found: Mapping[str, Any], owner: Owner) -> None:
         raise NotOurs("it is not immutable")
 
 
-def effective(frozen: JobSpec, live: JobSpec) -> tuple[JobSpec, list[str]]:
-    """The spec to go by, and the paths of edits that came too late: only `MUTABLE` fields, and the number of an elastic
-    job's nodes, may change after the start.
+def effective(frozen: JobSpec, live: JobSpec) -> JobSpec:
+    """The spec to go by: only `MUTABLE` fields, and the number of an elastic job's nodes, may change after the start.
+
+    Edits of other fields come too late: `frozen_changes` names them.
     """
     mutable = {n: getattr(live, n) for n, f in JobSpec.model_fields.items() if (f.alias or n) in MUTABLE}
     if may_scale(frozen, live.nodes):
         mutable["nodes"] = live.nodes
-    return frozen.model_copy(update=mutable), frozen_changes(frozen, live)
+    return frozen.model_copy(update=mutable)
 
 
 def _spec(spec: JobSpec) -> dict[str, Any]:
