@@ -1,6 +1,7 @@
 """The frozen spec is ours, or nothing is run of it: whoever may create ConfigMaps knows its name beforehand."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from kube_fake import FakeClient
 from kube_world import SPEC, World, refuse, scenario
 
 from relight_operator.api.validate import parse_job
+from relight_operator.kube import checking
+from relight_operator.kube.checking import Checker
 from relight_operator.kube.client import CONFIG_MAPS, JOBS
 from relight_operator.kube.errors import Forbidden, Invalid, QuotaExceeded
 from relight_operator.kube.names import Owner
@@ -176,3 +179,35 @@ async def test_what_does_not_fit_the_caches_is_read_again(w: World) -> None:
     assert len(w.reconciler._caches.known) == 1
     assert w.reason("ReconcileFailed") is None
     assert {"b-0-0", "c-1-0", "digits-0-0"} <= set(w.pods())
+
+
+@scenario
+async def test_a_check_that_takes_too_long_is_said_and_tried_again(w: World) -> None:
+    w.reconciler._caches.checker = Checker(seconds=0.05)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checking, "parse_job", lambda _: time.sleep(0.3))
+        await w.apply()
+        await w.settle()
+        assert w.status.phase == "Invalid"
+        (said,) = [c.message for c in w.status.conditions if c.status == "True"]
+        assert said.startswith("to check it takes longer than")
+    w.reconciler._caches.checker = Checker()
+    await w.settle()
+    assert w.pods() == ["digits-0-0", "digits-1-0"]
+
+
+@scenario
+async def test_a_refused_frozen_spec_of_a_job_that_was_edited_wrongly_is_told_once(w: World) -> None:
+    await w.formed()
+    body = w.client.named("trainingjobs", "digits")
+    owner = Owner("ml", "digits", body["metadata"]["uid"])
+    frozen = freeze(parse_job({k: v for k, v in body.items() if k != "status"}), owner, w.backend.defaults)
+    w.client.remove("configmaps", frozen.config_map)
+    await put(w.client, forged(frozen, owner))
+    w.client.edit("trainingjobs", "digits", {"metadata": {"generation": 2}, "spec": {"nodes": 0}})
+    w.start()
+    await w.settle()
+    before = [r for r in w.client.requests if r[0] == "patch"]
+    await w.settle()
+    assert [r for r in w.client.requests if r[0] == "patch"] == before
+    assert w.reason("FrozenSpecRefused") is not None

@@ -18,7 +18,7 @@ from relight_operator.kube import status as wire
 from relight_operator.kube.backend import Backend
 from relight_operator.kube.budget import Settled, least_available, settle
 from relight_operator.kube.cache import WeightedCache
-from relight_operator.kube.checking import Checked, check
+from relight_operator.kube.checking import Checked, Checker
 from relight_operator.kube.client import CONFIG_MAPS, JOBS, PODS, Body
 from relight_operator.kube.conditions import Annotated, Hindrance
 from relight_operator.kube.errors import Conflict, Invalid, KubeError, NotFound
@@ -46,6 +46,9 @@ class _Known(NamedTuple):
 
 @dataclass
 class _Caches:
+    """What stays from round to round."""
+
+    checker: Checker = field(default_factory=Checker)
     known: WeightedCache[_Known] = field(default_factory=lambda: WeightedCache(_CACHE_BYTES))  # by job
     frozen: WeightedCache[Frozen] = field(default_factory=lambda: WeightedCache(_CACHE_BYTES))  # by uid of the job
     uids: dict[str, str] = field(default_factory=dict)  # by job: the one whose entries are here
@@ -130,6 +133,7 @@ class _Round:
         self.owner = Owner(metadata["namespace"], metadata["name"], metadata["uid"])
         self.now = backend.clock()
         self.status = JobStatus()
+        self.hindered = False  # by something that has been told
         self.events: list[EmitEvent] = []
         self.delays: list[float] = []
 
@@ -145,7 +149,7 @@ class _Round:
         await publish(self.b, self.caches.published, self.body, self.status)
         frozen = await self._frozen_spec(raw, known)
         if frozen is None:
-            if known.problems and self.status.phase not in TERMINAL:
+            if known.problems and not self.hindered and self.status.phase not in TERMINAL:
                 await self._refuse(known.problems)
             return min(self.delays, default=None)
         if known.job is not None and self._is_mended(frozen, known.job):
@@ -209,9 +213,12 @@ class _Round:
             self.caches.frozen.pop(before or "")
         self.caches.uids[self.key] = self.owner.uid
         whole = await self._whole()
-        found = await check(whole)
+        found = await self.caches.checker.check(whole)
         known = _Known(self.owner.uid, self.body["metadata"].get("generation", 0), found.job, found.problems)
-        self.caches.known.put(self.key, known, _weight(found))
+        if found.final:
+            self.caches.known.put(self.key, known, _weight(found))
+        else:
+            self.delays.append(_ASK_AGAIN_SECONDS)
         return known
 
     async def _whole(self) -> Body:
@@ -306,6 +313,7 @@ class _Round:
 
     async def _wait_for(self, hindrance: Hindrance) -> None:
         """Of a job that has not begun and may still be edited; or whose frozen spec is not to be had."""
+        self.hindered = True
         phase = self.status.phase if self.status.slots else "Pending"
         noted = Annotated(self.status.model_copy(update={"phase": phase}), self.now)
         noted.warn("Invalid", None)

@@ -55,10 +55,10 @@ def names_itself(body: Mapping[str, Any]) -> bool:
 def pod(body: Mapping[str, Any]) -> Body:
     spec, status = _mapping(body.get("spec")), _mapping(body.get("status"))
     metadata = _metadata(body)
-    kept = {"nodeName": spec.get("nodeName")}
-    if isinstance(spec.get("affinity"), Mapping):
-        node = _mapping(spec["affinity"]).get("nodeAffinity")
-        kept["affinity"] = {"nodeAffinity": node} if node is not None else {}
+    kept: Body = {"nodeName": spec.get("nodeName")}
+    if fields := _match_fields(spec):
+        required = {"nodeSelectorTerms": [{"matchFields": fields}]}
+        kept["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
     if isinstance(spec.get("initContainers"), list):
         kept["initContainers"] = [
             {k: c[k] for k in ("name", "restartPolicy") if k in c}
@@ -74,6 +74,15 @@ def pod(body: Mapping[str, Any]) -> Body:
     if bounds.excess([kept, said], values=MAX_POD_VALUES):
         kept, said = {"nodeName": spec.get("nodeName")}, {"phase": status.get("phase")}
     return {"metadata": metadata, "spec": kept, "status": said}
+
+
+def _match_fields(spec: Mapping[str, Any]) -> list[Body]:
+    """The kinds of requirements that a pod has on its machine's name, each once."""
+    node = _mapping(_mapping(spec.get("affinity")).get("nodeAffinity"))
+    terms = _mapping(node.get("requiredDuringSchedulingIgnoredDuringExecution")).get("nodeSelectorTerms")
+    lists = [_mapping(term).get("matchFields") for term in terms] if isinstance(terms, list) else []
+    found = {str(_mapping(field).get("operator")) for fields in lists if isinstance(fields, list) for field in fields}
+    return [{"operator": operator} for operator in sorted(found)]
 
 
 def _matters(condition: Any) -> bool:

@@ -55,6 +55,8 @@ async def tell(backend: Backend, key: str, error: Exception) -> None:
         await apply.emit(backend.client, owner, EmitEvent(CONDITION, message, warning=True), now)
     except KubeError as other:
         _log.warning("%s: that its round failed could not be told: %s", key, other)
+    except Exception:  # the first error is the one that counts
+        _log.exception("%s: that its round failed could not be told", key)
 
 
 def describe(error: Exception) -> tuple[str, str]:
