@@ -124,17 +124,23 @@ async def serving(folder: Path) -> AsyncIterator[tuple[Server, str]]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+    path = kubeconfig(folder, f"http://127.0.0.1:{port}")
+    try:
+        yield server, path
+    finally:
+        await runner.cleanup()
+
+
+def kubeconfig(folder: Path, url: str) -> str:
+    """The path of a KUBECONFIG for the server at `url`."""
     config = {
         "apiVersion": "v1",
         "kind": "Config",
         "current-context": "c",
         "contexts": [{"name": "c", "context": {"cluster": "s", "user": "u"}}],
-        "clusters": [{"name": "s", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+        "clusters": [{"name": "s", "cluster": {"server": url}}],
         "users": [{"name": "u", "user": {"token": "t"}}],
     }
     path = folder / "kubeconfig"
     path.write_text(json.dumps(config))
-    try:
-        yield server, str(path)
-    finally:
-        await runner.cleanup()
+    return str(path)

@@ -147,7 +147,18 @@ async def test_an_error_that_nobody_foresaw_becomes_a_condition_without_its_word
 
 
 @pytest.mark.parametrize(
-    "status", [{"phase": {}}, {"slots": "x"}, {"conditions": 7}, {"startTime": "yesterday"}, {"goodput": []}, []]
+    "status",
+    [
+        {"phase": {}},
+        {"slots": "x"},
+        {"conditions": 7},
+        {"startTime": "yesterday"},
+        {"goodput": []},
+        [],
+        {"startTime": 1e300},
+        {"activeSince": "nan"},
+        {"slots": [{"slot": 0, "notBefore": "inf"}]},
+    ],
 )
 def test_a_status_that_is_not_ours_is_told_and_stops_its_own_job_alone(status: Any) -> None:
     async def body(w: World) -> None:

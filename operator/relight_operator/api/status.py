@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 class StatusModel(BaseModel):
     """camelCase in JSON, snake_case in Python; unknown keys of a newer version are ignored."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore")
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", allow_inf_nan=False)
 
     def dump(self) -> dict[str, Any]:
         """The JSON object, without what is not set."""

@@ -38,6 +38,9 @@ WIRE_TIMES = (
 _NOT_CONTROL = (("progress",), ("result", "metrics"), ("checkpoint", "notices"), ("stragglers",), ("history",))
 
 
+_YEAR_10000 = 253_402_300_800.0  # unix seconds: RFC 3339 ends there
+
+
 def rfc3339(seconds: float) -> str:
     """As in metav1.Time, with microseconds.
 
@@ -141,7 +144,11 @@ def _at(value: Any, path: tuple[str, ...], convert: Callable[[Any], Any]) -> Any
 
 
 def _to_seconds(value: Any) -> Any:
-    return unix_seconds(value) if isinstance(value, str) else value
+    if isinstance(value, str):
+        return unix_seconds(value)
+    if isinstance(value, (int, float)) and not 0.0 <= value < _YEAR_10000:
+        raise ValueError("a time out of range")
+    return value
 
 
 def _to_text(value: Any) -> Any:
