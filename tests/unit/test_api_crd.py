@@ -172,3 +172,22 @@ def test_the_reference_page_is_what_the_models_say() -> None:
     assert page.read_text() == reference.render(), (
         "regenerate: python -m relight_operator.api.reference > docs/trainingjob.md"
     )
+
+
+def test_everything_in_a_spec_has_a_bound_that_the_server_knows() -> None:
+    def unbounded(schema: dict[str, Any], path: str) -> list[str]:
+        found = []
+        if schema.get("type") == "string" and not schema.keys() & {"maxLength", "enum"}:
+            found.append(path)
+        if schema.get("type") == "array" and "maxItems" not in schema:
+            found.append(path)
+        if "properties" not in schema and schema.get("type") == "object" and "maxProperties" not in schema:
+            found.append(path)
+        for name, inner in schema.get("properties", {}).items():
+            found += unbounded(inner, f"{path}.{name}")
+        for name in ("items", "additionalProperties"):
+            if isinstance(schema.get(name), dict):
+                found += unbounded(schema[name], f"{path}[]")
+        return found
+
+    assert unbounded(object_schema()["properties"]["spec"], "spec") == []

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from relight_operator.api import bounds
 from relight_trainer.strict import StrictModel, located, nearest, problem
 
 CONTAINER = "agent"  # in which the workers run
@@ -81,11 +82,14 @@ POD_LISTS = ("volumes", "initContainers", "containers", "tolerations")
 CONTAINER_LISTS = ("volumeMounts", "volumeDevices", "ports")
 
 
+_Text = Annotated[str, Field(max_length=bounds.MAX_TEXT)]
+
+
 class TemplateMetadata(StrictModel):
-    labels: Annotated[dict[str, str], Field(max_length=MAX_FIELDS)] = Field(
+    labels: Annotated[dict[str, _Text], Field(max_length=MAX_FIELDS)] = Field(
         {}, description="Labels of each pod, none of relight.dev."
     )
-    annotations: Annotated[dict[str, str], Field(max_length=MAX_FIELDS)] = Field(
+    annotations: Annotated[dict[str, _Text], Field(max_length=MAX_FIELDS)] = Field(
         {}, description="Annotations of each pod, none of relight.dev."
     )
 

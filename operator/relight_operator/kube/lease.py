@@ -41,7 +41,8 @@ class Lease:
         self._give_back: asyncio.Event | None = None  # of the thread's loop
         self._acquired = asyncio.Event()
         self._over = asyncio.Event()
-        self._beat = clock()
+        self._beat = clock()  # when the main loop answered last
+        self._beating: asyncio.Task[None] | None = None
         self._releasing = False
 
     def leads(self) -> bool:
@@ -55,8 +56,7 @@ class Lease:
         self._beat = self._clock()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._thread.start()
-        beating = asyncio.create_task(self._keep_beating())
-        self._beating = beating
+        self._beating = asyncio.create_task(self._keep_beating())
         either = [asyncio.create_task(e.wait()) for e in (self._acquired, self._over)]
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -82,7 +82,8 @@ class Lease:
             except RuntimeError:  # its loop has ended
                 pass
         await asyncio.to_thread(self._thread.join, JOIN_SECONDS)
-        self._beating.cancel()
+        if self._beating is not None:
+            self._beating.cancel()
 
     async def _keep_beating(self) -> None:
         while True:
@@ -101,6 +102,8 @@ class Lease:
     async def _elect(self) -> None:
         self._own = asyncio.get_running_loop()
         self._give_back = asyncio.Event()
+        if self._releasing:  # before there was an event to set
+            return
         giving_back = asyncio.create_task(self._give_back.wait())
         async with self._connect() as client:
             elector = self._make(client)
