@@ -5,6 +5,7 @@ watches put into the store, and what a round keeps of a job's spec. The chart's 
 """
 
 import argparse
+import asyncio
 import copy
 import gc
 import json
@@ -13,7 +14,8 @@ import tracemalloc
 from typing import Any
 
 from relight_operator.api.validate import parse_job
-from relight_operator.kube import app, decode, slim  # app: all that the operator imports
+from relight_operator.coordinator.mailbox import Mailbox
+from relight_operator.kube import app, decode, slim, status  # app: all that the operator imports
 from relight_operator.kube.names import Owner
 from relight_operator.kube.pods import PodDefaults
 from relight_operator.kube.spec import freeze
@@ -45,7 +47,7 @@ def job(number: int, members: int) -> dict[str, Any]:
         }
         for i, s in enumerate(slots)
     ]
-    status = {
+    told = {
         "phase": "Running", "slots": slots, "observedGeneration": 1, "readyNodes": members,
         "spec": {"hash": "a" * 64, "configMap": f"job-{number}-spec-aaaaaaaaaa"},
         "world": {"generation": 3, "runId": "r", "masterSlot": 0, "masterAddress": "10.1.1.1", "masterPort": 4000, "members": ranks},
@@ -57,7 +59,7 @@ def job(number: int, members: int) -> dict[str, Any]:
         "metadata": {"name": f"job-{number}", "namespace": "ml", "uid": f"uid-{number}", "resourceVersion": "1", "generation": 1,
                      "creationTimestamp": "2026-01-02T03:04:05Z", "managedFields": [{"fieldsV1": {f"f:{i}": {} for i in range(80)}}]},
         "spec": {"nodes": members, "trainer": {"config": CONFIG}, "checkpoint": {"persistentVolumeClaim": {"claimName": "c"}}},
-        "status": status,
+        "status": told,
     }  # fmt: skip
 
 
@@ -111,6 +113,11 @@ def main() -> None:
         for slot in range(members):
             store.put_pod(read(pod(number, slot), slim.pod), 1.7e9)
     grown("a pod in the store", jobs * members, before)
+    before = tracemalloc.get_traced_memory()[0]
+    mailbox = Mailbox(lambda: 0.0, lambda _: None)
+    for key, body in store.jobs().items():
+        asyncio.run(mailbox.publish(key, status.parse(body["status"])))
+    grown("the status from which a job's agents are answered", jobs, before)
     before = tracemalloc.get_traced_memory()[0]
     for number in range(jobs):
         body = copy.deepcopy(job(number, members))
