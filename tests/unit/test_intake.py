@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from hostile import GOOD_SPEC, HOSTILE, as_bytes, job_text, serving
 from kube_world import World, scenario
 
 from relight_operator.api.bounds import MAX_DEPTH, MAX_VALUES, excess
+from relight_operator.api.status import JobStatus, Restarts
 from relight_operator.api.validate import parse_job
 from relight_operator.errors import InvalidJob
 from relight_operator.kube import decode
 from relight_operator.kube.client import JOBS, connect
 from relight_operator.kube.feeds import Feeds
 from relight_operator.kube.guarded import lines
+from relight_operator.metrics import Metrics
 from relight_trainer.commands.lr import command as rates
 from relight_trainer.yaml_loader import YamlError, load_documents
 
@@ -200,6 +203,36 @@ def test_thousands_of_unknown_fields_cost_no_time() -> None:
         with pytest.raises(InvalidJob, match=r"\.\.\. and 8950 more"):
             parse_job(job_with(spec))
     assert time.process_time() < began + 5
+
+
+# -- metrics
+
+ODD: list[Any] = [
+    {"goodput": {"ratio": "n/a"}}, {"goodput": {"buckets": {"start": "x"}}}, {"goodput": {"buckets": "start"}}, {"stragglers": [7]},
+    {"stragglers": [{"share": [1]}]}, {"stragglers": 1}, {"phase": {"a": 1}}, {"phase": "No such"}, {"progress": {"step": 10**400}}, [], "x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", ODD, ids=range(len(ODD)))
+def test_a_job_with_an_odd_status_is_counted_and_the_others_are_shown(odd: Any) -> None:
+    lost: Counter[str] = Counter()
+    good = {"progress": {"step": 7}, "goodput": {"ratio": "0.5"}}
+    metrics = Metrics(lambda: {"evil/a": {"status": odd}, "ml/digits": {"status": good}}, lost)
+    text = metrics.exposition().decode()
+    assert 'relight_job_step{name="digits",namespace="ml"} 7.0' in text
+    assert 'relight_job_goodput_ratio{name="digits",namespace="ml"} 0.5' in text
+    if odd:
+        assert lost["trainingjobs"] == 1
+        assert 'relight_unreadable_objects_total{resource="trainingjobs"} 1.0' in text
+        assert 'namespace="evil"' not in text
+
+
+def test_a_status_cannot_make_series_without_end() -> None:
+    metrics = Metrics(dict)
+    named = {f"cause-{i}": 1 for i in range(100)}
+    metrics.on_write(None, JobStatus(), JobStatus(restarts=Restarts(by_cause=named)))
+    lines = [x for x in metrics.exposition().decode().splitlines() if x.startswith("relight_failures_total{")]
+    assert lines == ['relight_failures_total{cause="Unknown"} 100.0']
 
 
 # -- rounds
