@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from relight_operator.api.environment import literals, references
 from relight_operator.api.job import JobSpec
 from relight_operator.api.status import JobStatus, RecoveryStatus, Restarts
 from relight_operator.frozen import frozen_changes
@@ -55,7 +56,7 @@ def judge(old: JobSpec, new: JobSpec, status: JobStatus) -> Again:
     for path in changed:
         if _within(path, _CONFIG) and old.trainer.config is not None and new.trainer.config is not None:
             continue  # by the canonical configuration, below
-        if _within(path, _ENV):
+        if _within(path, _ENV) or _within(path, f"{_ENV}From"):
             continue
         if _within(path, _RESOURCES) and old.workers_per_node == new.workers_per_node:
             continue
@@ -102,7 +103,8 @@ def revived(status: JobStatus) -> JobStatus:
 def _identity(spec: JobSpec) -> Mapping[str, Any]:
     trainer = spec.trainer
     config = trainer_config.canonical(trainer_config.parse(trainer.config)) if trainer.config is not None else {}
-    return {**config, "env": variables({e.name: e.value for e in trainer.env})}
+    env = {**literals(trainer.env), **references(trainer.env, trainer.env_from)}
+    return {**config, "env": variables(env)}
 
 
 def _within(path: str, prefix: str) -> bool:

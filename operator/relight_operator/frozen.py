@@ -4,6 +4,7 @@ from typing import Any
 
 from relight_agent.files import JobFile
 from relight_operator.api.durations import seconds
+from relight_operator.api.environment import literals, references
 from relight_operator.api.job import JobSpec, TrainingJob
 from relight_trainer import config as trainer_config
 from relight_trainer.identity import variables
@@ -39,7 +40,7 @@ def config_hash(spec: JobSpec) -> str:
         entry = _canonical(trainer.config)
     else:
         entry = {"script": trainer.script, "module": trainer.module, "command": trainer.command}
-    named = variables({e.name: e.value for e in trainer.env})
+    named = variables({**literals(trainer.env), **references(trainer.env, trainer.env_from)})
     return trainer_config.config_hash({**entry, "env": named} if named else entry)
 
 
@@ -65,7 +66,8 @@ def job_file(
         config_hash=config_hash(spec),
         workdir=code_dir or workdir,
         code_dir=code_dir,
-        env={e.name: e.value for e in spec.trainer.env},
+        env=literals(spec.trainer.env),
+        env_references=references(spec.trainer.env, spec.trainer.env_from),
         python=spec.trainer.python or "",
         checkpoint_dir=checkpoint_dir,
         checkpoint_seconds=seconds(interval.time) if interval and interval.time else 0.0,

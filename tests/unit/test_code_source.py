@@ -15,7 +15,7 @@ from relight_operator.api.job import API_VERSION, KIND, CodeSpec, TrainingJob
 from relight_operator.api.status import JobStatus
 from relight_operator.api.validate import parse_job
 from relight_operator.errors import InvalidJob, InvalidUsage
-from relight_operator.local import code
+from relight_operator.local import code, environment
 from relight_operator.local.state import StateFolder
 from relight_trainer.code_source import Unreachable, WrongSource, check_url, fetch, main
 
@@ -138,7 +138,7 @@ def test_without_a_cluster_the_first_start_fixes_the_commit(tmp_path: Path, repo
             code.ensure(folder, stored, {})
         assert folder.load() == stored
 
-        stored = code.ensure(folder, stored, code.secrets_of([f"git-cred={secret}"]))
+        stored = code.ensure(folder, stored, environment.paths_of("--secret", [f"git-cred={secret}"]))
         assert stored.status.code is not None
         assert stored.status.code.commit == first
         push(repository, "train.py", "print(3)\n")

@@ -7,7 +7,7 @@ import pytest
 
 from relight_operator.api.validate import load_job_text
 from relight_operator.errors import InvalidJob
-from relight_operator.local.code import secrets_of
+from relight_operator.local.environment import paths_of
 from relight_trainer import code_source
 from relight_trainer.config import BadConfig, parse
 from relight_trainer.config_file import load_text
@@ -106,7 +106,7 @@ def test_a_secret_may_be_named_by_a_relative_folder(tmp_path: Path, monkeypatch:
     (tmp_path / "creds" / "token").write_text("t")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert secrets_of(["a=creds", "b=~/creds"]) == {"a": tmp_path / "creds", "b": tmp_path / "creds"}
+    assert paths_of("--secret", ["a=creds", "b=~/creds"]) == {"a": tmp_path / "creds", "b": tmp_path / "creds"}
     seen: list[Any] = []
 
     def run(self: Any, *arguments: str) -> str:

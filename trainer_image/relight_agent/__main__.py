@@ -10,9 +10,12 @@ if __name__ == "__main__" and not (sys.flags.isolated or getattr(sys.flags, "saf
 from relight_agent.agent import Agent, write_termination_message
 from relight_agent.exits import ExitCode
 from relight_agent.identity import Identity
+from relight_agent.reserved import leave_out
 
 
 def main() -> int:
+    if strange := leave_out(os.environ):
+        print(f"relight-agent: left out of the environment, set by Relight: {', '.join(strange)}", file=sys.stderr)
     try:
         me = Identity.from_env(os.environ)
     except (OSError, ValueError) as error:

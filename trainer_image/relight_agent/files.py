@@ -347,6 +347,8 @@ class JobFile:
     workdir: str = "."
     code_dir: str = ""  # the checkout of `spec.code`, "" where the job has none
     env: Dict[str, str] = field(default_factory=dict)
+    # What the job says in the place of values that are in the container's environment alone, by the variable's name.
+    env_references: Dict[str, str] = field(default_factory=dict)
     python: str = ""  # "" is the agent's own interpreter
     # "" where the job has no durable storage; the job's own folder, or its URL in a store, namespace and name in it
     checkpoint_dir: str = ""

@@ -10,13 +10,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from relight_agent.reserved import PREFIXES, TORCHRUN
 from relight_operator.api.job import (
     GROUP,
     KIND,
     MAX_NAME,
     NAME_PATTERN,
-    RESERVED_ENV,
-    RESERVED_ENV_PREFIXES,
     VERSION,
     JobSpec,
 )
@@ -156,7 +155,7 @@ def resolved(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mappi
 
 
 def _add_cel(spec: Schema) -> None:
-    reserved = "|".join([*sorted(RESERVED_ENV), *(f"{p}.*" for p in RESERVED_ENV_PREFIXES)])
+    reserved = "|".join([*sorted(TORCHRUN), *(f"{p}.*" for p in PREFIXES)])
     properties = spec["properties"]
     name = properties["trainer"]["properties"]["env"]["items"]["properties"]["name"]
     name["x-kubernetes-validations"] = [{"rule": f"!self.matches('^({reserved})$')", "message": "set by Relight"}]

@@ -13,15 +13,16 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
-from pydantic.alias_generators import to_camel
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from relight_agent.exits import EXITS, RULED_CAUSES, Cause, Class, ExitCode, exit_of
 from relight_operator.api import durations, quantities
+from relight_operator.api.base import LOWER, ApiModel, ObjectName, matching
 from relight_operator.api.bounds import MAX_TEXT
+from relight_operator.api.environment import EnvFromSource, EnvVar, SecretReference
 from relight_operator.api.template import DOMAIN, MAX_FIELDS, Template
 from relight_trainer.code_source import WrongSource, check_ref, check_url
-from relight_trainer.strict import StrictModel, located, nearest, problem
+from relight_trainer.strict import located, nearest, problem
 
 GROUP = DOMAIN
 VERSION = "v1alpha1"
@@ -32,13 +33,6 @@ MAX_PROC = 1024  # workers of a member
 MAX_NAME = 40  # pod names, host names and labels are built from it
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
-RESERVED_ENV = frozenset(
-    (
-        "RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE",
-        "ROLE_WORLD_SIZE", "TORCH_NCCL_ASYNC_ERROR_HANDLING",
-    )
-)  # fmt: skip
-RESERVED_ENV_PREFIXES = ("MASTER_", "PET_", "TORCHELASTIC_", "RELIGHT_")
 GPU = "nvidia.com/gpu"
 FAILURE_CAUSES = tuple(map(str, RULED_CAUSES))
 _STORES = ("s3", "gs", "abfs", "az", "hdfs")  # object stores that fsspec has packages for
@@ -104,14 +98,6 @@ def _unknown_resource(name: str) -> PydanticCustomError:
     return problem("unknown", "unknown resource", allowed=allowed, near=near)
 
 
-def _env_name(value: Any) -> Any:
-    if isinstance(value, str) and (value in RESERVED_ENV or value.startswith(RESERVED_ENV_PREFIXES)):
-        raise problem(
-            "reserved", "set by Relight, so it cannot be set here", allowed="any name but torchrun's and RELIGHT_*"
-        )
-    return value
-
-
 def _uri(value: Any) -> Any:
     allowed = f"file:///absolute/path or {', '.join(f'{store}://' for store in _STORES)} and bucket/path"
     if not isinstance(value, str) or re.fullmatch(_URI, value):
@@ -175,18 +161,6 @@ def _absolute(value: Any) -> Any:
     return value
 
 
-def _matching(pattern: str, allowed: str, max_length: int) -> BeforeValidator:
-    """A check by `pattern` whose answer is `allowed` in words: nobody should have to read a regular expression."""
-    whole = re.compile(pattern.removesuffix("$") + r"\Z")  # Python's $ would let a final newline pass
-
-    def check(value: Any) -> Any:
-        if isinstance(value, str) and not (len(value) <= max_length and whole.match(value)):
-            raise problem("form", "not a valid name", allowed=f"{allowed}, at most {max_length} characters")
-        return value
-
-    return BeforeValidator(check, json_schema_input_type=Annotated[str, Field(pattern=pattern, max_length=max_length)])
-
-
 Duration = Annotated[
     str,
     BeforeValidator(_duration),
@@ -208,19 +182,12 @@ Quantity = Annotated[
 AUTO_OR_NUMBER = {"x-kubernetes-int-or-string": True, "minimum": 1, "pattern": "^Auto$", "maxLength": 4}
 Often = Annotated[int | Literal["Auto"], BeforeValidator(_often), WithJsonSchema(AUTO_OR_NUMBER)]
 Quantities = Annotated[dict[str, Quantity], Field(max_length=64), BeforeValidator(_resources)]
-LOWER = "lower-case letters, digits"
-ObjectName = Annotated[str, _matching(r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", f'{LOWER}, "-" and "."', 253)]
-EnvName = Annotated[
-    str,
-    BeforeValidator(_env_name),
-    _matching(r"^[A-Za-z_][A-Za-z0-9_]*$", 'letters, digits and "_", no digit first', 256),
-]
 Image = Annotated[
-    str, _matching(r"^[A-Za-z0-9\[][-A-Za-z0-9._/:@\[\]]*$", "an image such as registry.example.com/trainer:0.1", 1024)
+    str, matching(r"^[A-Za-z0-9\[][-A-Za-z0-9._/:@\[\]]*$", "an image such as registry.example.com/trainer:0.1", 1024)
 ]
 TaintKey = Annotated[
     str,
-    _matching(
+    matching(
         r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/(\*|[A-Za-z0-9][-._A-Za-z0-9]*\*?)|[A-Za-z0-9][-._A-Za-z0-9]*\*?)$",
         "a taint's key such as example.com/maintenance, with or without a final *",
         317,
@@ -234,25 +201,6 @@ FailureCause = Annotated[
 ]
 Words = Annotated[list[Annotated[str, Field(max_length=MAX_TEXT)]], Field(min_length=1, max_length=1024)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
-
-
-class ApiModel(StrictModel):
-    """camelCase in JSON, snake_case in Python. Documents are read with `by_name=False`: see validate.py."""
-
-    model_config = ConfigDict(alias_generator=to_camel, validate_by_name=True, validate_by_alias=True)
-
-
-class EnvVar(ApiModel):
-    not_yet: ClassVar = frozenset({"valueFrom"})
-
-    name: EnvName = Field(description="Not one of torchrun's own or RELIGHT_*.")
-    value: Annotated[str, Field(max_length=MAX_TEXT)] = Field(
-        "", description="Its value; numbers and booleans in quotes."
-    )
-
-
-class SecretReference(ApiModel):
-    name: ObjectName = Field(description="The Secret's name.")
 
 
 class Resources(ApiModel):
@@ -323,6 +271,11 @@ class TrainerSpec(ApiModel):
     )
     python: Text | None = Field(None, description="The Python interpreter; without it, python3 on the PATH.")
     env: Annotated[list[EnvVar], Field(max_length=256)] = Field([], description="Environment variables of the workers.")
+    env_from: Annotated[list[EnvFromSource], Field(min_length=1, max_length=64)] | None = Field(
+        None,
+        description="All keys of Secrets and config maps as environment variables of the workers. What `env` says of a name "
+        "wins, then the later entry here. Keys with the names that Relight sets are left out.",
+    )
     resources: Resources | None = Field(None, description="Of each member; without it, the installation's.")
     shared_memory: Annotated[Quantity, AfterValidator(_some)] | None = Field(
         None,
@@ -726,8 +679,8 @@ class Metadata(ApiModel):
 
     not_yet: ClassVar = frozenset({"generateName"})
 
-    name: Annotated[str, _matching(NAME_PATTERN, f'{LOWER} and "-", a letter first', MAX_NAME)]
-    namespace: Annotated[str, _matching(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", f'{LOWER} and "-"', 63)] = "default"
+    name: Annotated[str, matching(NAME_PATTERN, f'{LOWER} and "-", a letter first', MAX_NAME)]
+    namespace: Annotated[str, matching(r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", f'{LOWER} and "-"', 63)] = "default"
     uid: str | None = None
     creation_timestamp: str | None = None
     labels: dict[str, str] = Field({})

@@ -6,16 +6,15 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from relight_agent.reserved import PREFIXES, TORCHRUN
 from relight_operator.api import bounds, quantities
+from relight_operator.api.base import ApiModel
 from relight_operator.api.crd import resolved
 from relight_operator.api.durations import EXAMPLES, PATTERN
 from relight_operator.api.job import (
     API_VERSION,
     AUTO_OR_NUMBER,
     KIND,
-    RESERVED_ENV,
-    RESERVED_ENV_PREFIXES,
-    ApiModel,
     JobSpec,
 )
 from relight_trainer.registry import arguments
@@ -218,7 +217,7 @@ def _exactly_one() -> str:
 
 
 def _environment() -> str:
-    names = ", ".join(f"`{n}`" for n in [*sorted(RESERVED_ENV), *(f"{p}*" for p in RESERVED_ENV_PREFIXES)])
+    names = ", ".join(f"`{n}`" for n in [*sorted(TORCHRUN), *(f"{p}*" for p in PREFIXES)])
     return f"\nEnvironment variables that Relight sets and a job cannot: {names}.\n"
 
 

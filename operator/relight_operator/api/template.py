@@ -63,7 +63,7 @@ CONTAINER_FIELDS_ELSEWHERE = {
     "args": "spec.trainer.script, .module or .command",
     "command": "spec.trainer.script, .module or .command",
     "env": "spec.trainer.env",
-    "envFrom": "spec.trainer.env",
+    "envFrom": "spec.trainer.envFrom",
     "image": "spec.trainer.image",
     "lifecycle": "",
     "livenessProbe": "spec.health",

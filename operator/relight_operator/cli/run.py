@@ -47,8 +47,15 @@ AGAIN_SECONDS = 0.1  # between two signals that are two wishes
     "--secret",
     "secrets",
     multiple=True,
-    metavar="NAME=FOLDER",
-    help="A folder with the files of a Secret that the job's code.git.secretRef names. May be repeated.",
+    metavar="NAME=PATH",
+    help="A Secret that the job names: a folder with a file for each key, or a file with lines KEY=VALUE. May be repeated.",
+)
+@click.option(
+    "--config-map",
+    "config_maps",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A config map that the job names, given like a Secret. May be repeated.",
 )
 @click.option(
     "-o", "--output", type=click.Choice(["text", "json"]), default="text", help="json: the final status on stdout."
@@ -60,6 +67,7 @@ def run_command(  # noqa: PLR0917  # click passes them by name
     faults: tuple[str, ...],
     sets: tuple[str, ...],
     secrets: tuple[str, ...],
+    config_maps: tuple[str, ...],
     output: str,
 ) -> int:
     """Run the TrainingJob in FILE (- is stdin) on this machine, its members as processes.
@@ -78,7 +86,7 @@ def run_command(  # noqa: PLR0917  # click passes them by name
         raise InvalidUsage("--state-dir: found the working folder; allowed: a folder that is the job's alone")
     job = load_job(file, sets)
     parsed = tuple(chaos.parse(f, nodes=job.spec.most_nodes + job.spec.spares, index=i) for i, f in enumerate(faults))
-    from relight_operator.local import code
+    from relight_operator.local import code, environment
     from relight_operator.local.runner import CHAOS_FILE, Listener, LocalRunner
     from relight_operator.local.start import begin
 
@@ -86,13 +94,18 @@ def run_command(  # noqa: PLR0917  # click passes them by name
     workdir = Path.cwd() if file == "-" else Path(file).absolute().parent
     if job.spec.code is None:
         check_script(job, workdir)
-    folders = code.secrets_of(secrets)
+    given = environment.Given(
+        environment.paths_of("--secret", secrets), environment.paths_of("--config-map", config_maps)
+    )
+    values = environment.resolve(job, given)
     display = Display(sys.stderr if output == "json" else sys.stdout)
     again = ["relight", "run", file, *(["--state-dir", str(state_dir)] if state_dir else []),
-             *(part for text in sets for part in ("--set", text))]  # fmt: skip
+             *(part for text in sets for part in ("--set", text)),
+             *(part for text in secrets for part in ("--secret", text)),
+             *(part for text in config_maps for part in ("--config-map", text))]  # fmt: skip
     with folder.exclusively():
         stored, said = begin(folder, job, fresh=fresh, again=again)
-        stored = code.ensure(folder, stored, folders)
+        stored = code.ensure(folder, stored, given.secrets)
         if stored.status.code is not None:
             workdir = folder.path / code.FOLDER
             check_script(job, workdir)
@@ -106,7 +119,8 @@ def run_command(  # noqa: PLR0917  # click passes them by name
         else:
             listener = Listener(display.event, display.status)
             with display:
-                status = asyncio.run(_run(LocalRunner(folder, stored, workdir, listener, parsed, alone=True), display))
+                runner = LocalRunner(folder, stored, workdir, listener, parsed, alone=True, values=values)
+                status = asyncio.run(_run(runner, display))
     if output == "json":
         click.echo(json.dumps(final(status), indent=2))
     display.end(summary(job, status, folder.path, again, end_of))

@@ -4,10 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from relight_agent.files import clip
+from relight_operator.api.job import JobSpec
 from relight_operator.api.status import TERMINAL, Condition, JobStatus
 from relight_operator.core.actions import EmitEvent
 from relight_operator.kube import status as wire
 from relight_operator.kube.classifier import Pod, pending_reason
+from relight_operator.kube.missing import REASON
+from relight_operator.kube.missing import in_words as missing_in_words
 
 # Each is taken back when creating goes well again.
 HINDRANCES = (
@@ -47,14 +50,17 @@ class Annotated:
         message = f"frozen since the first start: {', '.join(paths)}; give the job another name to run it so"
         self.warn("SpecChangeIgnored", ("Frozen", clip(message)) if paths else None)
 
-    def readiness(self, pods: Iterable[Pod | None]) -> None:
-        """`pods`: each slot's present pod, None where there is none."""
+    def readiness(self, pods: Iterable[Pod | None], spec: JobSpec, namespace: str) -> None:
+        """`pods`: each slot's present pod, None where there is none. `spec`: what they were made of."""
         if self.status.phase in TERMINAL or self.status.phase == "Suspended":
+            self.warn("ReferenceMissing", None)
             return
         current = list(pods)
         reason = next((r for p in current if p is not None and (r := pending_reason(p)) is not None), None)
+        missing = missing_in_words(reason.message, spec, namespace) if reason and reason.reason == REASON else None
+        self.warn("ReferenceMissing", ("NotFound", clip(missing)) if missing else None)
         if reason is not None:
-            self._put("PodsReady", "False", reason.reason, reason.message)
+            self._put("PodsReady", "False", reason.reason, clip(missing or reason.message))
         elif all(p is not None and p["status"].get("phase") == "Running" for p in current):
             self._put("PodsReady", "True", "AllRunning", "")
         else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from relight_agent.files import JobFile
+from relight_operator.api.environment import native
 from relight_operator.api.job import OWN_RESOURCES, CheckpointSpec, GitSource, JobSpec, TrainerSpec
 from relight_operator.core.actions import CreateMember
 from relight_operator.kube import names
@@ -166,6 +167,7 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
                     "name": names.CONTAINER,
                     **_program(trainer, defaults),
                     "env": _environment(member, trainer, defaults, coordinator),
+                    **_env_from(trainer),
                     "ports": [{"name": "metrics", "containerPort": names.METRICS_PORT}],
                     "resources": _resources(trainer, defaults),
                     "terminationMessagePolicy": "File",
@@ -324,8 +326,19 @@ def _environment(
     }
     if has_own_image(trainer, defaults):
         fixed |= {"PYTHONPATH": INSTALLED, "PYTHONUNBUFFERED": "1"}
+    if trainer.env_from:  # of what an agent reads no name may be left to a key of theirs
+        fixed |= {"RELIGHT_TERMINATION_LOG": "/dev/termination-log", "RELIGHT_CHAOS_FILE": ""}
     fields = {"RELIGHT_UID": "metadata.uid", "RELIGHT_ADDRESS": "status.podIP"}
+    # What the kubelet reads: it stands in the pod as a reference. Values that stand in the job are in the job file.
+    theirs = {e.name: native(e.value_from) for e in trainer.env if e.value_from is not None}
     return [
-        *({"name": name, "value": value} for name, value in fixed.items()),
+        *({"name": name, "value": value} for name, value in fixed.items() if name not in theirs),
         *({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} for name, path in fields.items()),
+        *({"name": name, "valueFrom": source} for name, source in theirs.items()),
     ]
+
+
+def _env_from(trainer: TrainerSpec) -> dict[str, Any]:
+    """The kubelet lets what stands in `env` win, so that nothing of Relight's can be replaced."""
+    sources = [native(source) for source in trainer.env_from or ()]
+    return {"envFrom": sources} if sources else {}

@@ -189,7 +189,7 @@ class _Round:
         budgeted, _ = self.caches.budgets.get(self.owner.uid, (Settled(0), 0.0))
         noted.warn("BudgetMissing", ("NotCreated", budgeted.problem) if budgeted.problem else None)
         noted.late_edits(late, known.problems)
-        noted.readiness(self._current(seen, after))
+        noted.readiness(self._current(seen, after), frozen.spec, self.owner.namespace)
         noted.warn("Invalid", None)
         wrote = await self._write(noted, {"spec": {"hash": frozen.hash, "configMap": frozen.config_map}})
         await self._tidy(seen, noted.status, force=spec.disruption.dead_machine.force_delete)

@@ -1,7 +1,7 @@
 """The job's own code without a cluster: checked out into the state folder once, at the job's first start."""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from relight_operator.api.job import TrainingJob
@@ -17,18 +17,6 @@ def code_folder(job: TrainingJob, state: Path) -> Path | None:
     return state / FOLDER if job.spec.code is not None else None
 
 
-def secrets_of(given: Iterable[str]) -> dict[str, Path]:
-    """The folders of Secrets' files, from `NAME=FOLDER`. Raises InvalidUsage."""
-    found = {}
-    for text in given:
-        name, equals, given_folder = text.partition("=")
-        folder = Path(given_folder).expanduser()  # no shell does that behind a "="
-        if not equals or not name or not folder.is_dir():
-            raise InvalidUsage(f'--secret: found "{text}"; allowed: NAME=FOLDER, the folder of the Secret\'s files')
-        found[name] = folder.absolute()
-    return found
-
-
 def ensure(folder: StateFolder, stored: StoredJob, secrets: Mapping[str, Path]) -> StoredJob:
     """The job's code is there, of the commit that its first start fixed. Raises InvalidUsage, WrongSource, Unreachable."""
     source, path = stored.job.spec.code, folder.path / FOLDER
@@ -38,7 +26,7 @@ def ensure(folder: StateFolder, stored: StoredJob, secrets: Mapping[str, Path]) 
     secret = None
     if git.secret_ref is not None:
         secret = secrets.get(git.secret_ref.name)
-        if secret is None:
+        if secret is None or not secret.is_dir():
             raise InvalidUsage(
                 f"spec.code.git.secretRef: without a cluster there are no Secrets: say --secret {git.secret_ref.name}=FOLDER, a "
                 "folder with token, or username and password, or ssh-privatekey and known_hosts"

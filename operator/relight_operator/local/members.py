@@ -25,9 +25,10 @@ from relight_agent.agent import read_termination_message
 from relight_agent.exits import CAUSE_CLASS, Cause, Class, ExitCode, exit_of
 from relight_agent.files import clip, read_json, write_json
 from relight_agent.processes import Process, descendants, kill_all
-from relight_operator.api.job import RESERVED_ENV, RESERVED_ENV_PREFIXES
+from relight_agent.reserved import is_reserved
 from relight_operator.core.observed import MemberEnd
 from relight_operator.errors import StateError
+from relight_operator.local.environment import Values
 from relight_operator.local.locks import lock
 
 ADDRESS = "127.0.0.1"
@@ -100,9 +101,14 @@ class ProcessMembers:
         *,
         clock: Callable[[], float] = time.time,
         alone: bool = False,
+        values: Values | None = None,
     ) -> None:
-        """`alone`: this process has no children but the members, and is a child subreaper: others are their orphans."""
+        """`values`: what the job takes from Secrets and the like.
+
+        `alone`: this process has no children but the members, and is a child subreaper: others are their orphans.
+        """
         self._alone = alone
+        self._values = values or Values()
         self._clock = clock
         self._folder = folder
         self._run_root = run_root
@@ -187,7 +193,8 @@ class ProcessMembers:
         token.touch(mode=0o600)
         token.write_text(token_of(self._secret, member.uid), encoding="ascii")
         env = {
-            **{k: v for k, v in os.environ.items() if not _reserved(k)},
+            **{k: v for k, v in os.environ.items() if not is_reserved(k)},
+            **self._values.of(member.name, member.uid, member.machine, ADDRESS),
             **self._environment,
             "PYTHONUNBUFFERED": "1",
             "RELIGHT_SLOT": str(member.slot),
@@ -289,10 +296,6 @@ def classify(message: dict[str, Any] | None, status: int | None, log_tail: str, 
         return MemberEnd(Cause.PREEMPTED, CAUSE_CLASS[Cause.PREEMPTED], at, code, text)
     rank = message.get("rank")
     return MemberEnd(meaning.cause, meaning.klass, at, code, text, rank if isinstance(rank, int) else None)
-
-
-def _reserved(name: str) -> bool:
-    return name in RESERVED_ENV or name.startswith(RESERVED_ENV_PREFIXES)
 
 
 def _tail(path: Path) -> str:

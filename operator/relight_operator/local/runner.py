@@ -31,6 +31,7 @@ from relight_operator.core.plan import plan
 from relight_operator.frozen import config_hash, job_file
 from relight_operator.local.chaos import Fault, away_until
 from relight_operator.local.code import code_folder
+from relight_operator.local.environment import Values
 from relight_operator.local.members import ADDRESS, Member, ProcessMembers, token_of
 from relight_operator.local.state import StateFolder, StoredJob
 
@@ -63,6 +64,7 @@ class LocalRunner:
     faults: tuple[Fault, ...] = ()
     stop: str | None = None
     alone: bool = False
+    values: Values = field(default_factory=Values)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _address: tuple[Any, ...] = ()
     _announced: bool = False
@@ -87,6 +89,7 @@ class LocalRunner:
             self._wake.set,
             clock=self._now,
             alone=self.alone,
+            values=self.values,
         )
 
     def request_stop(self) -> None:

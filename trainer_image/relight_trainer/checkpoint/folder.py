@@ -116,7 +116,7 @@ class CheckpointFolder:
             created=job.created,
             config_hash=job.config_hash,
             config=job.entry.get("config"),
-            identity=identity_of(job.entry, job.env),
+            identity=identity_of(job.entry, {**job.env, **job.env_references}),
             commit=job.commit(),
             keep=job.checkpoint_keep,
             best=Best(**job.checkpoint_best) if job.checkpoint_best else None,
