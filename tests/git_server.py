@@ -46,6 +46,8 @@ class Server(ThreadingHTTPServer):
         self.root = root
         self.seen: list[str] = []
         self.answered = 0
+        self.authorizations: list[str] = []  # what clients have shown
+        self.redirect_to = ""  # another server, to which all requests are sent
         self.authority = ""  # the certificate of its CA, where it speaks TLS
 
     def speak_tls(self) -> None:
@@ -62,6 +64,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.seen.append(where_others_read())
+        if shown := self.headers.get("Authorization"):
+            self.server.authorizations.append(shown)
+        if self.server.redirect_to:
+            self.send_response(302)
+            self.send_header("Location", f"{self.server.redirect_to}{self.path}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         wanted = "Basic " + base64.b64encode(f"me:{TOKEN}".encode()).decode()
         if self.headers.get("Authorization") != wanted:
             self.send_response(401)

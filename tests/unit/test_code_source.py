@@ -1,9 +1,10 @@
 """Code from git: pinned, and its token is nowhere that others can read."""
 
+import base64
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,6 +84,8 @@ def test_a_wrong_token_is_refused_in_words_and_not_repeated(tmp_path: Path, serv
     [
         (f"https://me:{TOKEN}@host/x.git", "put it into a Secret"),
         (f"http://:{TOKEN}@host/x.git", "put it into a Secret"),
+        (f"https://{TOKEN}@host/x.git", "put it into a Secret"),
+        (f"https://{TOKEN}@host:8443/x.git", "it may be a token"),
         ("ftp://host/x", "not a git URL"),
         ("x.git", "not a git URL"),
         ("--upload-pack=touch /tmp/x", "not a git URL"),
@@ -97,7 +100,7 @@ def test_a_wrong_url_is_refused_and_a_password_in_it_not_repeated(url: str, word
 
 
 @pytest.mark.parametrize(
-    "url", ["https://host/x.git", "https://me@host/x.git", "git@host:me/x.git", "ssh://git@host:22/x", "file:///x"]
+    "url", ["https://host/x.git", "https://host/a@b.git", "git@host:me/x.git", "ssh://git@host:22/x", "file:///x"]
 )
 def test_git_urls_are_taken(url: str) -> None:
     check_url(url)
@@ -178,9 +181,78 @@ def test_submodules_are_left_out_where_that_is_asked_for(tmp_path: Path, reposit
     push(repository, ".gitmodules", '[submodule "x"]\n\tpath = x\n\turl = file:///nowhere\n')
     git(repository, "update-index", "--add", "--cacheinfo", f"160000,{git(repository, 'rev-parse', 'HEAD')},x")
     git(repository, "commit", "--quiet", "-m", "a submodule that is nowhere")
-    with pytest.raises(WrongSource, match="nowhere"):
+    with pytest.raises(WrongSource, match="'file' not allowed"):
         fetch(f"file://{repository}", "main", tmp_path / "with")
     assert main([f"file://{repository}", "main", str(tmp_path / "without"), "--no-submodules"]) == 0
+
+
+def with_submodule(repository: Path, url: str, commit: str) -> None:
+    push(repository, ".gitmodules", f'[submodule "lib"]\n\tpath = lib\n\turl = {url}\n')
+    git(repository, "update-index", "--add", "--cacheinfo", f"160000,{commit},lib")
+    git(repository, "commit", "--quiet", "-m", "a submodule")
+
+
+def trusting(secret: Path, servers: Sequence[Server]) -> Path:
+    (secret / "ca.crt").write_text("".join(s.authority for s in servers))
+    return secret
+
+
+def test_the_token_is_shown_to_the_server_of_the_url_alone(tmp_path: Path, repository: Path, secret: Path) -> None:
+    library = new_repository(tmp_path / "served" / "lib.git")
+    commit = git(library, "rev-parse", "HEAD")
+    with serving(repository.parent, tls=True) as server, serving(repository.parent, tls=True) as other:
+        trusting(secret, (server, other))
+        url = f"https://localhost:{server.server_port}/code.git"
+        with_submodule(repository, f"https://localhost:{other.server_port}/lib.git", commit)
+        with pytest.raises(WrongSource, match="could not read Username") as error:
+            fetch(url, "main", tmp_path / "other", secret=secret)
+        assert other.seen, "the other server was asked"
+        assert other.authorizations == []
+        assert f"is shown to https://localhost:{server.server_port} alone" in str(error.value)
+
+        with_submodule(repository, f"https://LOCALHOST:{server.server_port}/lib.git", commit)
+        fetch(url, "main", tmp_path / "same", secret=secret)
+        assert (tmp_path / "same" / "lib" / "train.py").read_text() == "print(2)\n"
+
+
+def test_a_redirect_to_another_server_gets_no_token(tmp_path: Path, repository: Path, secret: Path) -> None:
+    with serving(repository.parent, tls=True) as server, serving(repository.parent, tls=True) as other:
+        trusting(secret, (server, other))
+        server.redirect_to = f"https://localhost:{other.server_port}"
+        with pytest.raises(WrongSource):
+            fetch(f"https://localhost:{server.server_port}/code.git", "main", tmp_path / "code", secret=secret)
+        assert other.seen, "the other server was asked"
+        assert other.authorizations == []
+
+
+@pytest.mark.parametrize("disguise", ["localhost:{port}'", "me@localhost:{port}"])
+def test_a_user_name_that_looks_like_the_right_server_gets_no_token(
+    tmp_path: Path, repository: Path, secret: Path, disguise: str
+) -> None:
+    commit = git(repository, "rev-parse", "HEAD")
+    with serving(repository.parent, tls=True) as server, serving(repository.parent, tls=True) as other:
+        trusting(secret, (server, other))
+        user = disguise.format(port=server.server_port).replace(":", "%3A").replace("@", "%40")
+        with_submodule(repository, f"https://{user}@localhost:{other.server_port}/code.git", commit)
+        with pytest.raises(WrongSource):
+            fetch(f"https://localhost:{server.server_port}/code.git", "main", tmp_path / "code", secret=secret)
+        assert other.authorizations, "the user name in the submodule's own URL was shown"
+        assert not any(TOKEN in base64.b64decode(a.split()[-1]).decode() for a in other.authorizations)
+
+
+def test_submodules_in_plain_text_or_of_this_machine_are_refused(
+    tmp_path: Path, repository: Path, secret: Path
+) -> None:
+    commit = git(repository, "rev-parse", "HEAD")
+    with serving(repository.parent, tls=True) as server, serving(repository.parent) as plain:
+        trusting(secret, (server,))
+        url = f"https://localhost:{server.server_port}/code.git"
+        for submodule in (f"http://127.0.0.1:{plain.server_port}/code.git", f"file://{repository}"):
+            with_submodule(repository, submodule, commit)
+            scheme = submodule.partition(":")[0]
+            with pytest.raises(WrongSource, match=rf"(?s)'{scheme}' not allowed.*allowed for submodules: https, ssh"):
+                fetch(url, "main", tmp_path / scheme, secret=secret)
+        assert plain.seen == []
 
 
 @pytest.mark.parametrize(
@@ -189,6 +261,7 @@ def test_submodules_are_left_out_where_that_is_asked_for(tmp_path: Path, reposit
         ({"url": "http://host/x.git"}, "allowed: https, ssh:// or git@host:path"),
         ({"url": "file:///x"}, "allowed: https, ssh"),
         ({"url": f"https://me:{TOKEN}@host/x.git"}, "put it into a Secret"),
+        ({"url": f"https://{TOKEN}@host/x.git"}, "put it into a Secret"),
         ({"url": "https://host/x.git", "ref": "--upload-pack=x"}, "not a name that git takes"),
         ({"url": "https://host/x.git", "ref": "a..b"}, "not a name that git takes"),
         ({"url": "https://host/x.git", "branch": "main"}, "unknown field"),

@@ -1,7 +1,8 @@
 """`python -m relight_trainer.code_source URL REF FOLDER [--secret FOLDER] ...`: code out of a git repository, pinned.
 
 A token or key stays in the files of its Secret: it is never an argument, a variable of the environment, or in what is
-printed; git asks for it through a helper that is told the file's path. Standard library and git only.
+printed. Git asks a credential helper for it, which knows the path of the files and answers for the scheme, host and port of
+the URL alone: a submodule or a redirect that names another server gets nothing. Standard library and git only.
 
 A Secret's folder holds what Kubernetes calls them: `username` and `password` (or `token` alone), or `ssh-privatekey` and
 `known_hosts`; and `ca.crt` where the server's certificate is of a CA of one's own.
@@ -31,12 +32,24 @@ _NETWORK = re.compile(
 )
 _TIMEOUT = 600.0
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
-# Git calls it with its question as the argument; the answer is read from the Secret's files.
-_ASKPASS = """#!/bin/sh
-case "$1" in
-  Username*) if [ -f "$RELIGHT_SECRET/username" ]; then cat "$RELIGHT_SECRET/username"; else echo token; fi ;;
-  *) if [ -f "$RELIGHT_SECRET/password" ]; then cat "$RELIGHT_SECRET/password"; else cat "$RELIGHT_SECRET/token"; fi ;;
-esac
+_SUBMODULES = "https:ssh"  # their schemes: a token in plain text, or a folder of this machine, is nobody's wish
+_PORTS = {"https": ":443", "http": ":80"}
+# Git's credential helper: the question comes as lines of key=value, so that no part of a URL can pose as another. A
+# prompt for GIT_ASKPASS is one text, in which a user name may look like a host.
+_HELPER = r"""#!/bin/sh
+[ "$1" = get ] || exit 0
+protocol= host=
+while IFS= read -r line && [ -n "$line" ]; do
+  case "$line" in
+    protocol=*) protocol=${line#protocol=} ;;
+    host=*) host=$(printf %s "${line#host=}" | tr '[:upper:]' '[:lower:]') ;;
+  esac
+done
+[ "$protocol://${host%"$RELIGHT_PORT"}" = "$RELIGHT_SERVER" ] || exit 0
+cd "$RELIGHT_SECRET" || exit 0
+if [ -f username ]; then username=$(cat username); else username=token; fi
+if [ -f password ]; then password=$(cat password); else password=$(cat token); fi
+printf 'username=%s\npassword=%s\n' "$username" "$password"
 """
 
 
@@ -61,7 +74,7 @@ class Fetched:
 
 
 def check_url(url: str, schemes: Sequence[str] = _SCHEMES) -> None:
-    """Raises WrongSource where `url` is none of git's over one of `schemes`, or carries a password."""
+    """Raises WrongSource where `url` is none of git's over one of `schemes`, or carries a password or token."""
     if _SCP.fullmatch(url):
         return
     scheme, separator, rest = url.partition("://")
@@ -69,10 +82,11 @@ def check_url(url: str, schemes: Sequence[str] = _SCHEMES) -> None:
         raise WrongSource(
             f'not a git URL: "{_without_password(url)}"; allowed: {", ".join(schemes)}:// or git@host:path'
         )
-    if ":" in rest.partition("/")[0].rpartition("@")[0]:
+    user = rest.partition("/")[0].rpartition("@")[0]
+    if ":" in user or (user and scheme in _PORTS):  # a token may stand in the place of a user's name
         raise WrongSource(
-            f'a password stands in the URL "{_without_password(url)}": whoever reads the job reads it; put it into a Secret '
-            "with username and password, and leave it out here"
+            f'a user or password stands in the URL "{_without_password(url)}": whoever reads the job reads it, and it may be a '
+            "token; put it into a Secret with username and password, or token, and leave it out here"
         )
 
 
@@ -94,13 +108,13 @@ def fetch(url: str, ref: str, folder: Path, *, secret: Path | None = None, submo
     folder.mkdir(parents=True, exist_ok=True)
     secret = None if secret is None else secret.absolute()  # git runs in `folder`
     with tempfile.TemporaryDirectory(prefix="relight-git-") as private:
-        git = _Git(folder, _environment(Path(private), secret), _secrets(secret))
+        git = _Git(folder, _environment(Path(private), secret, url), _secrets(secret), _server(url)[0])
         git.run("init", "--quiet")
         git.run("remote", "add", "origin", url)
         git.run("fetch", "--quiet", "--depth", "1", "--no-tags", "origin", "--", ref)
         git.run("checkout", "--quiet", "--detach", "FETCH_HEAD")
         if submodules and (folder / ".gitmodules").exists():
-            git.run("submodule", "--quiet", "update", "--init", "--recursive", "--depth", "1")
+            git.run("submodule", "--quiet", "update", "--init", "--recursive", "--depth", "1", schemes=_SUBMODULES)
         return Fetched(git.run("rev-parse", "HEAD").strip(), folder)
 
 
@@ -130,15 +144,18 @@ def fetch_patiently(  # as `fetch`
 
 
 class _Git:
-    def __init__(self, folder: Path, environment: Mapping[str, str], secrets: list[str]) -> None:
-        self._folder, self._environment, self._secrets = folder, environment, secrets
+    def __init__(self, folder: Path, environment: Mapping[str, str], secrets: list[str], server: str) -> None:
+        """`server`: the one that gets the Secret."""
+        self._folder, self._environment, self._secrets, self._server = folder, environment, secrets, server
 
-    def run(self, *arguments: str) -> str:
+    def run(self, *arguments: str, schemes: str = "") -> str:
+        """What git prints. `schemes`: others than that of the repository itself, with colons between them."""
+        environment = {**self._environment, **({"GIT_ALLOW_PROTOCOL": schemes} if schemes else {})}
         try:
             done = subprocess.run(
                 ["git", *arguments],
                 cwd=self._folder,
-                env=self._environment,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -154,10 +171,28 @@ class _Git:
             return done.stdout
         said = _redacted(done.stderr.strip() or f"exit status {done.returncode}", self._secrets)
         network = _NETWORK.search(said) and "returned error: 4" not in said  # 4xx: the server answers, and refuses
+        if self._secrets and "could not read Username" in said:
+            said += f" (the Secret of the code is shown to {self._server} alone)"
+        if schemes and re.search(r"transport '\w+' not allowed", said):
+            said += f" (allowed for submodules: {schemes.replace(':', ', ')})"
         raise (Unreachable if network else WrongSource)(f"git {arguments[0]}: {said}")
 
 
-def _environment(private: Path, secret: Path | None) -> dict[str, str]:
+def _server(url: str) -> tuple[str, str]:
+    """Scheme and host of a URL, with the port where it is not the scheme's own; and that port.
+
+    >>> _server("https://Git.example.com:443/x.git"), _server("https://h:8443/x"), _server("git@h:x")
+    (('https://git.example.com', ':443'), ('https://h:8443', ':443'), ('ssh://h', ''))
+    """
+    if _SCP.fullmatch(url):
+        return f"ssh://{url.partition('@')[2].partition(':')[0]}", ""
+    scheme, _, rest = url.partition("://")
+    port = _PORTS.get(scheme, "")
+    host = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2].lower()
+    return f"{scheme}://{host.removesuffix(port)}", port
+
+
+def _environment(private: Path, secret: Path | None, url: str) -> dict[str, str]:
     """What git sees: nobody's configuration, no terminal to ask, and the Secret by its path."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "SSL_CERT_FILE", "SSL_CERT_DIR") if name in os.environ}
     proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
@@ -168,6 +203,7 @@ def _environment(private: Path, secret: Path | None) -> dict[str, str]:
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_SSH_COMMAND": "ssh -o BatchMode=yes",
+        "GIT_ALLOW_PROTOCOL": "ssh" if _SCP.fullmatch(url) else url.partition("://")[0],
     }
     if secret is None:
         return environment
@@ -177,10 +213,12 @@ def _environment(private: Path, secret: Path | None) -> dict[str, str]:
         return {**environment, "GIT_SSH_COMMAND": _ssh(private, secret)}
     if not any((secret / name).exists() for name in ("password", "token")):
         raise WrongSource(f"{secret} holds none of password, token and ssh-privatekey")
-    helper = private / "askpass"
-    helper.write_text(_ASKPASS)
+    helper = private / "credentials"
+    helper.write_text(_HELPER)
     helper.chmod(0o700)
-    return {**environment, "GIT_ASKPASS": str(helper), "RELIGHT_SECRET": str(secret)}
+    (private / ".gitconfig").write_text(f'[credential]\n\thelper = "{helper}"\n')
+    server, port = _server(url)
+    return {**environment, "RELIGHT_SECRET": str(secret), "RELIGHT_SERVER": server, "RELIGHT_PORT": port}
 
 
 def _ssh(private: Path, secret: Path) -> str:
@@ -212,6 +250,7 @@ def _redacted(text: str, secrets: list[str]) -> str:
 
 
 def _without_password(text: str) -> str:
+    text = re.sub(r"(https?://)[^/\s@]+@", r"\1***@", text)
     return re.sub(r"(://[^/\s:@]*):[^/\s@]+@", r"\1:***@", text)
 
 

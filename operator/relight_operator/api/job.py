@@ -311,7 +311,10 @@ class GitSource(ApiModel):
         description="A Secret with `token`, or `username` and `password`, or `ssh-privatekey` and `known_hosts`; with "
         "`ca.crt` where a server's certificate is of a CA of your own.",
     )
-    submodules: bool = Field(True, description="With the repository's submodules.")
+    submodules: bool = Field(
+        True,
+        description="With the repository's submodules, over https or ssh. The Secret's token is shown to the server of `url` alone.",
+    )
 
     @property
     def names_a_commit(self) -> bool:
