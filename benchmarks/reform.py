@@ -24,7 +24,8 @@ from relight_operator.api.status import JobStatus
 from relight_operator.api.validate import load_job
 from relight_operator.coordinator.wire import Report
 from relight_operator.core.actions import EmitEvent
-from relight_operator.local.runner import Listener, LocalRunner, run_root
+from relight_operator.local.private import run_root
+from relight_operator.local.runner import Listener, LocalRunner
 from relight_operator.local.start import begin
 from relight_operator.local.state import StateFolder
 
@@ -80,10 +81,13 @@ class Recorder(Listener):
 
 class Bench:
     def __init__(self, folder: StateFolder, name: str, recorder: Recorder) -> None:
-        self._run_root = run_root(folder.path)
         self._state = folder.path
         self._name = name
         self._recorder = recorder
+
+    @property
+    def _run_root(self) -> Path:
+        return run_root(self._state)
 
     async def trains(self) -> Progress:
         """Wait until both members of the present generation have done a step in it; the earlier one's progress."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from relight_agent.processes import descendants, is_alive, processes
-from relight_operator.local.runner import run_root
+from relight_operator.local.private import run_root
 
 SCRIPTS = Path(__file__).parent / "scripts"
 TIMEOUT_SECONDS = 90.0

@@ -8,7 +8,7 @@ import pytest
 from builders import Home, Job, agent_of, preempt
 
 from relight_agent.files import LEAVING, read_json
-from relight_operator.local.runner import run_root
+from relight_operator.local.private import run_root
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -48,12 +48,16 @@ PROFILE = "profile"
 SUPERSEDED = "exit:superseded"
 
 
-def write_json(path: PathLike, value: Any, *, durable: bool = False) -> None:
-    """Write `value` as JSON to `path` by rename; with `durable`, also through to the disk."""
+def write_json(path: PathLike, value: Any, *, durable: bool = False, private: bool = False) -> None:
+    """Write `value` as JSON to `path` by rename; with `durable`, also through to the disk.
+
+    `private`: no other user can read it, whatever the umask and the folder.
+    """
     path = os.fspath(path)
     temporary = f"{path}.{os.getpid()}.{time.monotonic_ns()}.tmp"
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with open(os.open(temporary, flags, 0o600 if private else 0o666), "w", encoding="utf-8") as file:
             json.dump(value, file, allow_nan=False, separators=(",", ":"))
             if durable:
                 file.flush()
@@ -379,4 +383,4 @@ class JobFile:
         return job
 
     def write(self, path: PathLike) -> None:
-        write_json(path, asdict(self), durable=True)
+        write_json(path, asdict(self), durable=True, private=True)

@@ -34,6 +34,7 @@ def ensure(folder: StateFolder, stored: StoredJob, secrets: Mapping[str, Path]) 
     unfinished = path.with_name(f"{FOLDER}.part")
     for old in (unfinished, path):  # of a run that was cut before it had said which commit it is
         shutil.rmtree(old, ignore_errors=True)
+    unfinished.mkdir(mode=0o700)  # the code may be nobody else's to read, whatever folder --state-dir is
     ref = known.commit if known is not None else git.ref
     fetched = fetch(git.url, ref, unfinished, secret=secret, submodules=git.submodules)
     unfinished.rename(path)

@@ -119,7 +119,7 @@ class ProcessMembers:
 
     def adopt(self, job: str) -> None:
         """Take over what an earlier runner left, living or not."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in sorted(self._folder.iterdir()):
             value = read_json(path / "member.json")
             # One that was written down and never started is none yet: creating it starts it, under the same uid.

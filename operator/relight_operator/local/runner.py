@@ -1,13 +1,11 @@
 """`relight run`: the same plan(), coordinator, agents and trainer as in a cluster; members are processes."""
 
 import asyncio
-import hashlib
 import hmac
 import os
 import random
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -29,6 +27,7 @@ from relight_operator.core.actions import Action, CreateMember, DeleteMember, Em
 from relight_operator.core.observed import AgentView, Observed, SlotView
 from relight_operator.core.plan import plan
 from relight_operator.frozen import config_hash, job_file
+from relight_operator.local import private
 from relight_operator.local.chaos import Fault, away_until
 from relight_operator.local.code import code_folder
 from relight_operator.local.environment import Values
@@ -79,7 +78,7 @@ class LocalRunner:
         self._secret = _secret(self.folder.path / "secret")
         self._epoch = time.time() - time.monotonic()
         self._mailbox = Mailbox(self._now, lambda _: self._wake.set())
-        self._run_root = run_root(self.folder.path)
+        self._run_root = private.choose(self.folder.path)
         self._job_file = self._write_job_file()
         self._members = ProcessMembers(
             self.folder.path / "members",
@@ -114,7 +113,7 @@ class LocalRunner:
         """
         if self.alone:
             become_subreaper()
-        self._run_root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private.make(self.folder.path, self._run_root)
         self._members.adopt(self._name)
         await self._mailbox.publish(self._key, self.status)
         server = runner_of(create_app(self._mailbox, self._authenticate, lambda: True), shutdown_timeout=0.2)
@@ -293,14 +292,6 @@ def checkpoint_folder(job: TrainingJob, state: Path) -> Path | str | None:
         assert checkpoint.persistent_volume_claim is not None
         location = state / "volumes" / checkpoint.persistent_volume_claim.claim_name
     return location / job.metadata.namespace / job.metadata.name
-
-
-def run_root(state: Path) -> Path:
-    """Where members keep what must not touch a disk: a tmpfs where there is one."""
-    shm = Path("/dev/shm")  # noqa: S108  # a folder of our own, mode 0700, in the system's tmpfs
-    base = shm if os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
-    digest = hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:12]
-    return base / f"relight-{os.getuid()}-{digest}"
 
 
 def _secret(path: Path) -> bytes:

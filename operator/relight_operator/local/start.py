@@ -12,8 +12,9 @@ from relight_operator.again import Again, Way, judge, revived
 from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import TERMINAL, JobStatus
 from relight_operator.errors import InvalidUsage
+from relight_operator.local import private
 from relight_operator.local.members import kill_leftovers
-from relight_operator.local.runner import checkpoint_folder, run_root
+from relight_operator.local.runner import checkpoint_folder
 from relight_operator.local.state import StateFolder, StoredJob
 
 
@@ -79,7 +80,7 @@ def _refusal(verdict: Again, folder: StateFolder, again: Sequence[str]) -> str:
 def _anew(folder: StateFolder, job: TrainingJob) -> StoredJob:
     """The job as if it had never been started: its first attempt's members go, its volumes stay."""
     kill_leftovers(folder.path / "members")
-    shutil.rmtree(run_root(folder.path), ignore_errors=True)
+    private.discard(folder.path)
     for child in _ours(folder.path):
         if child.name not in {"volumes", "job.lock"}:
             shutil.rmtree(child) if child.is_dir() else child.unlink()
@@ -127,7 +128,7 @@ def clear(folder: StateFolder, job: TrainingJob) -> list[str]:
         aside = location.with_name(f"{location.name}.before-{stamp}")
         location.rename(aside)
         said.append(f"--fresh: the earlier checkpoints are kept in {aside}")
-    shutil.rmtree(run_root(folder.path), ignore_errors=True)
+    private.discard(folder.path)
     old = [child for child in _ours(folder.path) if child.name != "job.lock"]
     if old:
         aside = folder.path / f"before-{stamp}"
@@ -152,6 +153,7 @@ def _ours(path: Path) -> list[Path]:
         "job.lock",
         "job-file.json",
         "secret",
+        private.RECORD,
         "coordinator.url",
         "chaos.json",
     ]

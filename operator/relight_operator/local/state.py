@@ -14,6 +14,7 @@ from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import JobStatus
 from relight_operator.errors import Conflict, InvalidUsage, StateError
 from relight_operator.local.locks import lock
+from relight_operator.local.private import check_state_folder
 
 
 class AlreadyRunning(StateError):
@@ -44,6 +45,7 @@ class StateFolder:
     def exclusively(self) -> Iterator[None]:
         """Hold the folder for one runner. Raises AlreadyRunning."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        check_state_folder(self.path)
         with (self.path / "runner.lock").open("a+", encoding="ascii") as file:
             try:
                 lock(file)
@@ -110,7 +112,7 @@ class StateFolder:
         value: dict[str, Any] = job.dump()
         value["metadata"]["resourceVersion"] = str(version)
         value["status"] = status.dump()
-        write_json(self.file, value, durable=True)
+        write_json(self.file, value, durable=True, private=True)
 
 
 def _parse(value: Any) -> StoredJob:
