@@ -20,7 +20,7 @@ from relight_trainer.identity import variables
 
 # Where a training runs and how it is saved. None of them says what is trained.
 HARMLESS = (
-    *(f"spec.checkpoint.{name}" for name in ("interval", "keep", "best", "snapshot")),
+    *(f"spec.checkpoint.{name}" for name in ("interval", "keep", "best", "snapshot", "secretRef")),
     *(f"spec.trainer.{name}" for name in ("image", "imagePullSecrets", "sharedMemory", "template", "python")),
     "spec.spares",
 )

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from builders import Home, Job, command_line, environment_of, script
+from builders import SCRIPTS, Home, Job, command_line, environment_of, script
 
 PLANTED = {"valueFrom": "planted-1-f00d", "envFrom": "planted-2-beef", "config map": "planted-3-cafe"}
 pytestmark = pytest.mark.timeout(120)
@@ -72,3 +72,30 @@ def test_a_secret_that_is_not_given_is_named_before_anything_is_made(home: Home)
         in said
     )
     assert not home.state.exists()
+
+
+@pytest.mark.parametrize("key", ["the right one", "a wrong one"])
+def test_the_store_s_keys_reach_its_library_and_nothing_that_is_written(home: Home, tmp_path: Path, key: str) -> None:
+    secret = tmp_path / "s3"
+    secret.mkdir()
+    for name, text in (("key", "planted-key-4"), ("secret", "planted/secret+5\n"), ("endpoint_url", "http://store")):
+        (secret / name).write_text(text)
+    right = "planted-key-4 planted/secret+5" if key == "the right one" else "others"
+    store = {
+        "PYTHONPATH": str(SCRIPTS / "store"),
+        "STORE_ROOT": str(tmp_path / "store"),
+        "STORE_KEY_DIGEST": digest(right),
+    }
+    trainer = script("told_secrets.py", tmp_path / "told", "RELIGHT_STORAGE_key", env=store)
+    where = {"uri": "s3://bucket/runs", "secretRef": {"name": "s3"}, "interval": {"steps": 5}}
+    job = Job(nodes=1, trainer=trainer).with_spec(checkpoint=where, retry={"failures": 0})
+    result = home.run(job, "--secret", f"s3={secret}")
+    if key == "the right one":
+        assert result.code == 0, result.said
+        assert list((tmp_path / "store").rglob("step-*")), "checkpoints are in the store"
+    else:
+        assert result.code == 74, result.said
+        assert "InvalidAccessKeyId: ('***', '***', 'http://store')" in result.final["lastFailure"]["message"]
+    for planted in ("planted-key-4", "planted/secret+5"):
+        assert holding(home.path, planted) == []
+        assert planted not in result.said + result.stdout

@@ -238,3 +238,44 @@ def test_what_stands_behind_the_equals_sign_is_not_repeated() -> None:
     with pytest.raises(InvalidUsage, match="no such folder or file") as error:
         paths_of("--secret", ["api=hunter2"])
     assert "hunter2" not in str(error.value)
+
+
+STORE = {"uri": "s3://bucket/x", "secretRef": {"name": "s3"}}
+
+
+@scenario
+async def test_the_store_s_secret_reaches_the_workers_container_alone(w: World) -> None:
+    git = {"git": {"url": "https://host/x.git", "secretRef": {"name": "git"}}}
+    await w.apply({**SPEC, "trainer": {"module": ["train"], "image": "mine:1"}, "checkpoint": STORE, "code": git})
+    await w.settle()
+    spec = w.client.named("pods", "digits-0-0")["spec"]
+    (container,) = spec["containers"]
+    assert container["envFrom"] == [{"prefix": "RELIGHT_STORAGE_", "secretRef": {"name": "s3"}}]
+    assert len(spec["initContainers"]) == 2
+    assert all("envFrom" not in init for init in spec["initContainers"])
+    config_error(w, 'secret "s3" not found')
+    await w.settle()
+    [said] = [c.message for c in w.status.conditions if c.type == "ReferenceMissing"]
+    assert said.startswith("Secret s3 does not exist in namespace ml (spec.checkpoint.secretRef)")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [{"persistentVolumeClaim": {"claimName": "c"}}, {"hostPath": {"path": "/x"}}, {"uri": "file:///x"}],
+    ids=range(3),
+)
+def test_credentials_of_what_is_no_store_are_refused(where: dict[str, Any]) -> None:
+    spec = {"trainer": {"module": ["train"]}, "checkpoint": {**where, "secretRef": {"name": "s3"}}}
+    with pytest.raises(InvalidJob, match=r"spec\.checkpoint\.secretRef: only for an object store"):
+        parse_job({"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "x"}, "spec": spec})
+
+
+def test_the_store_s_secret_may_change_between_two_runs() -> None:
+    def stored(name: str) -> TrainingJob:
+        spec = {"trainer": {"module": ["train"]}, "checkpoint": {**STORE, "secretRef": {"name": name}}}
+        return parse_job({"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "x"}, "spec": spec})
+
+    begun = JobStatus.model_validate({"checkpoint": {"step": 3}}, by_alias=True, by_name=False)
+    assert judge(stored("a").spec, stored("b").spec, begun).way is Way.ON
+    with pytest.raises(InvalidUsage, match=r"spec\.checkpoint\.secretRef: without a cluster .* --secret a=PATH"):
+        resolve(stored("a"), Given())

@@ -357,7 +357,7 @@ def test_a_bare_configuration_is_taken_from_standard_input() -> None:
     [
         "managedBy", "data", "scheduling", "ttlSecondsAfterFinished", "cleanPods",
         "trainer.configMapRef", "trainer.resources.claims",
-        "checkpoint.secretRef", "checkpoint.resume",
+        "checkpoint.resume",
     ],
 )  # fmt: skip
 def test_a_field_of_the_api_that_is_not_built_yet_is_refused_as_such(path: str) -> None:

@@ -103,11 +103,14 @@ def local_copy(path: str) -> Iterator[str]:
         return
     import fsspec
 
+    from relight_trainer.storage_options import discreet, options
+
     with TemporaryDirectory(prefix="relight-init-from-") as folder:
         copy = str(Path(folder) / PurePosixPath(path).name)
         try:
-            filesystem, remote = fsspec.core.url_to_fs(path)
-            filesystem.get(remote, copy, recursive=True)
+            with discreet():
+                filesystem, remote = fsspec.core.url_to_fs(path, **options(path))
+                filesystem.get(remote, copy, recursive=True)
         except (ImportError, ValueError, FileNotFoundError) as error:
             raise BadConfig([Problem(f"{_PATH}.path", f"cannot be fetched ({error})", shown(path))]) from None
         yield copy

@@ -378,7 +378,7 @@ class SnapshotSpec(ApiModel):
 class CheckpointSpec(ApiModel):
     """Where durable state is kept: exactly one of `persistentVolumeClaim`, `hostPath` and `uri`."""
 
-    not_yet: ClassVar = frozenset({"secretRef", "resume"})
+    not_yet: ClassVar = frozenset({"resume"})
     exactly_one: ClassVar = ("persistent_volume_claim", "host_path", "uri")
 
     persistent_volume_claim: PersistentVolumeClaim | None = Field(
@@ -397,10 +397,26 @@ class CheckpointSpec(ApiModel):
         None,
         description="`file:///absolute/path`, or `s3://bucket/path` and the like, which the image needs a package for.",
     )
+    secret_ref: SecretReference | None = Field(
+        None,
+        description="A Secret with the object store's options by fsspec's names: `key`, `secret`, `token`, `endpoint_url` for s3, "
+        "`token` for gs, `account_name`, `account_key` for abfs, and the like. They reach the members alone, for the bucket of "
+        "`uri`. Without it, the store's library looks for credentials itself: see docs/object-stores.md.",
+    )
     interval: Interval = Field(Interval(time="10m"), description="How often a checkpoint is committed.")
     keep: int = Field(3, ge=2, description="How many good checkpoints are kept.")
     best: BestSpec | None = Field(None, description="Checkpoints that are kept beside the newest ones.")
     snapshot: SnapshotSpec = Field(SnapshotSpec(), description="How often members keep their state in memory.")
+
+    @model_validator(mode="after")
+    def _credentials_of_a_store(self) -> Self:
+        if self.secret_ref is not None and (self.uri is None or self.uri.startswith("file:")):
+            error = problem(
+                "store", "only for an object store", allowed="no such field, or a uri such as s3://bucket/path"
+            )
+            wrong = located(error, ("secretRef",), self.secret_ref.name)
+            raise ValidationError.from_exception_data("checkpoint", [wrong])
+        return self
 
 
 class Backoff(ApiModel):

@@ -32,7 +32,11 @@ def in_words(said: str, spec: JobSpec, namespace: str) -> str | None:
 
 
 def wanted_by(spec: JobSpec) -> list[Needed]:
-    return needed(spec.trainer.env, spec.trainer.env_from)
+    found = needed(spec.trainer.env, spec.trainer.env_from)
+    if spec.checkpoint is not None and spec.checkpoint.secret_ref is not None:
+        name = spec.checkpoint.secret_ref.name
+        found.append(Needed("spec.checkpoint.secretRef", "Secret", name, "", optional=False))
+    return found
 
 
 def _kind(word: str) -> str:

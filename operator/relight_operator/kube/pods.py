@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from relight_agent.files import JobFile
+from relight_agent.reserved import STORAGE
 from relight_operator.api.environment import native
 from relight_operator.api.job import OWN_RESOURCES, CheckpointSpec, GitSource, JobSpec, TrainerSpec
 from relight_operator.core.actions import CreateMember
@@ -167,7 +168,7 @@ def pod(  # noqa: PLR0917  # the ingredients of a pod
                     "name": names.CONTAINER,
                     **_program(trainer, defaults),
                     "env": _environment(member, trainer, defaults, coordinator),
-                    **_env_from(trainer),
+                    **_env_from(spec),
                     "ports": [{"name": "metrics", "containerPort": names.METRICS_PORT}],
                     "resources": _resources(trainer, defaults),
                     "terminationMessagePolicy": "File",
@@ -338,7 +339,10 @@ def _environment(
     ]
 
 
-def _env_from(trainer: TrainerSpec) -> dict[str, Any]:
+def _env_from(spec: JobSpec) -> dict[str, Any]:
     """The kubelet lets what stands in `env` win, so that nothing of Relight's can be replaced."""
-    sources = [native(source) for source in trainer.env_from or ()]
+    sources = [native(source) for source in spec.trainer.env_from or ()]
+    checkpoint = spec.checkpoint
+    if checkpoint is not None and checkpoint.secret_ref is not None:
+        sources.append({"prefix": STORAGE, "secretRef": {"name": checkpoint.secret_ref.name}})
     return {"envFrom": sources} if sources else {}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from relight_agent.reserved import is_reserved
+from relight_agent.reserved import STORAGE, is_reserved
 from relight_operator.api.environment import FieldRef
 from relight_operator.api.job import TrainingJob
 from relight_operator.errors import InvalidUsage
@@ -95,6 +95,10 @@ def resolve(job: TrainingJob, given: Given) -> Values:
                 f"{path}.resourceFieldRef: without a cluster there is no container with limits: give a value instead"
             )
     fixed = {name: value for name, value in fixed.items() if not is_reserved(name)}
+    checkpoint = job.spec.checkpoint
+    if checkpoint is not None and checkpoint.secret_ref is not None:
+        data = read("Secret", checkpoint.secret_ref.name, "spec.checkpoint.secretRef", optional=False) or {}
+        fixed |= {f"{STORAGE}{key}": value for key, value in data.items()}
     metadata = job.metadata
     labels = {f"metadata.labels['{k}']": v for k, v in _labels(job, "labels").items()}
     annotations = {f"metadata.annotations['{k}']": v for k, v in _labels(job, "annotations").items()}

@@ -27,6 +27,12 @@ class StorageFailed(CheckpointError):
     exit_code = ExitCode.STORAGE_FAILED
 
 
+class WrongStorageOptions(CheckpointError):
+    """The Secret with the storage's credentials has a key that the storage does not know."""
+
+    exit_code = ExitCode.BAD_CONFIG
+
+
 class Fenced(CheckpointError):
     """A newer generation of the job has begun: this one may no longer write checkpoints."""
 

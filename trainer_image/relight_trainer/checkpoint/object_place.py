@@ -29,18 +29,24 @@ class ObjectPlace:
 
     @classmethod
     def at(cls, url: str) -> "ObjectPlace":
-        """The store of a URL; credentials and the like come from the environment, as its fsspec package reads them."""
+        """The store of a URL; credentials come from the job's Secret, else as its fsspec package finds them.
+
+        Raises StorageFailed, WrongStorageOptions.
+        """
         import fsspec
+
+        from relight_trainer.storage_options import Discreet, discreet, options, redacted
 
         scheme = url.partition("://")[0]
         try:
-            filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            with discreet():
+                filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options(url))
         except ImportError as error:
             package = _PACKAGES.get(scheme, "the fsspec package for it")
             raise StorageFailed(f"{url} cannot be reached: install {package} in the image ({error})") from None
         except ValueError as error:
-            raise StorageFailed(f"{url} cannot be reached: {error}") from None
-        return cls(filesystem, root, url)
+            raise StorageFailed(f"{url} cannot be reached: {redacted(str(error))}") from None
+        return cls(Discreet(filesystem), root, url)
 
     def __str__(self) -> str:
         return self._url

@@ -54,8 +54,11 @@ class Mirror:
         if self._store is None:
             import fsspec
 
-            files, root = fsspec.core.url_to_fs(self._url, use_listings_cache=False)
-            self._store = files, str(root)
+            from relight_trainer.storage_options import Discreet, discreet, options
+
+            with discreet():
+                files, root = fsspec.core.url_to_fs(self._url, use_listings_cache=False, **options(self._url))
+            self._store = Discreet(files), str(root)
         return self._store
 
 
