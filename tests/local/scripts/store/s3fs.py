@@ -5,7 +5,6 @@ import os
 
 from fsspec.implementations.local import LocalFileSystem
 
-
 __version__ = "2026.9.0"  # fsspec asks for it
 
 
