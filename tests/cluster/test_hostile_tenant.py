@@ -13,6 +13,8 @@ from tests.cluster.relight import RELEASE, SYSTEM, Job, Operator, items, waited_
 from tests.cluster.test_wrong_jobs import restarts
 from tests.testbed import Cluster, ExistingCluster, TestbedError
 
+from relight_operator.kube import decode, slim
+
 pytestmark = pytest.mark.timeout(600)
 
 START_SECONDS = 10.0
@@ -20,7 +22,8 @@ MEMORY_LIMIT = 768 << 20  # the chart's
 
 
 def nested(levels: int) -> str:
-    return '{"a":' * levels + "1" + "}" * levels
+    """Lists: for mappings in each other the server of Kubernetes 1.20 itself takes twice the time with each level."""
+    return '{"a":%s}' % ("[" * levels + "]" * levels)  # JSON is full of braces
 
 
 def with_config(config: str) -> str:
@@ -70,6 +73,13 @@ def attack(cluster: ExistingCluster, namespace: str, folder: Path) -> dict[str, 
     return answers
 
 
+def jobs(cluster: ExistingCluster, namespace: str) -> list[dict[str, Any]]:
+    """By the operator's own reader: Python's parser gives up on them."""
+    text = cluster.kubectl("get", "--raw", f"/apis/relight.dev/v1alpha1/namespaces/{namespace}/trainingjobs")
+    found: list[dict[str, Any]] = decode.read(text.encode(), slim.job)["items"]
+    return found
+
+
 def lease(cluster: ExistingCluster) -> tuple[str, int]:
     spec = cluster.get("lease", RELEASE, f"-n={SYSTEM}")["spec"]
     return spec["holderIdentity"], spec["leaseTransitions"]
@@ -88,7 +98,7 @@ def test_a_tenants_hostile_objects_cost_the_other_tenant_nothing(
     before, restarted = lease(cluster), restarts(operator)
     answers = attack(cluster, tenant, tmp_path)
     taken = {name for name, refusal in answers.items() if not refusal}
-    assert {"deep", "fat-0", "fat-11", "many-nested"} <= taken, answers
+    assert {"deep", "very-deep", "fat-0", "fat-11", "many-nested"} <= taken, answers
     began = time.monotonic()
     job.apply({"nodes": 2, "trainer": {"command": ["sleep", "60"], "resources": {"requests": {"cpu": "10m"}}}})
 
@@ -110,12 +120,12 @@ def test_a_tenants_hostile_objects_cost_the_other_tenant_nothing(
     cluster.kubectl("patch", "trainingjob", "odd", f"-n={tenant}", "--subresource=status", "--type=merge", "-p", patch)
 
     def judged() -> bool:
-        found = items(cluster, "trainingjobs", f"-n={tenant}")
+        found = jobs(cluster, tenant)
         assert len(found) == len(taken) + 1
         return all({"Invalid", "ReconcileFailed"} & conditions(one) for one in found)
 
     waited_for("a word about each hostile job", judged, 60)
-    told = {one["metadata"]["name"]: reasons(one) for one in items(cluster, "trainingjobs", f"-n={tenant}")}
+    told = {one["metadata"]["name"]: reasons(one) for one in jobs(cluster, tenant)}
     assert "nested too deep; allowed: at most 64 levels" in told["deep"]
     assert "too many entries" in told["fat-0"]
     assert items(cluster, "pods", f"-n={tenant}") == []

@@ -37,7 +37,12 @@ FULL: dict[str, Any] = {
             "ema": {"decay": 0.99},
         },
         "python": "/opt/conda/bin/python",
-        "env": [{"name": "A", "value": "b"}, {"name": "B", "value": ""}],
+        "env": [
+            {"name": "A", "value": "b"},
+            {"name": "B", "value": ""},
+            {"name": "C", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "token"}}},
+        ],
+        "envFrom": [{"prefix": "P_", "secretRef": {"name": "keys"}}],
         "resources": {"limits": {"nvidia.com/gpu": 2, "cpu": "500m", "memory": "64Gi"}, "requests": {"cpu": "250m"}},
         "sharedMemory": "64Gi",
         "template": {
