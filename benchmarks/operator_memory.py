@@ -5,7 +5,6 @@ watches put into the store, and what a round keeps of a job's spec. The chart's 
 """
 
 import argparse
-import asyncio
 import copy
 import gc
 import json
@@ -116,7 +115,7 @@ def main() -> None:
     before = tracemalloc.get_traced_memory()[0]
     mailbox = Mailbox(lambda: 0.0, lambda _: None)
     for key, body in store.jobs().items():
-        asyncio.run(mailbox.publish(key, status.parse(body["status"])))
+        mailbox.publish(key, body["metadata"]["uid"], status.parse(body["status"]))
     grown("the status from which a job's agents are answered", jobs, before)
     before = tracemalloc.get_traced_memory()[0]
     for number in range(jobs):

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from relight_agent.exits import CAUSE_CLASS, Cause, Class
 from relight_agent.files import clip
 from relight_operator.api.status import BUCKETS, PHASES, TERMINAL, JobStatus
+from relight_operator.coordinator.limits import Reason
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.25, 0.5, 1, 2, 3, 5, 8, 13, 20, 30, 60, 120, 300, 600)
@@ -45,6 +46,20 @@ class Metrics:
         )
         self.failures = Counter("relight_failures", "Failures of the jobs' own processes.", ["cause"], registry=r)
         self.lost_steps = Counter("relight_lost_steps", "Optimizer steps undone by a loss and done again.", registry=r)
+        self.connections = Gauge(
+            "relight_coordinator_connections",
+            "Connections to the coordinator: on which a valid token has been shown (known), and others (unknown).",
+            ["token"],
+            registry=r,
+        )
+        self.refused = Counter(
+            "relight_coordinator_refused",
+            "Connections that the coordinator has closed and requests that it has refused, by reason.",
+            ["reason"],
+            registry=r,
+        )
+        for reason in Reason:  # each is there from the start, so that its rate is known
+            self.refused.labels(reason)
         self.recovery_seconds = Histogram(
             "relight_recovery_seconds",
             "From the first sign of a loss to the first new step.",
@@ -53,6 +68,9 @@ class Metrics:
             registry=r,
         )
         self.registry.register(JobCollector(jobs, lost if lost is not None else Tally()))
+
+    def on_refusal(self, reason: Reason) -> None:
+        self.refused.labels(reason).inc()
 
     def on_write(self, _: object, old: JobStatus, new: JobStatus) -> None:
         """The server has taken `new` in place of `old`."""

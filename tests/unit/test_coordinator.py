@@ -7,12 +7,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from aiohttp import ClientSession, ClientTimeout, web
+from aiohttp import ClientSession, ClientTimeout
 
 from relight_operator.api.status import JobStatus, MemberStatus, SlotStatus, WorldStatus
 from relight_operator.coordinator import server
+from relight_operator.coordinator.endpoint import Endpoint
+from relight_operator.coordinator.limits import Reason
 from relight_operator.coordinator.mailbox import Mailbox
-from relight_operator.coordinator.server import Verdict, create_app, runner_of
+from relight_operator.coordinator.server import create_app
 from relight_operator.coordinator.wire import MAX_BODY_BYTES, Report
 from relight_operator.core.observed import AgentPace, AgentStall, RankStack
 
@@ -30,13 +32,16 @@ class Coordinator:
         self.woken: list[str] = []
         self.mailbox = Mailbox(lambda: self.now, self.woken.append)
         self.leads = True
-        self.verdict: Verdict | None = None
+        self.trouble: Reason | None = None
         self.url = ""
         self.session: ClientSession
         self._seq = itertools.count(1)
 
-    async def authenticate(self, token: str, report: Report) -> Verdict:
-        return self.verdict or ("yes" if token == f"token-of-{report.uid}" else "no")
+    async def authenticate(self, token: str, report: Report, _: str) -> Reason | None:
+        return self.trouble or (None if token == f"token-of-{report.uid}" else Reason.NOT_THE_MEMBERS)
+
+    def publish(self, status: JobStatus) -> None:
+        self.mailbox.publish(JOB, "j", status)
 
     def body(self, **changes: Any) -> dict[str, Any]:
         body = {
@@ -63,16 +68,15 @@ class Coordinator:
 @asynccontextmanager
 async def coordinator() -> AsyncIterator[Coordinator]:
     it = Coordinator()
-    runner = runner_of(create_app(it.mailbox, it.authenticate, lambda: it.leads), shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0][:2]
+    endpoint = Endpoint(create_app(it.mailbox, it.authenticate, lambda: it.leads), shutdown_timeout=0.1)
+    await endpoint.start("127.0.0.1")
+    host, port = endpoint.address
     it.url = f"http://{host}:{port}"
     try:
         async with ClientSession(timeout=ClientTimeout(10)) as it.session:
             yield it
     finally:
-        await runner.cleanup()
+        await endpoint.stop()
 
 
 def run(test: Callable[[Coordinator], Awaitable[None]]) -> None:
@@ -163,7 +167,7 @@ def test_only_news_wake_the_reconciler() -> None:
 @pytest.mark.parametrize("token", [None, "", "token-of-u1"])
 def test_a_token_that_is_not_the_members_own_is_a_definite_no(path: str, token: str | None) -> None:
     async def test(it: Coordinator) -> None:
-        await it.mailbox.publish(JOB, status())
+        it.publish(status())
         assert (await it.post(path, it.body(), token=token))[0] == 403
         assert it.mailbox.heard(JOB, "u0") is None
 
@@ -172,7 +176,7 @@ def test_a_token_that_is_not_the_members_own_is_a_definite_no(path: str, token: 
 
 def test_a_token_that_cannot_be_checked_is_not_a_no() -> None:
     async def test(it: Coordinator) -> None:
-        it.verdict = "unknown"
+        it.trouble = Reason.NOT_CHECKED
         assert (await it.report())[0] == 503
         assert it.mailbox.heard(JOB, "u0") is None
 
@@ -181,7 +185,7 @@ def test_a_token_that_cannot_be_checked_is_not_a_no() -> None:
 
 def test_who_does_not_lead_says_nothing() -> None:
     async def test(it: Coordinator) -> None:
-        await it.mailbox.publish(JOB, status(generation=1))
+        it.publish(status(generation=1))
         it.leads = False
         assert (await it.report())[0] == 503
         assert (await it.wait())[0] == 503
@@ -274,14 +278,14 @@ def test_nothing_is_said_of_a_job_whose_status_has_not_been_acknowledged(monkeyp
 
 def test_a_wait_is_answered_as_soon_as_the_command_is_another() -> None:
     async def test(it: Coordinator) -> None:
-        await it.mailbox.publish(JOB, status())
+        it.publish(status())
         assert await it.wait() == (200, {"command": {"id": "wait:0", "op": "wait", "generation": 0}})
         held = asyncio.create_task(it.wait(after="wait:0"))
         while (report := it.mailbox.report(JOB, "u0")) is None or report.after != "wait:0":  # noqa: ASYNC110  # no event for it
             await asyncio.sleep(0.001)
-        await it.mailbox.publish(JOB, status(phase="Pending"))  # nothing new for this agent
+        it.publish(status(phase="Pending"))  # nothing new for this agent
         assert not held.done()
-        await it.mailbox.publish(JOB, status(generation=1))
+        it.publish(status(generation=1))
         code, answer = await held
         assert code == 200
         assert answer["command"]["id"] == "run:1"
@@ -295,7 +299,7 @@ def test_a_wait_ends_with_the_same_command_when_nothing_happens(monkeypatch: pyt
     monkeypatch.setattr(server, "WAIT_SECONDS", 0.05)
 
     async def test(it: Coordinator) -> None:
-        await it.mailbox.publish(JOB, status(generation=1))
+        it.publish(status(generation=1))
         code, answer = await it.wait(after="run:1")
         assert code == 200
         assert answer["command"]["id"] == "run:1"
@@ -310,12 +314,12 @@ def test_commands_follow_status() -> None:
             (status(generation=2, phase="Succeeded"), "exit:Succeeded", {"code": 0}),
             (status(generation=2, phase="Failed"), "exit:Failed", {"code": 70}),
         ]:
-            await it.mailbox.publish(JOB, published)
+            it.publish(published)
             _, answer = await it.wait()
             assert answer["command"]["id"] == command
             assert more.items() <= answer["command"].items()
         # Another member holds the slot, or a later incarnation of it.
-        await it.mailbox.publish(JOB, JobStatus(slots=[SlotStatus(slot=0, incarnation=1)]))
+        it.publish(JobStatus(slots=[SlotStatus(slot=0, incarnation=1)]))
         _, answer = await it.wait()
         assert answer["command"] == {"id": "exit:superseded", "op": "exit", "generation": 0, "code": 76}
 
@@ -334,7 +338,7 @@ def test_who_hangs_up_in_a_wait_is_noticed_until_it_is_heard_again() -> None:
                     await it.wait(after=command["id"])
             await until(lambda: hung_up_at() is not None)
 
-        await it.mailbox.publish(JOB, status(generation=1))
+        it.publish(status(generation=1))
         command = (await it.wait())[1]["command"]
         assert hung_up_at() is None, "it has its answer"
         await hang_up()
@@ -352,7 +356,7 @@ def test_who_hangs_up_in_a_wait_is_noticed_until_it_is_heard_again() -> None:
 
 def test_an_old_wait_that_breaks_says_nothing_while_a_newer_one_is_held() -> None:
     async def test(it: Coordinator) -> None:
-        await it.mailbox.publish(JOB, status(generation=1))
+        it.publish(status(generation=1))
 
         def hung_up() -> bool:
             heard = it.mailbox.heard(JOB, "u0")
@@ -374,3 +378,43 @@ def test_an_old_wait_that_breaks_says_nothing_while_a_newer_one_is_held() -> Non
         await until(hung_up)
 
     run(test)
+
+
+def test_nothing_is_kept_for_jobs_that_are_gone() -> None:
+    """5,000 jobs are made and deleted; their agents spoke, waited and hung up, some after the job was gone."""
+    mailbox = Mailbox(lambda: 1.0, lambda _: None)
+
+    async def main() -> None:
+        for number in range(5000):
+            job, uid = f"default/job-{number % 50}", f"uid-{number}"
+            said = {"protocol": 1, "job": job, "jobUid": uid, "slot": 0, "incarnation": 0, "uid": "u0", "bootId": "b", "seq": 1, "state": "Ready"}  # fmt: skip
+            report = Report.model_validate(said)
+            mailbox.publish(job, uid, status())
+            mailbox.listening_since(job, uid)
+            mailbox.post(report)
+            waiting = asyncio.create_task(mailbox.wait(report.model_copy(update={"after": "wait:0"}), hold=20.0))
+            await asyncio.sleep(0)
+            mailbox.drop(job)
+            assert await waiting is None
+            mailbox.hang_up(report)
+            mailbox.forget(job, {"u0"})
+            assert mailbox.heard(job, "u0") is None
+            assert mailbox.command(report) is None
+
+    asyncio.run(main())
+    assert len(mailbox) == 0
+
+
+def test_a_job_inherits_nothing_from_one_of_the_same_name() -> None:
+    now = [1.0]
+    mailbox = Mailbox(lambda: now[0], lambda _: None)
+    old = Report.model_validate({"protocol": 1, "job": JOB, "jobUid": "old", "slot": 0, "incarnation": 0, "uid": "u0", "bootId": "b", "seq": 1, "state": "Ready"})  # fmt: skip
+    mailbox.publish(JOB, "old", status(generation=1))
+    mailbox.post(old)
+    now[0] = 2.0
+    assert mailbox.listening_since(JOB, "new") == 2.0
+    assert not mailbox.knows(JOB)
+    assert mailbox.heard(JOB, "u0") is None
+    mailbox.publish(JOB, "new", status(generation=1))
+    assert mailbox.command(old) is None, "an agent of the former job is not answered from the new one's status"
+    assert mailbox.listening_since(JOB, "new") == 2.0

@@ -582,8 +582,9 @@ async def test_members_on_a_dead_machine_are_replaced_after_the_wait(w: World) -
     node = {"metadata": {"name": "n1"}, "status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
     await w.client.create(NODES, None, node)
     w.backend.machines.put(node, w.now)
-    w.backend.heard[w.client.named("pods", "digits-1-0")["metadata"]["uid"]] = w.now + 5
-    w.now += 34
+    w.now += 5
+    w.report("digits-1-0", state="Running", generation=1)
+    w.now += 29
     await w.settle()
     assert w.pods() == ["digits-0-0", "digits-1-0"]
     w.now += 1

@@ -19,41 +19,64 @@ class _Heard:
 
 @dataclass
 class _Job:
+    uid: str
     since: float  # unix seconds
     status: JobStatus | None = None
     heard: dict[str, _Heard] = field(default_factory=dict)  # by member uid
     waits: dict[str, int] = field(default_factory=dict)  # the sequence number of each one's newest wait
-    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)  # set once; a new one waits for the next change
+
+    def tell(self) -> None:
+        """Wake everyone who waits for a change."""
+        self.changed.set()
+        self.changed = asyncio.Event()
 
 
 class Mailbox:
-    """`clock` gives unix seconds. `on_report(job)` is called whenever something new about a job has come in."""
+    """`clock` gives unix seconds. `on_report(job)` is called whenever something new about a job has come in.
+
+    Jobs are named by `namespace/name` and known by their uid: nothing is kept for a job that is gone, and one of the
+    same name that was made since begins with nothing.
+    """
 
     def __init__(self, clock: Callable[[], float], on_report: Callable[[str], None]) -> None:
         self._clock = clock
         self._on_report = on_report
         self._jobs: dict[str, _Job] = {}
 
-    async def publish(self, job: str, status: JobStatus) -> None:
+    def __len__(self) -> int:
+        """How many jobs something is kept for."""
+        return len(self._jobs)
+
+    def publish(self, job: str, uid: str, status: JobStatus) -> None:
         """An acknowledged status: from now on commands come from it. Wakes every agent that waits."""
-        entry = self._entry(job)
-        async with entry.changed:
-            entry.status = status
-            entry.changed.notify_all()
+        entry = self._entry(job, uid)
+        entry.status = status
+        entry.tell()
 
-    def _entry(self, job: str) -> _Job:
-        return self._jobs.get(job) or self._jobs.setdefault(job, _Job(self._clock()))
+    def _entry(self, job: str, uid: str) -> _Job:
+        entry = self._jobs.get(job)
+        if entry is None or entry.uid != uid:
+            self.drop(job)
+            entry = self._jobs[job] = _Job(uid, self._clock())
+        return entry
 
-    def listening_since(self, job: str) -> float:
+    def drop(self, job: str) -> None:
+        """The job is gone, and so is all that was kept for it. Its agents that wait are told that nothing is known."""
+        entry = self._jobs.pop(job, None)
+        if entry is not None:
+            entry.tell()
+
+    def listening_since(self, job: str, uid: str) -> float:
         """When the first word came in about the job, or from it: who is silent has been so since then at most."""
-        return self._entry(job).since
+        return self._entry(job, uid).since
 
     def knows(self, job: str) -> bool:
         return job in self._jobs and self._jobs[job].status is not None
 
     def post(self, report: Report) -> bool:
         """Take a report in; False for one that is older than what is known of this agent."""
-        entry = self._entry(report.job)
+        entry = self._entry(report.job, report.job_uid)
         last = entry.heard.get(report.uid)
         if last is not None and last.report.boot_id == report.boot_id and report.seq <= last.report.seq:
             return False
@@ -81,32 +104,37 @@ class Mailbox:
             entry.waits = {uid: seq for uid, seq in entry.waits.items() if uid in keep}
 
     def command(self, report: Report) -> AgentCommand | None:
-        entry = self._jobs.get(report.job)
+        """None where nothing is known of the report's job, or no more."""
+        entry = self._of(report)
         if entry is None or entry.status is None:
             return None
         return command_for(entry.status, slot=report.slot, incarnation=report.incarnation, uid=report.uid)
 
+    def _of(self, report: Report) -> _Job | None:
+        entry = self._jobs.get(report.job)
+        return entry if entry is not None and entry.uid == report.job_uid else None
+
     async def wait(self, report: Report, hold: float) -> AgentCommand | None:
         """The agent's command as soon as it differs from `report.after`, or whatever it is after `hold` seconds."""
-        entry = self._entry(report.job)
-        entry.waits[report.uid] = report.seq
-
-        def fresh() -> bool:
-            command = self.command(report)
-            return command is not None and command.id != report.after
-
+        self._entry(report.job, report.job_uid).waits[report.uid] = report.seq
         try:
-            async with asyncio.timeout(hold), entry.changed:
-                await entry.changed.wait_for(fresh)
+            async with asyncio.timeout(hold):
+                while (entry := self._of(report)) is not None:
+                    command = self.command(report)
+                    if command is not None and command.id != report.after:
+                        return command
+                    await entry.changed.wait()
         except TimeoutError:
             pass
         return self.command(report)
 
     def hang_up(self, report: Report) -> None:
         """The connection of the wait that carried `report` has broken off: its agent may have ended."""
-        entry = self._entry(report.job)
-        heard = entry.heard.get(report.uid)
-        if heard is not None and heard.report.boot_id == report.boot_id and entry.waits.get(report.uid) == report.seq:
+        entry = self._of(report)
+        heard = entry.heard.get(report.uid) if entry is not None else None
+        if entry is None or heard is None or heard.report.boot_id != report.boot_id:
+            return
+        if entry.waits.get(report.uid) == report.seq:
             heard.view = replace(heard.view, hung_up_at=self._clock())
             self._on_report(report.job)
 

@@ -15,8 +15,10 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from relight_operator.coordinator.connections import Connections
+from relight_operator.coordinator.endpoint import Endpoint
 from relight_operator.coordinator.mailbox import Mailbox
-from relight_operator.coordinator.server import create_app, runner_of
+from relight_operator.coordinator.server import create_app
 from relight_operator.kube import certs, decode
 from relight_operator.kube.backend import Backend
 from relight_operator.kube.client import JOBS, NODES, PODS, Client, KubeClient, connect
@@ -28,7 +30,8 @@ from relight_operator.kube.lease import Lease
 from relight_operator.kube.network import NetworkDefaults
 from relight_operator.kube.pods import Coordinator, PodDefaults
 from relight_operator.kube.reconciler import Reconciler
-from relight_operator.kube.server import Authenticator, TokenReviewer, health_app
+from relight_operator.kube.server import Authenticator, health_app
+from relight_operator.kube.tokens import TokenReviewer
 from relight_operator.kube.workers import work
 from relight_operator.kube.workqueue import WorkQueue
 from relight_operator.metrics import CONTENT_TYPE, Metrics
@@ -235,31 +238,45 @@ class Operator:
 
     @asynccontextmanager
     async def _servers(self) -> AsyncIterator[None]:
-        coordinator = create_app(
-            self.backend.mailbox, Authenticator(self.backend, TokenReviewer(self.client)), self.leads
+        # What strangers cause has a pool of connections of its own.
+        async with self.connect() as reviews, self._serving(reviews):
+            yield
+
+    @asynccontextmanager
+    async def _serving(self, reviews: Client) -> AsyncIterator[None]:
+        coordinator = Endpoint(
+            create_app(
+                self.backend.mailbox,
+                Authenticator(self.backend.store, TokenReviewer(reviews)),
+                self.leads,
+                refused=self.metrics.on_refusal,
+            ),
+            tls=self.context,
+            shutdown_timeout=0.5,
         )
-        health = health_app(
-            is_alive=lambda: not self.ended.is_set(),
-            is_ready=lambda: not self.ended.is_set(),
-            metrics=self._scrape,
-            content_type=CONTENT_TYPE,
+        health = web.AppRunner(
+            health_app(
+                is_alive=lambda: not self.ended.is_set(),
+                is_ready=lambda: not self.ended.is_set(),
+                metrics=lambda: self._scrape(coordinator.connections),
+                content_type=CONTENT_TYPE,
+            ),
+            access_log=None,
+            shutdown_timeout=0.5,
         )
-        runners = [
-            runner_of(coordinator, shutdown_timeout=0.5),
-            web.AppRunner(health, access_log=None, shutdown_timeout=0.5),
-        ]
         try:
-            for runner in runners:
-                await runner.setup()
-            await web.TCPSite(runners[0], port=self.options.coordinator_port, ssl_context=self.context).start()
-            await web.TCPSite(runners[1], port=self.options.http_port).start()
+            await coordinator.start(port=self.options.coordinator_port)
+            await health.setup()
+            await web.TCPSite(health, port=self.options.http_port).start()
             yield
         finally:
-            for runner in runners:
-                await runner.cleanup()
+            await coordinator.stop()
+            await health.cleanup()
 
-    def _scrape(self) -> bytes:
+    def _scrape(self, connections: Connections) -> bytes:
         self.metrics.leading.set(self.leads())
+        self.metrics.connections.labels("known").set(connections.known)
+        self.metrics.connections.labels("unknown").set(connections.strangers)
         self.metrics.queue_depth.set(len(self.queue))
         return self.metrics.exposition()
 

@@ -23,4 +23,3 @@ class Backend:
     network: NetworkDefaults = field(default_factory=NetworkDefaults)
     store: Store = field(default_factory=Store)
     machines: Machines = field(default_factory=Machines)
-    heard: dict[str, float] = field(default_factory=dict)  # by pod uid: when its agent last reported, unix seconds

@@ -159,10 +159,11 @@ class Observer:
             if member is None:
                 continue
             if member.alive and uid in wanted:
-                at = self._b.machines.dead_at(member.machine, self._b.heard.get(uid), now, unreachable)
+                heard_at = member.agent.heard_at if member.agent is not None else None
+                at = self._b.machines.dead_at(member.machine, heard_at, now, unreachable)
                 if at is not None and at <= now and (uid in self._dead or await self._is_dead(key, member)):
                     self._dead.add(uid)
-                    member = replace(member, end=_machine_lost(member, self._b.heard.get(uid), now))
+                    member = replace(member, end=_machine_lost(member, heard_at, now))
                 elif at is not None:
                     waits.append(max(RELIST_SECONDS, at - now))
             members.append(member)

@@ -96,18 +96,18 @@ class Reconciler:
             caches.connections.discard(uid)
             caches.budgets.pop(uid, None)
         caches.published.pop(key, None)
-        self._b.mailbox.forget(key, set())
+        self._b.mailbox.drop(key)
         self._observer.forget(key)
         self._b.store.forget_job(key)
 
 
-async def publish(backend: Backend, published: dict[str, str], body: Body, status: JobStatus) -> None:
+def publish(backend: Backend, published: dict[str, str], body: Body, status: JobStatus) -> None:
     """From now on agents are answered from this status, which the server has acknowledged."""
     key = job_key(body)
     version = f"{body['metadata']['uid']} {body['metadata'].get('resourceVersion')}"
     if published.get(key) != version:
         published[key] = version
-        await backend.mailbox.publish(key, status)
+        backend.mailbox.publish(key, body["metadata"]["uid"], status)
 
 
 def _weight(found: Checked) -> int:
@@ -146,7 +146,7 @@ class _Round:
             self.status = wire.parse(raw)
         except wire.NotOurs as error:
             raise Invalid(str(error)) from None
-        await publish(self.b, self.caches.published, self.body, self.status)
+        publish(self.b, self.caches.published, self.body, self.status)
         frozen = await self._frozen_spec(raw, known)
         if frozen is None:
             if known.problems and not self.hindered and self.status.phase not in TERMINAL:
@@ -165,7 +165,7 @@ class _Round:
             status=self.status,
             members=seen.members,
             config_hash=frozen.job_file.config_hash,
-            listening_since=self.b.mailbox.listening_since(self.key),
+            listening_since=self.b.mailbox.listening_since(self.key, self.owner.uid),
             profile=names.profile_of(self.body),
             jitter=random.random(),  # noqa: S311  # no secret
         )
@@ -408,7 +408,7 @@ class _Round:
         answer = await self._patch(patch)
         self.b.store.put_job(answer)
         taken = wire.parse(answer.get("status"))
-        await publish(self.b, self.caches.published, answer, taken)
+        publish(self.b, self.caches.published, answer, taken)
         self.on_write(self.owner, self.status, taken)
         for event in (*self.events, *noted.events):
             try:

@@ -10,9 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, assert_never
-
-from aiohttp import web
+from typing import assert_never
 
 from relight_agent.exits import Cause
 from relight_agent.files import LEAVING, write_json
@@ -20,8 +18,10 @@ from relight_agent.processes import become_subreaper
 from relight_operator.api.durations import seconds
 from relight_operator.api.job import TrainingJob
 from relight_operator.api.status import TERMINAL, JobStatus
+from relight_operator.coordinator.endpoint import Endpoint
+from relight_operator.coordinator.limits import Limits, Reason
 from relight_operator.coordinator.mailbox import Mailbox
-from relight_operator.coordinator.server import Verdict, create_app, runner_of
+from relight_operator.coordinator.server import create_app
 from relight_operator.coordinator.wire import Report
 from relight_operator.core.actions import Action, CreateMember, DeleteMember, EmitEvent, RequeueAfter, WriteStatus
 from relight_operator.core.observed import AgentView, Observed, SlotView
@@ -38,6 +38,8 @@ PROGRESS_SECONDS = 1.0
 RESYNC_SECONDS = 5.0
 RETRY_SECONDS = 1.0
 CHAOS_FILE = "chaos.json"
+# Every member has the same address here, and a job may have a thousand.
+LIMITS = Limits(strangers_of_one_peer=Limits.strangers, opened_at_once=4096, opened_per_second=1024.0)
 
 
 @dataclass
@@ -65,7 +67,7 @@ class LocalRunner:
     alone: bool = False
     values: Values = field(default_factory=Values)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
-    _address: tuple[Any, ...] = ()
+    _address: tuple[str, int] = ("", 0)
     _announced: bool = False
     _stop_by: float = 0.0
 
@@ -115,12 +117,11 @@ class LocalRunner:
             become_subreaper()
         private.make(self.folder.path, self._run_root)
         self._members.adopt(self._name)
-        await self._mailbox.publish(self._key, self.status)
-        server = runner_of(create_app(self._mailbox, self._authenticate, lambda: True), shutdown_timeout=0.2)
-        await server.setup()
-        site = web.TCPSite(server, ADDRESS, 0)
-        await site.start()
-        self._address = server.addresses[0]
+        self._mailbox.publish(self._key, self.stored.uid, self.status)
+        app = create_app(self._mailbox, self._authenticate, lambda: True, limits=LIMITS)
+        coordinator = Endpoint(app, shutdown_timeout=0.2)
+        await coordinator.start(ADDRESS)
+        self._address = coordinator.address
         try:
             await self._reconcile()
         except BaseException as error:
@@ -131,7 +132,7 @@ class LocalRunner:
             raise
         finally:
             self._members.close()
-            await server.cleanup()
+            await coordinator.stop()
         shutil.rmtree(self._run_root, ignore_errors=True)
         return self.status
 
@@ -184,7 +185,7 @@ class LocalRunner:
             elif isinstance(action, WriteStatus):
                 self._version = self.folder.write_status(action.status, self._version)
                 self.status = action.status
-                await self._mailbox.publish(self._key, self.status)
+                self._mailbox.publish(self._key, self.stored.uid, self.status)
                 self.listener.on_status(self.status)
             elif isinstance(action, EmitEvent):
                 self.listener.on_event(action)
@@ -206,7 +207,7 @@ class LocalRunner:
             status=self.status,
             members=tuple(self._view(m) for m in self._members.all()),
             config_hash=config_hash(self.stored.job.spec),
-            listening_since=self._mailbox.listening_since(self._key),
+            listening_since=self._mailbox.listening_since(self._key, self.stored.uid),
             jitter=random.random(),  # noqa: S311  # no secret
             local=True,
             stop=self.stop,
@@ -232,17 +233,17 @@ class LocalRunner:
             return Cause.PREEMPTED
         return Cause.MACHINE_LEAVING if (self._run_root / member.name / LEAVING).exists() else None
 
-    async def _authenticate(self, token: str, report: Report) -> Verdict:
+    async def _authenticate(self, token: str, report: Report, _: str) -> Reason | None:
         mine = report.job == self._key and hmac.compare_digest(
             token.encode("utf-8", "replace"), token_of(self._secret, report.uid).encode()
         )
         if mine:
             self.listener.on_report(report)
-        return "yes" if mine else "no"
+        return None if mine else Reason.NOT_THE_MEMBERS
 
     def _announce(self) -> None:
         """Say where the coordinator is, and again where somebody removed the file: agents look it up every time."""
-        host, port = self._address[:2]
+        host, port = self._address
         file = self.folder.path / "coordinator.url"
         if self._announced and file.exists():
             return
